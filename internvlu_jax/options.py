@@ -1,0 +1,131 @@
+"""The options of one pipeline call, checked before anything is computed or compiled."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from internvlu_jax.config import InternVLUConfig
+
+MODES = ("text", "image", "text_image")
+
+# Guidance (all, part) by mode; the released code's keyword defaults.
+GUIDANCE = {"image": (4.5, 2.0), "text_image": (3.5, 1.5)}
+# The released code leaves `text` to its library's default of 20 tokens, too short for an answer; reasoning has 200.
+NEW_TOKENS = {"text": 512, "text_image": 200}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything but prompts and pictures; the fields are those of `InternVLUPipeline.__call__`."""
+
+    mode: str
+    height: int
+    width: int
+    num_inference_steps: int
+    all_cfg_scale: float
+    part_cfg_scale: float
+    num_images_per_prompt: int
+    seed: int
+    latents: np.ndarray | None
+    max_new_tokens: int
+    do_sample: bool
+    temperature: float
+    top_p: float
+    num_beams: int
+    system_prompt: str | None
+    max_tiles: int
+    callback: Callable[[int, int, Any], None] | None
+    progress: bool
+
+    def generated_size(self, config: InternVLUConfig) -> tuple[int, int]:
+        """(height, width) that are generated: cut to whole tokens of the head, as in the released code."""
+        multiple = config.generation_decoder.pixel_multiple
+        return self.height // multiple * multiple, self.width // multiple * multiple
+
+    def latent_grid(self, config: InternVLUConfig) -> tuple[int, int]:
+        """(rows, columns) of the latents."""
+        height, width = self.generated_size(config)
+        factor = config.generation_decoder.vae_downsample_factor
+        return height // factor, width // factor
+
+    def check(self, config: InternVLUConfig, num_prompts: int) -> None:
+        """Raises ValueError naming the first option that cannot be used, what was expected, and what to do."""
+        if self.mode not in MODES:
+            raise ValueError(f"generation_mode is {self.mode!r}; expected one of {', '.join(map(repr, MODES))}")
+        self._check_text()
+        if self.mode != "text":
+            self._check_size(config)
+            self._check_image()
+            self._check_latents(config, num_prompts)
+
+    def _check_text(self) -> None:
+        _at_least("max_new_tokens", self.max_new_tokens, 1)
+        _at_least("num_beams", self.num_beams, 1)
+        _at_least("max_tiles", self.max_tiles, 1)
+        if self.num_beams > 1 and self.do_sample:
+            raise ValueError(
+                f"num_beams is {self.num_beams} and do_sample is True; beam search is deterministic. Use one of the two"
+            )
+        if not (_is_number(self.temperature) and self.temperature > 0):
+            raise ValueError(f"temperature is {self.temperature!r}; expected a number over 0 (greedy: do_sample=False)")
+        if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
+            raise ValueError(f"top_p is {self.top_p!r}; expected a number over 0 and at most 1")
+        if not isinstance(self.seed, numbers.Integral):
+            raise ValueError(f"seed is {self.seed!r}; expected an integer or None")
+        if self.system_prompt is not None and not isinstance(self.system_prompt, str):
+            raise ValueError(f"system_prompt is {self.system_prompt!r}; expected a string or None")
+
+    def _check_size(self, config: InternVLUConfig) -> None:
+        smallest = config.generation_decoder.pixel_multiple
+        limits = config.processor.image_gen_processor_kwargs
+        for name, value in (("height", self.height), ("width", self.width)):
+            _at_least(name, value, smallest)
+            if limits.max_length is not None and value > limits.max_length:
+                raise ValueError(
+                    f"{name} is {value}; the checkpoint draws at most {limits.max_length} pixels a side. "
+                    "Ask for less and resize the picture afterwards"
+                )
+        height, width = self.generated_size(config)
+        if height * width > limits.max_pixels:
+            raise ValueError(
+                f"height {self.height} x width {self.width} is over the checkpoint's limit of {limits.max_pixels} "
+                "pixels. Ask for less and resize the picture afterwards"
+            )
+
+    def _check_image(self) -> None:
+        _at_least("num_inference_steps", self.num_inference_steps, 1)
+        _at_least("num_images_per_prompt", self.num_images_per_prompt, 1)
+        for name in ("all_cfg_scale", "part_cfg_scale"):
+            if not _is_number(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected a finite number")
+        if self.callback is not None and not callable(self.callback):
+            raise ValueError(f"callback is {self.callback!r}; expected a function (step, total, latents)")
+
+    def _check_latents(self, config: InternVLUConfig, num_prompts: int) -> None:
+        if self.latents is None:
+            return
+        wanted = (num_prompts * self.num_images_per_prompt, *self.latent_grid(config), config.vae.z_dim)
+        got = np.shape(self.latents)
+        if got != wanted:
+            raise ValueError(f"latents has shape {got}; expected {wanted} [images, height/8, width/8, channels]")
+        if not np.issubdtype(np.asarray(self.latents).dtype, np.floating):
+            raise ValueError(f"latents has dtype {np.asarray(self.latents).dtype}; expected float32")
+        if not np.isfinite(np.asarray(self.latents)).all():
+            raise ValueError("latents has entries that are not finite; expected standard normal noise")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _at_least(name: str, value: Any, smallest: int) -> None:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}; expected an integer")
+    if value < smallest:
+        raise ValueError(f"{name} is {value}; expected at least {smallest}")
