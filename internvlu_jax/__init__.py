@@ -1,0 +1,19 @@
+"""InternVL-U on JAX: one model that understands, generates and edits pictures."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from internvlu_jax.pipeline import InternVLUPipeline as InternVLUPipeline
+    from internvlu_jax.pipeline import PipelineOutput as PipelineOutput
+
+__all__ = ["InternVLUPipeline", "PipelineOutput"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """Imports the pipeline, and JAX with it, only when it is asked for."""
+    if name in __all__:
+        from internvlu_jax import pipeline
+
+        return getattr(pipeline, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

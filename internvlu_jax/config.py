@@ -139,6 +139,13 @@ class HeadConfig:
         """Pixels that one token of the head spans, a side: sizes are multiples of it."""
         return self.vae_downsample_factor * self.decoder_config.patch_size
 
+    def context_length(self, length: int) -> int:
+        """Tokens that are left of a context of `length`: with `pad_to_fix_length` the first `max_sequence_length`.
+
+        The final `<img>` may go with the rest, as in the released code.
+        """
+        return min(length, self.max_sequence_length) if self.pad_to_fix_length else length
+
 
 _QWEN_IMAGE_MEAN = (
     -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,

@@ -1,0 +1,220 @@
+"""A whole checkpoint in the released layout <-> our parameters."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from converters.checks import find_problems, raise_problems
+from converters.engine import ConversionError, Row, convert, export, flatten
+from converters.head import head_rules
+from converters.tensors import TensorReader, byte_count, open_part, write_part
+from converters.vae import vae_rules
+from converters.vlm import vlm_rules
+from internvlu_jax.checkpoint import copy_small_files, new_directory
+from internvlu_jax.config import ConfigError, InternVLUConfig
+from internvlu_jax.config_files import CONFIG_FILES, read_config, write_config
+from internvlu_jax.models.internvlu import param_shapes
+
+# What the released pipeline is built from; written where the source directory had no such file.
+MODEL_INDEX = {
+    "_class_name": "InternVLUPipeline",
+    "_diffusers_version": "0.35.1",
+    "vlm": ["internvlu.vlm", "InternVLUChatModel"],
+    "generation_decoder": ["internvlu.diffusion", "InternVLUGenerationDecoder"],
+    "vae": ["diffusers", "AutoencoderKLQwenImage"],
+    "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+    "processor": ["internvlu.processing_internvlu", "InternVLUProcessor"],
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where one part of the parameters lives in the released layout."""
+
+    folder: str
+    stem: str
+    rows: Callable[[InternVLUConfig], list[Row]]
+
+
+PARTS = {
+    "vlm": Part("vlm", "model", lambda cfg: [*vlm_rules(cfg.vlm)]),
+    "head": Part("generation_decoder", "model", lambda cfg: [*head_rules(cfg.generation_decoder)]),
+    "vae": Part("vae", "diffusion_pytorch_model", lambda cfg: vae_rules(cfg.vae)),
+}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A released checkpoint in memory. `params` and `extras` have the keys of `PARTS`; see `engine` for extras."""
+
+    config: InternVLUConfig
+    params: dict[str, Any]
+    extras: dict[str, dict[str, np.ndarray]]
+
+
+def load_released(directory: str | Path, dtype: Any = None, place: Callable[[np.ndarray], Any] = jnp.asarray) -> Loaded:
+    """Loads a directory in the released layout.
+
+    Host memory: the parameters and one parameter more (a stack of layers), so well under 1.3 times the checkpoint.
+
+    Args:
+        directory: with vlm/, generation_decoder/, vae/ and the config files.
+        dtype: of the parameters; None keeps the checkpoint's.
+        place: what becomes of each parameter; by default it goes to the default device.
+
+    Raises:
+        ConversionError: all that is missing or does not fit, of all parts together, before any tensor is read.
+        ConfigError: a config describes a model that this code does not implement.
+    """
+    root = Path(directory)
+    readers, problems = _open_parts(root)
+    raise_problems([*_missing_configs(root), *(sentence for found in problems.values() for sentence in found)])
+    config = read_config(root)
+    template = param_shapes(config)
+    raise_problems(_misfits(root, config, template, readers, dtype))
+    params, extras = {}, {}
+    for name, part in PARTS.items():
+        params[name], extras[name] = convert(part.rows(config), readers[name], template[name], dtype, place)
+    return Loaded(config, params, extras)
+
+
+def _open_parts(root: Path) -> tuple[dict[str, TensorReader], dict[str, list[str]]]:
+    """By part: the readers of those that can be opened, and why the others cannot."""
+    readers: dict[str, TensorReader] = {}
+    problems: dict[str, list[str]] = {name: [] for name in PARTS}
+    for name, part in PARTS.items():
+        try:
+            readers[name] = open_part(root / part.folder)
+        except ConversionError as error:
+            problems[name].append(str(error))
+    return readers, problems
+
+
+def _missing_configs(root: Path) -> list[str]:
+    if not root.is_dir():
+        return [f"there is no directory {root}"]
+    missing = [file for file, _ in CONFIG_FILES.values() if not (root / file).is_file()]
+    return [f"{root} is not a complete InternVL-U checkpoint: it lacks {', '.join(missing)}"] if missing else []
+
+
+def _misfits(
+    root: Path, config: InternVLUConfig, template: dict[str, Any], readers: dict[str, TensorReader], dtype: Any
+) -> list[str]:
+    """Where the tensors of the opened parts are not those of the model that the config files describe."""
+    return [
+        f"{root / PARTS[name].folder}: {sentence}"
+        for name, reader in readers.items()
+        for sentence in find_problems(PARTS[name].rows(config), reader.infos, flatten(template[name]), dtype)
+    ]
+
+
+def export_released(
+    directory: str | Path,
+    config: InternVLUConfig,
+    params: dict[str, Any],
+    extras: dict[str, dict[str, np.ndarray]] | None = None,
+    processor_files_from: str | Path | None = None,
+) -> None:
+    """Writes a directory that the released code loads; nothing appears under its name before it is whole.
+
+    Args:
+        directory: must not exist, or be empty.
+        config: its files are written as they were read, where they were read from a checkpoint.
+        params: with the keys of `PARTS`.
+        extras: as they were loaded; without them the tensors that single pictures do not need are zeros.
+        processor_files_from: a released directory whose small files (tokenizer, model_index.json) are copied.
+
+    Raises:
+        ConversionError: parameters or extras do not fit the config.
+        FileExistsError: `directory` exists and is not empty.
+    """
+    raise_problems(_wrong_shapes(param_shapes(config), params))
+    tensors = {
+        name: export(part.rows(config), params.get(name, {}), (extras or {}).get(name)) for name, part in PARTS.items()
+    }
+    with new_directory(directory) as partial:
+        if processor_files_from is not None:
+            copy_small_files(processor_files_from, partial)
+        write_config(config, partial)
+        if not (partial / "model_index.json").exists():
+            (partial / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n", encoding="utf-8")
+        for name, part in PARTS.items():
+            write_part(partial / part.folder, part.stem, tensors[name])
+
+
+def _wrong_shapes(template: dict[str, Any], params: dict[str, Any]) -> list[str]:
+    wanted, found = flatten(template), flatten(params)
+    return [
+        f"parameter {path} is {tuple(leaf.shape)}, expected {tuple(wanted[path].shape)}"
+        for path, leaf in found.items()
+        if path in wanted and tuple(leaf.shape) != tuple(wanted[path].shape)
+    ]
+
+
+@dataclass(frozen=True)
+class PartSummary:
+    """What one part of a released directory holds."""
+
+    files: list[str]
+    tensors: int
+    parameters: int
+    bytes: int
+    dtypes: dict[str, int]
+    problems: list[str]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a released directory holds, by part, and what is wrong with the directory as a whole."""
+
+    parts: dict[str, PartSummary]
+    problems: list[str]
+
+    @property
+    def complete(self) -> bool:
+        return not self.problems and not any(part.problems for part in self.parts.values())
+
+
+def summary(directory: str | Path) -> Summary:
+    """Looks at a directory, whole or not, without reading tensor data. Never raises for what it finds.
+
+    Parts are checked against the model that the config files describe, where these can be read. `parameters` counts
+    the numbers in all released tensors, `dtypes` the tensors of each.
+    """
+    root = Path(directory)
+    readers, problems = _open_parts(root)
+    whole = _missing_configs(root)
+    try:
+        config = None if whole else read_config(root)
+    except ConfigError as error:
+        config = None
+        whole.append(str(error))
+    if config is not None:
+        template = param_shapes(config)
+        for name, reader in readers.items():
+            # Stacks of several dtypes are no defect of the directory: naming a dtype to load with leaves them out.
+            problems[name] += _misfits(root, config, template, {name: reader}, "float32")
+    return Summary({name: _summarise(readers.get(name), problems[name]) for name in PARTS}, whole)
+
+
+def _summarise(reader: TensorReader | None, problems: list[str]) -> PartSummary:
+    if reader is None:
+        return PartSummary([], 0, 0, 0, {}, problems)
+    infos = reader.infos.values()
+    return PartSummary(
+        files=[path.name for path in reader.files],
+        tensors=len(infos),
+        parameters=sum(math.prod(info.shape) for info in infos),
+        bytes=sum(byte_count(info) for info in infos),
+        dtypes=dict(Counter(info.dtype for info in infos)),
+        problems=problems,
+    )

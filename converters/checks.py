@@ -1,0 +1,123 @@
+"""What keeps released tensors and parameters from fitting, all of it, before any data is read."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from converters.rules import DTYPE_NAMES, DTYPES, ConversionError, Row, Rule, TensorInfo, Unused
+
+_NAMES_SHOWN = 8
+Problems = dict[str, list[str]]  # kind -> names, with a word on each where the name does not say it
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message, cut after the first few."""
+    names = list(names)
+    more = len(names) - _NAMES_SHOWN
+    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def raise_problems(problems: Iterable[str]) -> None:
+    """Raises one `ConversionError` with all `problems`, if there are any."""
+    problems = list(problems)
+    if problems:
+        raise ConversionError("; ".join(problems))
+
+
+def find_problems(
+    rows: Iterable[Row], infos: Mapping[str, TensorInfo], template: Mapping[str, Any], dtype: Any = None
+) -> list[str]:
+    """Everything that keeps these tensors from becoming these parameters, one sentence a kind; empty when they fit.
+
+    Args:
+        rows: the table.
+        infos: the released tensors.
+        template: flat dict, path -> something with `.shape`, of the parameters.
+        dtype: what the parameters become; None keeps the dtype, which all layers of a stack must then share.
+    """
+    rows = list(rows)
+    found = _table_problems(rows, template)
+    found["tensors not expected"] = sorted(set(infos) - {name for row in rows for name in row.names()})
+    for row in rows:
+        found["tensors missing"] += [name for name in row.names() if name not in infos]
+        present = {name: infos[name] for name in row.names() if name in infos}
+        shape = _expected_shape(row, template)
+        for name, info in present.items():
+            if shape is not None and info.shape != shape:
+                found["tensors of a wrong shape"].append(f"{name} is {info.shape}, expected {shape}")
+            if info.dtype not in DTYPES:
+                found[f"tensors of a dtype other than {', '.join(DTYPES)}"].append(f"{name} is {info.dtype}")
+        dtypes = sorted({info.dtype for info in present.values()})
+        if dtype is None and len(dtypes) > 1:
+            found["stacks of several dtypes (a dtype to load with makes them one)"].append(
+                f"{row.source} is {' and '.join(dtypes)}"
+            )
+    return _sentences(found)
+
+
+def _sentences(found: Problems) -> list[str]:
+    return [f"{len(names)} {kind}: {listed(names)}" for kind, names in found.items() if names]
+
+
+def _expected_shape(row: Row, leaves: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """Released shape of each tensor of a row; None where the model lacks the parameter."""
+    if isinstance(row, Unused):
+        return row.shape
+    return row.released_shape(tuple(leaves[row.target].shape)) if row.target in leaves else None
+
+
+def _table_problems(rows: list[Row], leaves: Mapping[str, Any]) -> Problems:
+    """Where the table and the model disagree, or the table with itself."""
+    targets = Counter(row.target for row in rows if isinstance(row, Rule))
+    names = Counter(name for row in rows for name in row.names())
+    found: Problems = defaultdict(list)
+    found["tensors named by two rows"] = [name for name, count in names.items() if count > 1]
+    found["parameters filled by two rows"] = [target for target, count in targets.items() if count > 1]
+    found["parameters without a row"] = sorted(set(leaves) - set(targets))
+    found["rows for parameters that the model lacks"] = sorted(set(targets) - set(leaves))
+    for row in rows:
+        if isinstance(row, Rule) and row.layers is not None and row.target in leaves:
+            stacked = leaves[row.target].shape[0]
+            if stacked != row.layers:
+                found["stacks of a wrong length"].append(f"{row.target} is {stacked}, expected {row.layers}")
+    return found
+
+
+def find_export_problems(rows: list[Row], leaves: Mapping[str, Any], extras: Mapping[str, np.ndarray]) -> list[str]:
+    """Everything that keeps parameters and extras from becoming released tensors.
+
+    Args:
+        rows: the table.
+        leaves: flat dict, path -> parameter.
+        extras: by released name.
+    """
+    found = _table_problems(rows, leaves)
+    arrays = [*leaves.items(), *extras.items()]
+    found[f"arrays of a dtype other than {', '.join(DTYPES)}"] = [
+        f"{name} is {array.dtype}" for name, array in arrays if np.dtype(array.dtype) not in DTYPE_NAMES
+    ]
+    expected = dict(pair for row in rows for pair in _extras_of(row, leaves))
+    found["extras that no row names"] = sorted(set(extras) - set(expected))
+    found["extras of a wrong shape"] = [
+        f"{name} is {tuple(extras[name].shape)}, expected {shape}"
+        for name, shape in expected.items()
+        if name in extras and tuple(extras[name].shape) != shape
+    ]
+    return _sentences(found)
+
+
+def _extras_of(row: Row, leaves: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
+    """(released name, shape) of what `convert` keeps beside the parameters for this row."""
+    shape = _expected_shape(row, leaves)
+    if shape is None or (isinstance(row, Rule) and row.last_of is None):
+        return []
+    if isinstance(row, Rule) and row.last_of is not None:
+        axis, count = row.last_of
+        if count == 1:
+            return []
+        shape = (*shape[:axis], count - 1, *shape[axis + 1 :])
+    return [(name, shape) for name in row.names()]

@@ -1,0 +1,146 @@
+"""Released tensors <-> our parameters, driven by a table of rows (`rules`) that reads in both directions.
+
+Everything is checked by name, shape and dtype before the first byte of data is read, and all problems are reported
+together (`checks`). Loading and exporting again gives back every tensor bit for bit: what no computation uses
+(`Unused`, and the slices that `last_of` leaves out) travels beside the parameters as `extras`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from converters.checks import find_export_problems, find_problems, raise_problems
+from converters.rules import DTYPE_NAMES, DTYPES, ConversionError, LazyTensor, Reader, Row, Rule, TensorInfo, Unused
+
+__all__ = ["ConversionError", "LazyTensor", "Reader", "Row", "Rule", "TensorInfo", "Unused", "convert", "export"]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts -> one dict with "/"-joined paths."""
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        out.update(flatten(value, f"{path}/") if isinstance(value, Mapping) else {path: value})
+    return out
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    out: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, last = path.split("/")
+        node = out
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return out
+
+
+def convert(
+    rows: Iterable[Row],
+    reader: Reader,
+    template: Mapping[str, Any],
+    dtype: Any = None,
+    place: Callable[[np.ndarray], Any] = lambda array: array,
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Reads released tensors into the parameters of `template`: (params, extras).
+
+    Memory: the parameters, one tensor, and what `place` needs for one parameter.
+
+    Args:
+        rows: the table.
+        reader: the released tensors.
+        template: nested dict whose leaves have `.shape`.
+        dtype: of the parameters, cast one tensor at a time; None keeps the checkpoint's.
+        place: puts a finished parameter where it belongs, for instance on a device.
+
+    Returns:
+        Nested dict of parameters, and the unused tensors and slices by released name.
+
+    Raises:
+        ConversionError: all problems of all kinds, before any data is read.
+    """
+    rows, leaves = list(rows), flatten(template)
+    raise_problems(find_problems(rows, reader.infos, leaves, dtype))
+    flat: dict[str, Any] = {}
+    extras: dict[str, np.ndarray] = {}
+    for row in rows:
+        if isinstance(row, Unused):
+            extras[row.source] = _cast(reader.read(row.source), dtype)
+        else:
+            flat[row.target] = place(_fill(row, reader, tuple(leaves[row.target].shape), dtype, extras))
+    return unflatten(flat), extras
+
+
+def _cast(array: np.ndarray, dtype: Any) -> np.ndarray:
+    return array if dtype is None else array.astype(dtype, copy=False)
+
+
+def _fill(row: Rule, reader: Reader, shape: tuple[int, ...], dtype: Any, extras: dict[str, np.ndarray]) -> np.ndarray:
+    """Reads the tensors of one row straight into their place in a new parameter."""
+    names = row.names()
+    parameter = np.empty(shape, DTYPES[reader.infos[names[0]].dtype] if dtype is None else dtype)
+    for i, name in enumerate(names):
+        tensor = reader.read(name)
+        if row.last_of is not None:
+            axis, count = row.last_of
+            tensor, unused = tensor.take(count - 1, axis), tensor.take(range(count - 1), axis)
+            if unused.size:
+                extras[name] = _cast(unused, dtype)
+        layer = parameter if row.layers is None else parameter[i]
+        layer[...] = row.to_ours(tensor, layer.shape)
+    return parameter
+
+
+def export(
+    rows: Iterable[Row], params: Mapping[str, Any], extras: Mapping[str, np.ndarray] | None = None
+) -> dict[str, LazyTensor]:
+    """The released tensors of `params`, by name, each made when it is read.
+
+    `extras` as `convert` gave them make every tensor the one that was loaded. Without them (a model trained here) the
+    unused tensors and slices are zeros. For single pictures that is exact: they would meet only the zero padding in
+    time, or never run.
+
+    Raises:
+        ConversionError: all problems: parameters without a row, rows without a parameter, dtypes that are not in
+            `DTYPES`, extras that no row names or of a wrong shape.
+    """
+    rows, leaves, extras = list(rows), flatten(params), extras or {}
+    raise_problems(find_export_problems(rows, leaves, extras))
+    default = np.dtype(next(iter(leaves.values())).dtype)
+    return dict(pair for row in rows for pair in _export_row(row, leaves, extras, default))
+
+
+def _export_row(
+    row: Row, leaves: Mapping[str, Any], extras: Mapping[str, np.ndarray], default: np.dtype
+) -> Iterator[tuple[str, LazyTensor]]:
+    if isinstance(row, Unused):
+        unused = extras.get(row.source, np.broadcast_to(np.zeros((), default), row.shape))
+        info = TensorInfo(DTYPE_NAMES[np.dtype(unused.dtype)], row.shape)
+        yield row.source, LazyTensor(info, lambda: np.asarray(unused))
+        return
+    leaf = leaves[row.target]
+    info = TensorInfo(DTYPE_NAMES[np.dtype(leaf.dtype)], row.released_shape(tuple(leaf.shape)))
+    for i, name in enumerate(row.names()):
+        yield name, LazyTensor(info, _released(row, leaf, i, extras.get(name), info.shape))
+
+
+def _released(row: Rule, leaf: Any, i: int, unused: Any, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
+    """How to make released tensor `i` of a row once it is asked for."""
+
+    def read() -> np.ndarray:
+        used = row.to_released(np.asarray(leaf if row.layers is None else leaf[i]))
+        if row.last_of is None:
+            return used
+        axis, count = row.last_of
+        out = np.zeros(shape, used.dtype)
+        slices = np.moveaxis(out, axis, 0)
+        slices[count - 1] = used
+        if unused is not None:
+            slices[: count - 1] = np.moveaxis(np.asarray(unused), axis, 0)
+        return out
+
+    return read

@@ -1,0 +1,258 @@
+"""The shell command `internvlu-jax`: one subcommand a mode, `info`, and `convert`."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from internvlu_jax.pipeline import InternVLUPipeline, PipelineOutput
+
+DEFAULT_CHECKPOINT = "InternVL-U/InternVL-U"
+Prompt = Annotated[str, tyro.conf.Positional]
+Images = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE ...")]
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which weights, and how they run."""
+
+    checkpoint: str = DEFAULT_CHECKPOINT
+    """A directory (released layout, or written by `convert`), or a Hub id."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Default: float32 on a CPU, bfloat16 on an accelerator."""
+    attention: Literal["auto", "xla", "cudnn"] = "auto"
+
+    def load(self) -> InternVLUPipeline:
+        from internvlu_jax.pipeline import InternVLUPipeline
+
+        with _status(f"loading {self.checkpoint}"):
+            return InternVLUPipeline.from_pretrained(self.checkpoint, dtype=self.dtype, attention=self.attention)
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How text is written."""
+
+    max_new_tokens: int | None = None
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    num_beams: int = 1
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How a picture is drawn."""
+
+    height: int | None = None
+    """Pixels. Default: the checkpoint's; for `edit`, the source picture's where the checkpoint allows it."""
+    width: int | None = None
+    steps: int = 20
+    guidance: float | None = None
+    """Weight of the whole condition (all_cfg_scale)."""
+    image_guidance: float | None = None
+    """Weight of the source pictures alone (part_cfg_scale)."""
+    num_images: int = 1
+    out: Path | None = None
+    """Where the picture goes, overwriting. Default: the first free name of out.png, out-1.png, ..."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Answer a question, about pictures or not."""
+
+    prompt: Prompt
+    image: Images = ()
+    model: tyro.conf.OmitArgPrefixes[Model] = Model()
+    writing: tyro.conf.OmitArgPrefixes[Writing] = Writing()
+    max_tiles: int = 1
+    """Cut large pictures into up to this many tiles."""
+    seed: int | None = None
+
+    def run(self) -> None:
+        images = _load_images(self.image)
+        pipe = self.model.load()
+        with _status("answering"):
+            out = pipe(
+                self.prompt, image=_one_entry(images), generation_mode="text", seed=self.seed, max_tiles=self.max_tiles,
+                **vars(self.writing),
+            )  # fmt: skip
+        print(_only_text(out))
+
+
+@dataclass(frozen=True)
+class Image_:
+    """Draw a picture from a description."""
+
+    prompt: Prompt
+    image: Images = ()
+    """Source pictures; with any, this is `edit`."""
+    model: tyro.conf.OmitArgPrefixes[Model] = Model()
+    drawing: tyro.conf.OmitArgPrefixes[Drawing] = Drawing()
+    seed: int | None = None
+
+    def run(self) -> None:
+        _draw(self.model, self.drawing, self.prompt, self.image, "image", self.seed)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Change one picture, or draw from several."""
+
+    prompt: Prompt
+    image: Images
+    model: tyro.conf.OmitArgPrefixes[Model] = Model()
+    drawing: tyro.conf.OmitArgPrefixes[Drawing] = Drawing()
+    seed: int | None = None
+
+    def run(self) -> None:
+        if not self.image:
+            raise ValueError("edit needs a picture; expected --image FILE")
+        _draw(self.model, self.drawing, self.prompt, self.image, "image", self.seed)
+
+
+@dataclass(frozen=True)
+class TextImage:
+    """Reason in words first, then draw or edit."""
+
+    prompt: Prompt
+    image: Images = ()
+    model: tyro.conf.OmitArgPrefixes[Model] = Model()
+    drawing: tyro.conf.OmitArgPrefixes[Drawing] = Drawing()
+    writing: tyro.conf.OmitArgPrefixes[Writing] = Writing()
+    seed: int | None = None
+
+    def run(self) -> None:
+        _draw(self.model, self.drawing, self.prompt, self.image, "text_image", self.seed, **vars(self.writing))
+
+
+@dataclass(frozen=True)
+class Info:
+    """Parts, parameters and dtypes of a checkpoint, and what is missing."""
+
+    directory: Annotated[Path, tyro.conf.Positional]
+
+    def run(self) -> None:
+        from internvlu_jax.info import print_info
+
+        print_info(self.directory)
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Rewrite a checkpoint in another layout. The way there and back is bit-exact."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    target: Annotated[Path, tyro.conf.Positional]
+    to: Literal["orbax", "released"]
+
+    def run(self) -> None:
+        from internvlu_jax.loading import convert
+
+        with _status(f"converting {self.source}"):
+            convert(self.source, self.target, self.to)
+        print(self.target)
+
+
+COMMANDS: dict[str, Callable] = {
+    "text": Text,
+    "image": Image_,
+    "edit": Edit,
+    "text-image": TextImage,
+    "info": Info,
+    "convert": Convert,
+}
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs one command. A mistake of the user's is one line on standard error and exit status 2."""
+    command = tyro.extras.subcommand_cli_from_dict(
+        COMMANDS, prog="internvlu-jax", description="InternVL-U on JAX.", args=args
+    )
+    try:
+        command.run()
+    except (ValueError, OSError) as error:
+        print(f"internvlu-jax: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _draw(
+    model: Model, drawing: Drawing, prompt: str, files: tuple[Path, ...], mode: str, seed: int | None, **writing
+) -> None:
+    images = _load_images(files)
+    pipe = model.load()
+    height, width = _size(drawing, images, pipe)
+    out = pipe(
+        prompt, image=_one_entry(images), generation_mode=mode, height=height, width=width, seed=seed, progress=True,
+        num_inference_steps=drawing.steps, all_cfg_scale=drawing.guidance, part_cfg_scale=drawing.image_guidance,
+        num_images_per_prompt=drawing.num_images, **writing,
+    )  # fmt: skip
+    if out.text is not None:
+        print(_only_text(out))
+    for picture, path in zip(out.images or [], _names(drawing.out), strict=False):
+        _save(picture, path)
+        print(path)
+
+
+def _size(drawing: Drawing, images: list[Image], pipe: InternVLUPipeline) -> tuple[int | None, int | None]:
+    """What was asked for; else, when editing, the size at which the first source enters the head."""
+    if not images or (drawing.height is not None and drawing.width is not None):
+        return drawing.height, drawing.width
+    height, width = pipe.source_size(images[0])
+    return drawing.height or height, drawing.width or width
+
+
+def _load_images(files: tuple[Path, ...]) -> list[Image]:
+    from internvlu_jax.processing.images import load_image
+
+    return [load_image(path) for path in files]
+
+
+def _one_entry(images: list[Image]) -> list[list[Image]] | None:
+    return [images] if images else None
+
+
+def _only_text(out: PipelineOutput) -> str:
+    return out.text[0] if out.text else ""
+
+
+def _names(out: Path | None) -> Iterator[Path]:
+    """`a.png` then `a-1.png`, ...; the default names skip what exists."""
+    path = out or Path("out.png")
+    numbered = itertools.chain([path], (path.with_stem(f"{path.stem}-{i}") for i in itertools.count(1)))
+    return numbered if out is not None else (p for p in numbered if not p.exists())
+
+
+def _save(picture: Image, path: Path) -> None:
+    """Writes whole or not at all."""
+    partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    try:
+        picture.save(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _status(message: str) -> Iterator[None]:
+    """A spinner on standard error while something without steps runs."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(message):
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())

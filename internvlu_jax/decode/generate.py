@@ -1,0 +1,201 @@
+"""Writing text after a prompt, in one jitted loop that ends when every row has.
+
+The embedding of a token just written is `TextModel.embed`'s business (see the trap about special tokens there).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from internvlu_jax.decode.beam import search
+from internvlu_jax.decode.model import Params, Prompt, TextModel, read_on
+from internvlu_jax.decode.sampling import choose
+from internvlu_jax.models.qwen3 import KVCache
+
+
+class Generated(NamedTuple):
+    """What was written. T is `buffer`.
+
+    tokens: int32 [b, T], without the prompt; `pad_id` from `lengths` on.
+    lengths: int32 [b], tokens of each row, the stop token included if the row ended with one.
+    captured: [b, T, e], the hidden states of a written token, computed when it was fed back; None without capture.
+        Entry j of a row is valid for j < lengths - 1. The last token of a row is never fed: append it with `extend`
+        if its states are wanted. Other entries mean nothing.
+    cache: keys and values of prompt and text, valid in the first `prompt length + lengths - 1` slots of each row;
+        after beam search without capture those of the prompt alone.
+    steps: int32, how often the model ran.
+    """
+
+    tokens: Int[Array, "b T"]
+    lengths: Int[Array, "b"]
+    captured: Float[Array, "b T e"] | None
+    cache: KVCache
+    steps: Int[Array, ""]
+
+
+def generate(
+    model: TextModel,
+    params: Params,
+    prompt: Prompt,
+    *,
+    stop_ids: Sequence[int],
+    pad_id: int,
+    max_new_tokens: int,
+    buffer: int,
+    keys: Key[Array, "b"] | None = None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    num_beams: int = 1,
+) -> Generated:
+    """Writes at most `max_new_tokens` tokens to each row, ending it with the first of `stop_ids`.
+
+    Greedy; with `keys` (see `row_keys`) sampling with temperature and top-p; with `num_beams` > 1 beam search.
+
+    A new `buffer`, batch size or cache capacity compiles anew; a new `max_new_tokens`, temperature, top-p (below 1),
+    stop ids or prompt does not. `prompt.cache` is given up: it cannot be used again.
+
+    Args:
+        buffer: the largest `max_new_tokens` of the compiled program. The cache needs prompt length + buffer slots;
+            it must have at least `buffer` and one.
+
+    Raises:
+        ValueError: an option has no meaning, or options do not go together.
+    """
+    _check(prompt, stop_ids, max_new_tokens, buffer, keys, temperature, top_p, num_beams)
+    stops = np.asarray(stop_ids, np.int32)
+    end = (stops, np.int32(pad_id), np.int32(max_new_tokens))
+    if num_beams > 1:
+        return _search(model, params, prompt.cache, prompt.lengths, prompt.logits, *end, buffer, num_beams)
+    heat, nucleus = np.float32(temperature), None if top_p == 1 else np.float32(top_p)
+    return _write(model, params, prompt.cache, prompt.lengths, prompt.logits, *end, buffer, keys, heat, nucleus)
+
+
+def _check(
+    prompt: Prompt,
+    stop_ids: Sequence[int],
+    max_new_tokens: int,
+    buffer: int,
+    keys: Key[Array, "b"] | None,
+    temperature: float,
+    top_p: float,
+    num_beams: int,
+) -> None:
+    capacity = prompt.cache.k.shape[2]
+    if not 1 <= max_new_tokens <= buffer:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; expected 1 to {buffer}, the size of the buffer")
+    if capacity <= buffer:
+        raise ValueError(f"the cache has {capacity} slots; expected room for a prompt and {buffer} new tokens")
+    if not stop_ids:
+        raise ValueError("stop_ids is empty; expected at least one token that ends a text")
+    if num_beams < 1:
+        raise ValueError(f"num_beams is {num_beams}; expected at least 1")
+    if num_beams > 1 and keys is not None:
+        raise ValueError(f"num_beams is {num_beams} and keys are given; beam search draws nothing. Use one of the two")
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; expected a number over 0")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; expected a number over 0 and at most 1")
+
+
+class _State(NamedTuple):
+    """count: tokens chosen for rows still open, from 1. current: the last of each row, not yet fed."""
+
+    count: Int[Array, ""]
+    current: Int[Array, "b"]
+    tokens: Int[Array, "b T"]
+    lengths: Int[Array, "b"]
+    ended: Bool[Array, "b"]
+    captured: Float[Array, "b T e"] | None
+    cache: KVCache
+
+
+@partial(jax.jit, static_argnames=("model", "buffer"), donate_argnames=("cache",))
+def _write(
+    model: TextModel,
+    params: Params,
+    cache: KVCache,
+    prompt_lengths: Int[Array, "b"],
+    logits: Float[Array, "b v"],
+    stops: Int[Array, "n"],
+    pad_id: Int[Array, ""],
+    limit: Int[Array, ""],
+    buffer: int,
+    keys: Key[Array, "b"] | None,
+    temperature: Float[Array, ""],
+    top_p: Float[Array, ""] | None,
+) -> Generated:
+    """One row at a time of `choose`, in a loop whose carry holds the cache, so that it is updated in place."""
+    rows = logits.shape[0]
+
+    def read(cache: KVCache, current: Array, count: Array):
+        out = read_on(model, params, cache, model.embed(params, current[:, None]), prompt_lengths + count - 1)
+        return out, model.logits(params, out.last)[:, 0]
+
+    def unfinished(state: _State) -> Array:
+        return (state.count < limit) & ~state.ended.all()
+
+    def step(state: _State) -> _State:
+        out, logits = read(state.cache, state.current, state.count)
+        chosen = jnp.where(state.ended, pad_id, choose(logits, keys, state.count, temperature, top_p))
+        return _State(
+            count=state.count + 1,
+            current=chosen,
+            tokens=state.tokens.at[:, state.count].set(chosen),
+            lengths=state.lengths + ~state.ended,
+            ended=state.ended | jnp.isin(chosen, stops),
+            captured=_put(state.captured, out.captured, state.count - 1),
+            cache=out.kv,
+        )
+
+    first = choose(logits, keys, 0, temperature, top_p)
+    one = jnp.int32(1)
+    state = _State(
+        count=one,
+        current=first,
+        tokens=jnp.full((rows, buffer), pad_id, jnp.int32).at[:, 0].set(first),
+        lengths=jnp.ones(rows, jnp.int32),
+        ended=jnp.isin(first, stops),
+        captured=_room(jax.eval_shape(read, cache, first, one)[0].captured, buffer),
+        cache=cache,
+    )
+    state = jax.lax.while_loop(unfinished, step, state)
+    return Generated(state.tokens, state.lengths, state.captured, state.cache, state.count - 1)
+
+
+def _room(one: jax.ShapeDtypeStruct | None, buffer: int) -> Array | None:
+    return None if one is None else jnp.zeros((one.shape[0], buffer, one.shape[2]), one.dtype)
+
+
+def _put(captured: Array | None, one: Array | None, place: Array) -> Array | None:
+    return None if captured is None else jax.lax.dynamic_update_slice(captured, one, (0, place, 0))
+
+
+@partial(jax.jit, static_argnames=("model", "buffer", "num_beams"), donate_argnames=("cache",))
+def _search(
+    model: TextModel,
+    params: Params,
+    cache: KVCache,
+    prompt_lengths: Int[Array, "b"],
+    logits: Float[Array, "b v"],
+    stops: Int[Array, "n"],
+    pad_id: Int[Array, ""],
+    limit: Int[Array, ""],
+    buffer: int,
+    num_beams: int,
+) -> Generated:
+    """Beam search; then the chosen texts are read once more, all tokens together, where their states are wanted.
+
+    That costs one pass more, and spares the search from keeping cache and states of every finished beam.
+    """
+    found = search(model, params, cache, prompt_lengths, logits, stops, pad_id, limit, buffer, num_beams)
+    if not model.capture:
+        return Generated(found.tokens, found.lengths, None, cache, found.steps)
+    out = read_on(model, params, cache, model.embed(params, found.tokens), prompt_lengths)
+    return Generated(found.tokens, found.lengths, out.captured, out.kv, found.steps + 1)

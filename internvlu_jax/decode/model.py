@@ -1,0 +1,139 @@
+"""What decoding asks of a language model, and reading with it: a whole prompt, or more tokens after it.
+
+Rows are padded on the right, so a token's slot in the cache is its position. What stands in slots beyond a row's
+length is overwritten before any token can see it.
+
+Axes: b rows, s tokens, t slots of the cache, d model width, e captured width, v vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from internvlu_jax.models.qwen3 import KVCache, Qwen3Output
+
+Params = Any
+
+
+@runtime_checkable
+class TextModel(Protocol):
+    """Pure functions of (params, arrays). Hashable, because it is a static argument of jitted functions: equal models
+    share one compiled program.
+
+    capture: the hidden states that `forward` gives, as in `Qwen3.__call__`; empty for none.
+    """
+
+    @property
+    def capture(self) -> tuple[int, ...]: ...
+
+    def embed(self, params: Params, ids: Int[Array, "b s"]) -> Float[Array, "b s d"]:
+        """Embeds tokens that were just written. Which table the special tokens come from is decided here."""
+        ...
+
+    def forward(
+        self,
+        params: Params,
+        x: Float[Array, "b s d"],
+        positions: Int[Array, "b s"],
+        cache: KVCache | None,
+        return_kv: bool,
+    ) -> Qwen3Output:
+        """As `Qwen3.__call__`."""
+        ...
+
+    def logits(self, params: Params, last: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
+        """Scores of the next token, float32."""
+        ...
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A `VLM` as a `TextModel`; `params` are those of the VLM.
+
+    Tokens being written are embedded by `VLM.embed_written`, which has the released code's quirk about special tokens.
+    """
+
+    vlm: nn.Module
+    capture: tuple[int, ...] = ()
+
+    def embed(self, params: Params, ids: Int[Array, "b s"]) -> Float[Array, "b s d"]:
+        return self.vlm.apply({"params": params}, ids, method="embed_written")
+
+    def forward(
+        self,
+        params: Params,
+        x: Float[Array, "b s d"],
+        positions: Int[Array, "b s"],
+        cache: KVCache | None,
+        return_kv: bool,
+    ) -> Qwen3Output:
+        return self.vlm.apply({"params": params}, x, positions, cache=cache, return_kv=return_kv, capture=self.capture)
+
+    def logits(self, params: Params, last: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
+        return self.vlm.apply({"params": params}, last, method="logits")
+
+
+class Prompt(NamedTuple):
+    """A prompt that was read.
+
+    cache: [l b t m h], with room for what will be written. lengths: real tokens of each row.
+    logits: [b v] float32, scores of the token after each row's last. captured: [b s e], or None without capture;
+    entries beyond a row's length mean nothing.
+    """
+
+    cache: KVCache
+    lengths: Int[Array, "b"]
+    logits: Float[Array, "b v"]
+    captured: Float[Array, "b s e"] | None
+
+
+@partial(jax.jit, static_argnames=("model", "capacity"))
+def prefill(
+    model: TextModel, params: Params, x: Float[Array, "b s d"], lengths: Int[Array, "b"], *, capacity: int
+) -> Prompt:
+    """Reads the embedded prompts `x`, each row's first `lengths` tokens.
+
+    The output layer runs on one token a row. `capacity` is the number of slots in the cache: prompt and whatever is
+    to follow it.
+
+    Raises:
+        ValueError: the prompt alone does not fit.
+    """
+    length = x.shape[1]
+    if capacity < length:
+        raise ValueError(f"capacity is {capacity}; expected room for at least the {length} tokens of the padded prompt")
+    positions = jnp.broadcast_to(jnp.arange(length), x.shape[:2])
+    out = model.forward(params, x, positions, None, True)
+    room = ((0, 0), (0, 0), (0, capacity - length), (0, 0), (0, 0))
+    cache = jax.tree.map(lambda fresh: jnp.pad(fresh, room), out.kv)
+    last = jnp.take_along_axis(out.last, lengths[:, None, None] - 1, axis=1)
+    return Prompt(cache, lengths, model.logits(params, last)[:, 0], out.captured)
+
+
+@partial(jax.jit, static_argnames=("model",), donate_argnames=("cache",))
+def extend(
+    model: TextModel, params: Params, cache: KVCache, x: Float[Array, "b s d"], starts: Int[Array, "b"]
+) -> tuple[Float[Array, "b s e"] | None, KVCache]:
+    """Reads embedded tokens `x` at positions `starts`, `starts + 1`, ... of each row.
+
+    Rows may be padded on the right. Slots from `starts` on are written anew, so a row can also be read again from a
+    place inside it. `cache` is given up; it needs `starts + s` slots.
+
+    Returns: captured states of `x`, and the cache.
+    """
+    out = read_on(model, params, cache, x, starts)
+    return out.captured, out.kv
+
+
+def read_on(
+    model: TextModel, params: Params, cache: KVCache, x: Float[Array, "b s d"], starts: Int[Array, "b"]
+) -> Qwen3Output:
+    """`extend` inside another jitted function."""
+    return model.forward(params, x, starts[:, None] + jnp.arange(x.shape[1]), cache, False)

@@ -1,0 +1,42 @@
+"""How noise levels are drawn in training, one per example.
+
+Numbers are keyed by the example's index in the global batch, so one device, a mesh and pmap draw the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+
+def shift_sigma(u: Float[Array, "*b"], shift: float) -> Float[Array, "*b"]:
+    """s u / (1 + (s - 1) u): moves noise levels towards 1 for shift s > 1, as larger pictures need."""
+    return shift * u / (1 + (shift - 1) * u)
+
+
+@dataclass(frozen=True)
+class LogitNormal:
+    """sigma = shift(sigmoid(n)), n normal: what the released config names (`logit_mean`, `logit_std`, `flow_shift`)."""
+
+    mean: float = 0.0
+    std: float = 1.0
+    shift: float = 3.0
+
+    def sample(self, key: PRNGKeyArray, index: Int[Array, "b"]) -> Float[Array, "b"]:
+        """One sigma in (0, 1) per example; `index` numbers the examples of the global batch."""
+        normal = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i)))(index)
+        return shift_sigma(jax.nn.sigmoid(self.mean + self.std * normal), self.shift)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """sigma = shift(u), u uniform in [0, 1): with shift 1 what the paper writes, t ~ U[0, 1]."""
+
+    shift: float = 1.0
+
+    def sample(self, key: PRNGKeyArray, index: Int[Array, "b"]) -> Float[Array, "b"]:
+        """One sigma in [0, 1) per example; `index` numbers the examples of the global batch."""
+        uniform = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(index)
+        return shift_sigma(uniform, self.shift)

@@ -1,0 +1,71 @@
+"""What the transformers share: norms with parameters, linear maps per head, and the scan over a stack of blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from internvlu_jax.config import Compute
+from internvlu_jax.ops.norms import layer_norm, rms_norm
+
+
+class RMSNorm(nn.Module):
+    """`ops.norms.rms_norm` with its scale; the result has the dtype of x."""
+
+    eps: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        return rms_norm(x, scale, self.eps).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """`ops.norms.layer_norm` with its scale and bias; the result has the dtype of x."""
+
+    eps: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return layer_norm(x, scale, bias, self.eps)
+
+
+def linear(features: int | tuple[int, ...], compute: Compute, *, bias: bool = True, name: str) -> nn.DenseGeneral:
+    """x W + b over the last axis; the parameters are cast to the compute dtype where they are used."""
+    return nn.DenseGeneral(features, use_bias=bias, dtype=jnp.dtype(compute.dtype), name=name)
+
+
+def merge_heads(features: int, compute: Compute, *, bias: bool = True, name: str) -> nn.DenseGeneral:
+    """Linear map over the axes (heads, head width), of kernel [n, h, d]."""
+    return nn.DenseGeneral(features, axis=(-2, -1), use_bias=bias, dtype=jnp.dtype(compute.dtype), name=name)
+
+
+def rematerialised(block: Any, compute: Compute) -> Any:
+    """The block class with what it keeps for its backward pass set by `compute.remat`."""
+    if compute.remat == "none":
+        return block
+    # Batched products are those of attention: quadratic in the length, and cheap to do again.
+    keep_linear = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    policy = keep_linear if compute.remat == "dots" else jax.checkpoint_policies.nothing_saveable
+    return nn.remat(block, policy=policy, prevent_cse=False)  # a scan needs no guard against merging
+
+
+def stacked(block: Any, length: int, compute: Compute, in_axes: Any = ()) -> Any:
+    """Module class that runs `length` blocks one after another, parameters stacked on a leading axis.
+
+    A block maps (carry, *inputs) to (carry, output). `in_axes` says per input whether it is sliced by layer (0) or
+    the same for all (`nn.broadcast`).
+    """
+    return nn.scan(
+        rematerialised(block, compute),
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=in_axes,
+        length=length,
+    )

@@ -1,0 +1,231 @@
+"""Qwen3, the language model that reads prompts, conditions the head, and writes text.
+
+Axes: b rows, s new tokens, t slots of the cache, d model width, n query heads, m key/value heads, h head width,
+l layers, v vocabulary. Hidden states are counted as in the released code: 0 is the embeddings, i the residual stream
+after block i, and the last one, -1, that stream after the final norm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from internvlu_jax.config import Compute, Qwen3Config
+from internvlu_jax.models.layers import RMSNorm, linear, merge_heads, stacked
+from internvlu_jax.ops.attention import attention
+from internvlu_jax.ops.rope import Table, apply_half, rotary_table
+
+
+class KVCache(NamedTuple):
+    """Keys (after norm and rotary) and values of every layer."""
+
+    k: Float[Array, "l b t m h"]
+    v: Float[Array, "l b t m h"]
+
+
+class Qwen3Output(NamedTuple):
+    """last: after the final norm. captured: the asked hidden states side by side, in the order asked, or None."""
+
+    last: Float[Array, "b s d"]
+    captured: Float[Array, "b s e"] | None
+    kv: KVCache | None
+
+
+class Stream(NamedTuple):
+    """What runs through the layers: the residual stream, captured hidden states [k b s d], and the cache."""
+
+    x: Float[Array, "b s d"]
+    captured: Float[Array, "k b s d"] | None
+    cache: KVCache | None
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Wanted:
+    """What a call asks for besides the last state; known when it is traced."""
+
+    capture: tuple[int, ...] = ()
+    return_kv: bool = False
+
+
+class Shared(NamedTuple):
+    """What every layer gets: positions, their rotary table, the caller's mask, and what is wanted."""
+
+    positions: Int[Array, "b s"]
+    rope: Table
+    mask: Bool[Array, "b s s"] | None
+    wanted: Wanted
+
+
+class SelfAttention(nn.Module):
+    """Causal attention with grouped heads; queries and keys are normalised per head before rotary."""
+
+    cfg: Qwen3Config
+    compute: Compute = Compute()
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b s d"], shared: Shared, cache: KVCache | None, layer: Int[Array, ""]
+    ) -> tuple[Float[Array, "b s d"], KVCache]:
+        """Output, and the updated cache of all layers or, without a cache, the fresh keys and values [b s m h]."""
+        cfg, compute = self.cfg, self.compute
+        q = linear((cfg.num_attention_heads, cfg.head_dim), compute, bias=False, name="q")(x)
+        k = linear((cfg.num_key_value_heads, cfg.head_dim), compute, bias=False, name="k")(x)
+        v = linear((cfg.num_key_value_heads, cfg.head_dim), compute, bias=False, name="v")(x)
+        q = apply_half(RMSNorm(cfg.rms_norm_eps, name="q_norm")(q), shared.rope)
+        k = apply_half(RMSNorm(cfg.rms_norm_eps, name="k_norm")(k), shared.rope)
+        kv = KVCache(k, v)
+        if cache is None:
+            out = attention(q, k, v, causal=True, mask=shared.mask, implementation=compute.attention)
+        else:
+            kv = _write(cache, kv, layer, shared.positions)
+            out = _attend_to_cache(q, KVCache(kv.k[layer], kv.v[layer]), shared.positions)
+        return merge_heads(cfg.hidden_size, compute, bias=False, name="out")(out), kv
+
+
+def _write(cache: KVCache, new: KVCache, layer: Array, positions: Array) -> KVCache:
+    """Puts each new key and value at its position's slot of one layer. In place within the scan over layers."""
+    rows = jnp.arange(positions.shape[0])[:, None]
+    k, v = (old.at[layer, rows, positions].set(fresh.astype(old.dtype)) for old, fresh in zip(cache, new, strict=True))
+    return KVCache(k, v)
+
+
+def _attend_to_cache(q: Array, cache: KVCache, positions: Array) -> Array:
+    """Every query sees the slots up to its own position.
+
+    Always by XLA: the mask differs from row to row, and one query per row leaves a flash kernel nothing to save.
+    """
+    visible = jnp.arange(cache.k.shape[1]) <= positions[..., None]
+    return attention(q, cache.k.astype(q.dtype), cache.v.astype(q.dtype), mask=visible, implementation="xla")
+
+
+class MLP(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    cfg: Qwen3Config
+    compute: Compute = Compute()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+        gate = linear(self.cfg.intermediate_size, self.compute, bias=False, name="gate")(x)
+        up = linear(self.cfg.intermediate_size, self.compute, bias=False, name="up")(x)
+        return linear(self.cfg.hidden_size, self.compute, bias=False, name="down")(nn.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """One layer: notes the stream that enters it if asked, then attention and MLP, each on a norm and added back."""
+
+    cfg: Qwen3Config
+    compute: Compute = Compute()
+
+    @nn.compact
+    def __call__(self, stream: Stream, layer: Int[Array, ""], shared: Shared) -> tuple[Stream, KVCache | None]:
+        x, captured, cache = stream
+        if captured is not None:
+            wanted = jnp.asarray(shared.wanted.capture)[:, None, None, None] == layer
+            captured = jnp.where(wanted, x, captured)
+        norm = RMSNorm(self.cfg.rms_norm_eps, name="input_norm")
+        out, kv = SelfAttention(self.cfg, self.compute, name="attn")(norm(x), shared, cache, layer)
+        x = x + out
+        norm = RMSNorm(self.cfg.rms_norm_eps, name="post_norm")
+        x = x + MLP(self.cfg, self.compute, name="mlp")(norm(x))
+        if cache is not None:
+            return Stream(x, captured, kv), None
+        return Stream(x, captured, None), kv if shared.wanted.return_kv else None
+
+
+class Qwen3(nn.Module):
+    """The language model on embeddings, so that visual tokens can stand among those of the text."""
+
+    cfg: Qwen3Config
+    compute: Compute = Compute()
+
+    def setup(self) -> None:
+        cfg = self.cfg
+        self.embedder = nn.Embed(cfg.vocab_size, cfg.hidden_size, name="embed")
+        self.layers = stacked(Block, cfg.num_hidden_layers, self.compute, (0, nn.broadcast))(
+            cfg, self.compute, name="layers"
+        )
+        self.norm = RMSNorm(cfg.rms_norm_eps)
+        if not cfg.tie_word_embeddings:
+            dtype = jnp.dtype(self.compute.dtype)
+            product = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+            self.lm_head = nn.Dense(cfg.vocab_size, use_bias=False, dtype=dtype, dot_general=product)
+
+    def embed(self, ids: Int[Array, "b s"]) -> Float[Array, "b s d"]:
+        """Rows of the token table, in the compute dtype."""
+        return self.embedder(ids).astype(self.compute.dtype)
+
+    def logits(self, last: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
+        """Scores of the next token, float32, from `Qwen3Output.last`."""
+        if not self.cfg.tie_word_embeddings:
+            return self.lm_head(last)
+        last = last.astype(self.compute.dtype)
+        table = self.embedder.embedding.astype(last.dtype)
+        return jnp.einsum("bsd,vd->bsv", last, table, preferred_element_type=jnp.float32)
+
+    def __call__(
+        self,
+        x: Float[Array, "b s d"],
+        positions: Int[Array, "b s"],
+        *,
+        mask: Bool[Array, "b s s"] | None = None,
+        cache: KVCache | None = None,
+        return_kv: bool = False,
+        capture: tuple[int, ...] = (),
+    ) -> Qwen3Output:
+        """Runs the layers over embeddings x at `positions`.
+
+        Without a cache the tokens attend to one another in causal order, and only where `mask` (query, key) is True:
+        for rows padded on the left, or several sequences packed into one row. `return_kv` then gives the keys and
+        values [l b s m h] as `kv`.
+
+        With a cache the new keys and values go to the slots that `positions` names, row by row, and every token sees
+        the slots up to its own; the updated cache comes back as `kv`. So rows are padded on the right: what padding
+        leaves beyond the length of a row is overwritten before anything sees it. Positions beyond the cache write
+        nothing.
+
+        `capture` lists hidden states to return, counted as the module says, negative numbers from the end.
+
+        Raises ValueError if both mask and cache are given, or if `capture` names a state that does not exist.
+        """
+        if mask is not None and cache is not None:
+            raise ValueError("mask and cache together: with a cache, positions alone say what is seen")
+        cfg = self.cfg
+        x = x.astype(self.compute.dtype)
+        states = _states(capture, cfg.num_hidden_layers)
+        inner = tuple(state for state in states if state < cfg.num_hidden_layers)
+        captured = jnp.zeros((len(inner), *x.shape), x.dtype) if inner else None
+        rope = rotary_table(positions, cfg.head_dim, cfg.rope_theta)
+        shared = Shared(positions, rope, mask, Wanted(inner, return_kv))
+        stream, fresh = self.layers(Stream(x, captured, cache), jnp.arange(cfg.num_hidden_layers), shared)
+        last = self.norm(stream.x)
+        return Qwen3Output(
+            last, _side_by_side(states, inner, stream.captured, last), fresh if cache is None else stream.cache
+        )
+
+
+def _states(capture: tuple[int, ...], layers: int) -> tuple[int, ...]:
+    """The asked hidden states, counted from 0."""
+    bad = [state for state in capture if not -layers - 1 <= state <= layers]
+    if bad:
+        raise ValueError(
+            f"hidden states {bad} do not exist; with {layers} layers they go from {-layers - 1} to {layers}"
+        )
+    return tuple(state % (layers + 1) for state in capture)
+
+
+def _side_by_side(
+    states: tuple[int, ...], inner: tuple[int, ...], captured: Array | None, last: Float[Array, "b s d"]
+) -> Float[Array, "b s e"] | None:
+    """Joins captured states and the last one in the order asked."""
+    if not states:
+        return None
+    parts = [last if captured is None or state not in inner else captured[inner.index(state)] for state in states]
+    return jnp.concatenate(parts, axis=-1)

@@ -1,0 +1,165 @@
+"""Prompts and pictures to the arrays that the model reads, one request per prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int32
+from PIL import Image
+
+from internvlu_jax.config import ProcessorConfig
+from internvlu_jax.processing import chat
+from internvlu_jax.processing.images import generation_pixels, to_rgb, vision_tiles
+from internvlu_jax.processing.tokenizer import Tokenizer
+
+TokenIds = Int32[np.ndarray, "_"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one prompt becomes. Rows are not padded.
+
+    cond: token ids of the whole prompt.
+    text_dropped, all_dropped: ids of the two dropped prompts for guidance; None in text mode, and the same array for a
+        prompt without pictures.
+    tiles: pixels for the vision encoder, all tiles of all pictures in the order of their visual tokens. Both `cond` and
+        `text_dropped` hold these visual tokens; `all_dropped` has none.
+    tiles_per_image: how many of the tiles belong to each picture.
+    sources: pixels for the VAE, one array per picture, each of its own size; empty in text mode.
+    """
+
+    cond: TokenIds
+    text_dropped: TokenIds | None
+    all_dropped: TokenIds | None
+    tiles: Float32[np.ndarray, "n y x 3"]
+    tiles_per_image: tuple[int, ...]
+    sources: tuple[Float32[np.ndarray, "_ _ 3"], ...]
+
+
+@dataclass(frozen=True)
+class Processor:
+    """Makes requests from prompts and pictures."""
+
+    cfg: ProcessorConfig
+    tokenizer: Tokenizer
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, cfg: ProcessorConfig) -> Processor:
+        """Reads the tokenizer from `processor/` of a checkpoint in the released layout.
+
+        Raises:
+            ValueError: see `Tokenizer.from_directory`.
+        """
+        return cls(cfg, Tokenizer.from_directory(Path(directory) / "processor"))
+
+    def process(
+        self,
+        prompts: Any,
+        images: Any = None,
+        mode: str = "text",
+        *,
+        system_prompt: str | None = None,
+        max_tiles: int = 1,
+    ) -> list[Request]:
+        """One request per prompt.
+
+        Args:
+            prompts: a string or a list of strings.
+            images: None, a PIL picture (for a single prompt), or a list with one entry per prompt: a picture, a list of
+                pictures, or None.
+            mode: "text", "image", or "text_image"; in the last no row ends in `<img>` yet, for text comes first.
+            system_prompt: replaces the system text of every prompt and of its dropped rows.
+            max_tiles: most tiles a picture is cut into for the vision encoder, the added thumbnail not counted.
+
+        Raises:
+            ValueError: anything in these arguments that cannot be used; names the prompt where there are several.
+        """
+        if mode not in chat.MODES:
+            raise ValueError(f"unknown generation mode {mode!r}; expected one of {', '.join(chat.MODES)}")
+        if not isinstance(max_tiles, int) or max_tiles < 1:
+            raise ValueError(f"max_tiles is {max_tiles!r}; expected an integer of at least 1")
+        if system_prompt is not None:
+            chat.check_system_text(system_prompt)
+        texts = _list_prompts(prompts)
+        pictures = _list_images(images, len(texts))
+        requests = []
+        for i, (text, own) in enumerate(zip(texts, pictures, strict=True)):
+            try:
+                requests.append(self._request(text, own, mode, system_prompt, max_tiles))
+            except ValueError as error:
+                if len(texts) == 1:
+                    raise
+                raise ValueError(f"prompt {i}: {error}") from error
+        return requests
+
+    def _request(
+        self, text: str, images: Sequence[Any], mode: str, system_prompt: str | None, max_tiles: int
+    ) -> Request:
+        message = chat.user_message(text, len(images))
+        system = chat.system_text(mode, bool(images)) if system_prompt is None else system_prompt
+        pictures = [to_rgb(image) for image in images]
+        tiles = [vision_tiles(picture, self.cfg.image_processor_kwargs, max_tiles) for picture in pictures]
+        counts = tuple(len(t) for t in tiles)
+        tokens = [n * self.cfg.image_seq_length for n in counts]
+
+        def row(content: str, visual: Sequence[int]) -> np.ndarray:
+            rendered = chat.render(system, chat.expand_images(content, visual), final_img=mode == "image")
+            return np.array(self.tokenizer.encode(rendered), np.int32)
+
+        text_dropped = all_dropped = None
+        sources: tuple[np.ndarray, ...] = ()
+        if mode != "text":
+            all_dropped = row(chat.ALL_DROPPED, ())
+            text_dropped = row(chat.text_dropped_message(len(images)), tokens) if images else all_dropped
+            sources = tuple(generation_pixels(picture, self.cfg.image_gen_processor_kwargs) for picture in pictures)
+        size = self.cfg.image_processor_kwargs.size
+        no_tiles = np.zeros((0, size.height, size.width, 3), np.float32)
+        return Request(
+            cond=row(message, tokens),
+            text_dropped=text_dropped,
+            all_dropped=all_dropped,
+            tiles=np.concatenate([no_tiles, *tiles]),
+            tiles_per_image=counts,
+            sources=sources,
+        )
+
+
+def _list_prompts(prompts: Any) -> list[str]:
+    if isinstance(prompts, str):
+        return [prompts]
+    if not isinstance(prompts, list | tuple):
+        raise ValueError(f"the prompt is a {type(prompts).__name__}; expected a string or a list of strings")
+    if not prompts:
+        raise ValueError("the list of prompts is empty; give at least one")
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise ValueError(f"prompt {i} is a {type(prompt).__name__}; expected a string")
+    return list(prompts)
+
+
+def _list_images(images: Any, prompts: int) -> list[Sequence[Any]]:
+    """The pictures of each prompt; `to_rgb` checks what they are."""
+    if images is None:
+        return [()] * prompts
+    if isinstance(images, Image.Image):
+        if prompts != 1:
+            raise ValueError(f"one picture for {prompts} prompts; give a list with one entry per prompt")
+        return [[images]]
+    if not isinstance(images, list | tuple):
+        raise ValueError(f"image is a {type(images).__name__}; expected None, a PIL image, or one entry per prompt")
+    if len(images) != prompts:
+        raise ValueError(
+            f"{prompts} prompt(s) but {len(images)} entries in the list of images; expected one entry per prompt "
+            "(several pictures of one prompt go into a list of their own)"
+        )
+    return [_own_images(entry) for entry in images]
+
+
+def _own_images(entry: Any) -> Sequence[Any]:
+    if entry is None:
+        return ()
+    return entry if isinstance(entry, list | tuple) else [entry]

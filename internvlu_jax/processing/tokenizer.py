@@ -1,0 +1,175 @@
+"""The Qwen tokenizer of a checkpoint, and the special tokens that the model knows by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+
+IM_START = "<|im_start|>"
+IM_END = "<|im_end|>"
+PAD = "<|endoftext|>"
+IMG_START = "<img>"
+IMG_END = "</img>"
+IMG_CONTEXT = "<IMG_CONTEXT>"
+IMG_UNCOND = "<img_uncond>"
+
+# The rows of the checkpoint's special-token table, in its order.
+SPECIAL_TABLE = (
+    "</box>", "<box>", IMG_CONTEXT, IMG_END, IMG_START, "</quad>", "<quad>", "</ref>", "<ref>", IMG_UNCOND,
+)  # fmt: skip
+
+# How Qwen2 and Qwen3 cut text into pieces before byte-pair encoding: English contractions, words with at most one
+# leading mark, single digits, runs of marks, line breaks, other blanks.
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    Raises:
+        ValueError: `backend` lacks special tokens that the model needs; all of them are named.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        # Rows are padded by the processor, and nothing is ever cut.
+        backend.no_padding()
+        backend.no_truncation()
+        self._backend = backend
+        needed = (IM_START, IM_END, PAD, *SPECIAL_TABLE)
+        missing = [token for token in needed if backend.token_to_id(token) is None]
+        if missing:
+            raise ValueError(
+                f"the tokenizer lacks the special tokens {', '.join(missing)}; is it that of an InternVL-U checkpoint?"
+            )
+        self.im_start = self.id_of(IM_START)
+        self.im_end = self.id_of(IM_END)
+        self.pad = self.id_of(PAD)
+        self.img_start = self.id_of(IMG_START)
+        self.img_end = self.id_of(IMG_END)
+        self.img_context = self.id_of(IMG_CONTEXT)
+        self.img_uncond = self.id_of(IMG_UNCOND)
+
+    @classmethod
+    def from_directory(cls, directory: str | Path) -> Tokenizer:
+        """Reads `tokenizer.json`, or else `vocab.json` and `merges.txt`, and the added tokens listed beside them.
+
+        Raises:
+            ValueError: files are missing or unreadable, added tokens contradict the vocabulary, or special tokens lack.
+        """
+        directory = Path(directory)
+        backend = _read_backend(directory)
+        _add_tokens(backend, directory)
+        return cls(backend)
+
+    @property
+    def special_table_ids(self) -> tuple[int, ...]:
+        """Ids of the ten tokens whose embeddings come from the special-token table, in the order of its rows."""
+        return tuple(self.id_of(token) for token in SPECIAL_TABLE)
+
+    @property
+    def stop_ids(self) -> tuple[int, int]:
+        """Written text ends with either of these: the end of the turn, or the start of a picture."""
+        return self.im_end, self.img_start
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, added tokens included; the model's embedding may have more rows."""
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+    def id_of(self, token: str) -> int:
+        """The id of one token, given as it is written in the vocabulary.
+
+        Raises:
+            ValueError: there is no such token.
+        """
+        index = self._backend.token_to_id(token)
+        if index is None:
+            raise ValueError(f"the tokenizer has no token {token!r}")
+        return index
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`; special tokens written in it are recognised.
+
+        Raises:
+            ValueError: `text` is not valid Unicode (lone surrogates, as from undecodable bytes on a command line).
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"text is not valid Unicode at character {error.start}: {text[error.start]!r}") from error
+        return self._backend.encode(text).ids
+
+    def decode(self, ids: Sequence[int] | np.ndarray, skip_special_tokens: bool = True) -> str:
+        """Text of `ids`, not stripped; bytes that are no complete character become U+FFFD, unknown ids nothing."""
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+
+
+def _read_backend(directory: Path) -> tokenizers.Tokenizer:
+    whole, vocab, merges = (directory / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    try:
+        if whole.is_file():
+            return tokenizers.Tokenizer.from_file(str(whole))
+        if vocab.is_file() and merges.is_file():
+            return _byte_level_bpe(vocab, merges)
+    except Exception as error:  # the library raises bare Exception for files it cannot parse
+        raise ValueError(f"{directory}: unreadable tokenizer: {error}") from error
+    raise ValueError(f"{directory}: found neither tokenizer.json nor vocab.json with merges.txt")
+
+
+def _byte_level_bpe(vocab: Path, merges: Path) -> tokenizers.Tokenizer:
+    """The tokenizer that tokenizer.json would describe, from the two files of the older format."""
+    backend = tokenizers.Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
+    backend.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(tokenizers.Regex(_SPLIT), behavior="isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _add_tokens(backend: tokenizers.Tokenizer, directory: Path) -> None:
+    """Adds what `added_tokens.json` and `tokenizer_config.json` list and the tokenizer lacks, in the order of ids."""
+    for index, token in sorted(_listed_tokens(directory).items()):
+        if backend.token_to_id(token.content) is None:
+            add = backend.add_special_tokens if token.special else backend.add_tokens
+            add([token])
+        found = backend.token_to_id(token.content)
+        if found != index:
+            raise ValueError(f"{directory}: {token.content} should have id {index} but the vocabulary gives it {found}")
+
+
+def _listed_tokens(directory: Path) -> dict[int, AddedToken]:
+    config = _read_json(directory / "tokenizer_config.json")
+    special = {*SPECIAL_TABLE, IM_START, IM_END, PAD}
+    for source in (config, _read_json(directory / "special_tokens_map.json")):
+        entries = source.get("additional_special_tokens", ())
+        special.update(entry["content"] if isinstance(entry, dict) else entry for entry in entries)
+    listed = {
+        int(index): AddedToken(token, special=token in special, normalized=False)
+        for token, index in _read_json(directory / "added_tokens.json").items()
+    }
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    for index, entry in config.get("added_tokens_decoder", {}).items():
+        listed[int(index)] = AddedToken(entry["content"], **{flag: bool(entry.get(flag, False)) for flag in flags})
+    return listed
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`, empty when there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(data).__name__}")
+    return data
