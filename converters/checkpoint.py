@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections import Counter
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from converters.checks import find_problems, raise_problems
@@ -52,6 +53,10 @@ PARTS = {
 }
 
 
+# Tracing the initialisation takes seconds, and loading and exporting a model ask for the same shapes.
+released_template = functools.lru_cache(maxsize=8)(param_shapes)
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A released checkpoint in memory. `params` and `extras` have the keys of `PARTS`; see `engine` for extras."""
@@ -61,7 +66,9 @@ class Loaded:
     extras: dict[str, dict[str, np.ndarray]]
 
 
-def load_released(directory: str | Path, dtype: Any = None, place: Callable[[np.ndarray], Any] = jnp.asarray) -> Loaded:
+def load_released(
+    directory: str | Path, dtype: Any = None, place: Callable[[np.ndarray], Any] = jax.device_put
+) -> Loaded:
     """Loads a directory in the released layout.
 
     Host memory: the parameters and one parameter more (a stack of layers), so well under 1.3 times the checkpoint.
@@ -79,7 +86,7 @@ def load_released(directory: str | Path, dtype: Any = None, place: Callable[[np.
     readers, problems = _open_parts(root)
     raise_problems([*_missing_configs(root), *(sentence for found in problems.values() for sentence in found)])
     config = read_config(root)
-    template = param_shapes(config)
+    template = released_template(config)
     raise_problems(_misfits(root, config, template, readers, dtype))
     params, extras = {}, {}
     for name, part in PARTS.items():
@@ -137,7 +144,7 @@ def export_released(
         ConversionError: parameters or extras do not fit the config.
         FileExistsError: `directory` exists and is not empty.
     """
-    raise_problems(_wrong_shapes(param_shapes(config), params))
+    raise_problems(_wrong_shapes(released_template(config), params))
     tensors = {
         name: export(part.rows(config), params.get(name, {}), (extras or {}).get(name)) for name, part in PARTS.items()
     }
@@ -199,7 +206,7 @@ def summary(directory: str | Path) -> Summary:
         config = None
         whole.append(str(error))
     if config is not None:
-        template = param_shapes(config)
+        template = released_template(config)
         for name, reader in readers.items():
             # Stacks of several dtypes are no defect of the directory: naming a dtype to load with leaves them out.
             problems[name] += _misfits(root, config, template, {name: reader}, "float32")

@@ -17,6 +17,8 @@ from converters.rules import DTYPE_NAMES, DTYPES, ConversionError, LazyTensor, R
 
 __all__ = ["ConversionError", "LazyTensor", "Reader", "Row", "Rule", "TensorInfo", "Unused", "convert", "export"]
 
+_STRIP_BYTES = 2**17
+
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dicts -> one dict with "/"-joined paths."""
@@ -84,15 +86,30 @@ def _fill(row: Rule, reader: Reader, shape: tuple[int, ...], dtype: Any, extras:
     names = row.names()
     parameter = np.empty(shape, DTYPES[reader.infos[names[0]].dtype] if dtype is None else dtype)
     for i, name in enumerate(names):
-        tensor = reader.read(name)
-        if row.last_of is not None:
-            axis, count = row.last_of
-            tensor, unused = tensor.take(count - 1, axis), tensor.take(range(count - 1), axis)
-            if unused.size:
-                extras[name] = _cast(unused, dtype)
-        layer = parameter if row.layers is None else parameter[i]
-        layer[...] = row.to_ours(tensor, layer.shape)
+        _fill_layer(row, reader, name, parameter if row.layers is None else parameter[i], extras)
     return parameter
+
+
+def _fill_layer(row: Rule, reader: Reader, name: str, layer: np.ndarray, extras: dict[str, np.ndarray]) -> None:
+    tensor = _cast(reader.read(name), layer.dtype)
+    if row.last_of is not None:
+        axis, count = row.last_of
+        tensor, unused = tensor.take(count - 1, axis), tensor.take(range(count - 1), axis)
+        if unused.size:
+            extras[name] = unused
+    _copy_into(layer, row.to_ours(tensor, layer.shape))
+
+
+def _copy_into(target: np.ndarray, source: np.ndarray) -> None:
+    """`target[...] = source` in strips of the source that fit a cache: faster where axes are swapped."""
+    if source.flags.c_contiguous:
+        target[...] = source
+        return
+    axis = int(np.argmax(source.strides))
+    step = max(1, _STRIP_BYTES // max(1, source.strides[axis]))
+    source, target = np.moveaxis(source, axis, 0), np.moveaxis(target, axis, 0)
+    for start in range(0, len(source), step):
+        target[start : start + step] = source[start : start + step]
 
 
 def export(
@@ -133,10 +150,11 @@ def _released(row: Rule, leaf: Any, i: int, unused: Any, shape: tuple[int, ...])
 
     def read() -> np.ndarray:
         used = row.to_released(np.asarray(leaf if row.layers is None else leaf[i]))
-        if row.last_of is None:
-            return used
-        axis, count = row.last_of
         out = np.zeros(shape, used.dtype)
+        if row.last_of is None:
+            _copy_into(out, used)
+            return out
+        axis, count = row.last_of
         slices = np.moveaxis(out, axis, 0)
         slices[count - 1] = used
         if unused is not None:

@@ -224,7 +224,7 @@ def write_file(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
     with _whole(path) as partial, partial.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in names:
-            array = np.ascontiguousarray(tensors[name].read())
+            array = np.asarray(tensors[name].read(), order="C")
             if (array.shape, array.dtype) != (tensors[name].info.shape, DTYPES[tensors[name].info.dtype]):
                 raise ConversionError(f"{name} became {array.dtype}{array.shape}, not {tensors[name].info}")
             file.write(array.reshape(-1).view(np.uint8).data)

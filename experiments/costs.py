@@ -6,7 +6,7 @@ What the formulas assume, each exact:
 - all branches start from the same noisy latents, and two of editing's from the same condition latents, so the first
   block's queries, gates, keys and values of these tokens are shared;
 - in the last block context and condition tokens give keys and values only; all branches share one time embedding;
-- contexts are embedded once per picture; states of the fully dropped prompt are kept from picture to picture; of the
+- contexts are embedded once per picture; that of the fully dropped prompt is kept from picture to picture; of the
   prompt without text only what follows the prefix that it shares with the whole prompt is encoded;
 - causal attention counts the pairs that are seen; no lm_head but for the tokens that are chosen by it;
 - each source picture goes once through the vision encoder and once through the VAE, whose convolutions are 2-D, and
@@ -74,7 +74,7 @@ def minimum(cfg: InternVLUConfig, case: Case) -> dict[str, int]:
     parts = {
         "vision": visual_tokens(cfg.vlm, case.tiles),
         "prompt": _encode_prompts(cfg.vlm.llm_config, case),
-        "context": sum(embed_context(cfg.generation_decoder, length) for length in case.turns),
+        "context": sum(embed_context(cfg.generation_decoder, length) for length in case.turns[:-1]),
         "vae_encode": vae_encode(cfg.vae, case.height, case.width) if case.task == "edit" else 0,
         "denoise": case.steps * denoise_step(cfg.generation_decoder.decoder_config, branches(cfg, case)),
         "vae_decode": vae_decode(cfg.vae, case.height, case.width),

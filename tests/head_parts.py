@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from converters.engine import convert, flatten
+from converters.engine import convert
 from converters.head import head_rules
 from converters.tensors import open_part
 from internvlu_jax.config import Compute, HeadConfig
@@ -28,9 +28,10 @@ def load_head(checkpoint: Path) -> tuple[HeadConfig, dict]:
     template = jax.eval_shape(lambda: head.init(jax.random.key(0), method="build"))["params"]
     params, extras = convert(head_rules(cfg), open_part(checkpoint / "generation_decoder"), template)
     assert not extras
-    return cfg, params
+    return cfg, jax.tree.map(jnp.asarray, params)
 
 
+@functools.cache
 def load_mmdit(checkpoint: Path, compute: Compute = Compute()) -> SimpleNamespace:  # noqa: B008
     """The transformer alone: cfg, apply(...) and embed(context), both jitted, params."""
     cfg, params = load_head(checkpoint)
@@ -92,7 +93,7 @@ def grouped_rows(case) -> list[list[int]]:
     return [group for group in (with_condition, [row for row in rows if row not in with_condition]) if group]
 
 
-def random_inputs(mmdit, batch: int = 2, grid=(2, 3), conditions=((2, 2), (1, 3)), context: int = 7, seed: int = 0):
+def random_inputs(mmdit, batch: int = 3, grid=(2, 3), conditions=((2, 2), (1, 3)), context: int = 7, seed: int = 0):
     """Random arguments of the transformer with several condition pictures of different sizes (grids in tokens)."""
     rng = np.random.default_rng(seed)
 
@@ -109,7 +110,3 @@ def random_inputs(mmdit, batch: int = 2, grid=(2, 3), conditions=((2, 2), (1, 3)
         "rope": msrope_table(positions[None], cfg.axes_dims_rope),
         "conditions": tuple(normal(batch, 2 * y, 2 * x, cfg.out_channels) for y, x in conditions),
     }
-
-
-def parameter_count(params) -> int:
-    return sum(leaf.size for leaf in flatten(params).values())

@@ -1,6 +1,7 @@
 """The generation head's transformer: against the recorded numbers, and by its own properties."""
 
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from converters.engine import export, flatten
+from converters.engine import export
 from converters.head import head_rules
 from internvlu_jax.config import Compute, MMDiTConfig
 from internvlu_jax.flow.path import TIME_SCALE, interpolate, velocity_target
@@ -20,12 +21,12 @@ from tests.head_parts import grouped_rows, load_head, load_mmdit, random_inputs,
 from tests.helpers import assert_close, channels_first, channels_last, relative_l2
 
 FORWARD, GRADIENT = 1e-5, 2e-5
-CASES = ["t2i", "t2i_odd_size", "t2i_batch", "edit", "edit_resized", "edit_batch"]
+CASES = ["t2i", "edit_resized"]  # the other cases are in test_flow
 
 
 @pytest.fixture(scope="module")
 def small() -> SimpleNamespace:
-    """A transformer with random weights that are far from their initial values."""
+    """A transformer with random weights that are not their initial values."""
     cfg = MMDiTConfig(
         num_layers=3, num_attention_heads=2, attention_head_dim=16, joint_attention_dim=24, axes_dims_rope=(4, 6, 6)
     )
@@ -40,12 +41,14 @@ def build_small(cfg: MMDiTConfig, compute: Compute = Compute()) -> SimpleNamespa
         table = jnp.zeros((1, 2, cfg.attention_head_dim // 2))
         return module(jnp.zeros((1, 2, 2, 16)), jnp.zeros(1), context, jnp.ones(1, jnp.int32), (table, table))
 
-    params = module.init(jax.random.key(0), method=touch)["params"]
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    params = tree.unflatten(
-        [leaf + 0.1 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
-    )
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), method=touch))["params"]
+    rng = np.random.default_rng(1)
+
+    def weights(path, leaf):
+        centre = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(centre + 0.2 * rng.normal(size=leaf.shape), jnp.float32)
+
+    params = jax.tree_util.tree_map_with_path(weights, shapes)
     return SimpleNamespace(cfg=cfg, module=module, params=params, apply=jax.jit(module.apply))
 
 
@@ -103,29 +106,29 @@ def test_every_parameter_comes_from_one_tensor(golden):
 def test_recorded_block(golden):
     """Two packed samples through block 0, each on its own."""
     recorded, mmdit = golden.component("mmdit_block"), load_mmdit(golden.checkpoint)
-    block = Block(mmdit.cfg, Compute())
+    block = jax.jit(Block(mmdit.cfg, Compute()).apply, static_argnums=5)
     params = {"params": jax.tree.map(lambda leaf: leaf[0], mmdit.params["blocks"])}
     bounds = recorded["cumulative_lengths"][0]
-    for sample, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for sample, (start, stop) in enumerate(pairwise(bounds)):
         (_, latents), (is_text, _) = runs_of(recorded["is_text"][0, start:stop])
         assert is_text
         hidden = recorded["hidden"][:, start:stop]
         rope = msrope_table(recorded["positions"][None, start:stop], mmdit.cfg.axes_dims_rope)
         time = jax.nn.silu(recorded["temb"][sample : sample + 1])
         tokens, keys = (jnp.asarray(hidden[:, :latents]), jnp.asarray(hidden[:, latents:])), Keys(None, None)
-        (image, text), _ = block.apply(params, tokens, time, rope, keys)
+        (image, text), _ = block(params, tokens, time, rope, keys, None)
         assert_close(jnp.concatenate([image, text], 1), recorded["output"][:, start:stop], FORWARD, f"sample {sample}")
-        (noisy, _), _ = block.apply(params, tokens, time, rope, keys, 3)
+        (noisy, _), _ = block(params, tokens, time, rope, keys, 3)
         assert_close(noisy, recorded["output"][:, start : start + 3], FORWARD, "as the last block")
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("step", [0, 1])
-def test_recorded_velocity(golden, name, step):
+def test_recorded_velocity(golden, name):
     case, mmdit = golden.case(name), load_mmdit(golden.checkpoint)
     for rows in grouped_rows(case):
-        got = apply(mmdit, **row_inputs(case, rows, mmdit, step))
-        assert_close(channels_first(got), case[f"dit{step}_velocity"][rows], FORWARD, f"rows {rows}")
+        for step in (0, 1):
+            got = apply(mmdit, **row_inputs(case, rows, mmdit, step))
+            assert_close(channels_first(got), case[f"dit{step}_velocity"][rows], FORWARD, f"step {step}, rows {rows}")
 
 
 def flow_inputs(recorded, mmdit):
@@ -167,11 +170,19 @@ def flow_loss(params, module, recorded, inputs):
     return jnp.mean(jnp.square(velocity - velocity_target(clean, noise))), velocity
 
 
+# What is kept for the backward pass changes nothing, so each is tested against recorded gradients.
+REMAT = {
+    ("base", "flow_grad_t2i"): "none",
+    ("base", "flow_grad_edit"): "dots",
+    ("mlp", "flow_grad_t2i"): "full",
+    ("mlp", "flow_grad_edit"): "none",
+}
+
+
 @pytest.mark.parametrize("name", ["flow_grad_t2i", "flow_grad_edit"])
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
-def test_recorded_loss_and_gradients(golden, name, remat):
+def test_recorded_loss_and_gradients(golden, name):
     recorded, mmdit = golden.component(name), load_mmdit(golden.checkpoint)
-    module = MMDiT(mmdit.cfg, Compute(remat=remat))
+    module = MMDiT(mmdit.cfg, Compute(remat=REMAT[golden.name, name]))
     inputs = flow_inputs(recorded, mmdit)
     grad = jax.jit(jax.value_and_grad(lambda p: flow_loss(p, module, recorded, inputs), has_aux=True))
     (loss, velocity), gradient = grad(mmdit.params)
@@ -200,37 +211,28 @@ def test_scan_equals_unrolled(small):
     """The stacked blocks in one scan, and one after the other with their slices of the weights."""
     rng = np.random.default_rng(0)
     width, rope = small.cfg.hidden_size, random_inputs(small)["rope"]
-    tokens = tuple(jnp.asarray(rng.normal(size=(2, size, width)), jnp.float32) for size in (13, 7))
-    time, keys = jnp.asarray(rng.normal(size=(2, width)), jnp.float32), Keys(jnp.asarray([16, 20]), None)
-    scanned, _ = small.module.bind({"params": small.params}).blocks(tokens, time, rope, keys)
-    block = Block(small.cfg, Compute())
+    tokens = tuple(jnp.asarray(rng.normal(size=(3, size, width)), jnp.float32) for size in (13, 7))
+    time, keys = jnp.asarray(rng.normal(size=(3, width)), jnp.float32), Keys(jnp.asarray([16, 20, 14]), None)
+    run = jax.jit(lambda variables, *args: small.module.bind(variables).blocks(*args)[0])
+    scanned = run({"params": small.params}, tokens, time, rope, keys)
+    block = jax.jit(Block(small.cfg, Compute()).apply)
     for i in range(small.cfg.num_layers - 1):
         weights = {"params": jax.tree.map(lambda leaf, i=i: leaf[i], small.params["blocks"])}
-        tokens, _ = block.apply(weights, tokens, time, rope, keys)
+        tokens, _ = block(weights, tokens, time, rope, keys)
     for got, want in zip(scanned, tokens, strict=True):
         assert_close(got, want, 1e-6)
-
-
-def test_weights_of_every_block_are_used(small):
-    """Each block's image stream changes the result, and so does each text stream but for the last one's own output."""
-    inputs = random_inputs(small, conditions=())
-    grads = jax.jit(jax.grad(lambda p: jnp.sum(jnp.square(small.module.apply({"params": p}, **inputs)))))(small.params)
-    unused = {path for path, leaf in flatten(grads).items() if not np.any(np.asarray(leaf))}
-    idle = ("q/kernel", "q/bias", "q_norm/scale", "out/kernel", "out/bias", "mlp/fc1/kernel", "mlp/fc1/bias")
-    last = {f"last_block/text/{name}" for name in (*idle, "mlp/fc2/kernel", "mlp/fc2/bias")}
-    assert unused == last | {"context_norm/scale", "context_in/kernel", "context_in/bias"}
 
 
 def test_one_block_is_enough(small):
     shallow = build_small(replace(small.cfg, num_layers=1))
     assert "blocks" not in shallow.params
-    assert apply(shallow, **random_inputs(shallow)).shape == (2, 4, 6, 16)
+    assert apply(shallow, **random_inputs(shallow)).shape == (3, 4, 6, 16)
 
 
 def test_padding_of_the_context_changes_nothing(small):
-    inputs = random_inputs(small, context=7)
-    inputs["context_lengths"] = jnp.asarray([4, 7], jnp.int32)
-    garbage = jnp.full((2, 5, small.cfg.hidden_size), 1e3)
+    inputs = random_inputs(small)
+    inputs["context_lengths"] = jnp.asarray([4, 7, 1], jnp.int32)
+    garbage = jnp.full((3, 5, small.cfg.hidden_size), 1e3)
     longer = inputs | {
         "context": jnp.concatenate([inputs["context"].at[0, 4:].set(-1e3), garbage], axis=1),
         "rope": tuple(jnp.pad(part, ((0, 0), (0, 5), (0, 0)), constant_values=0.3) for part in inputs["rope"]),
@@ -239,7 +241,7 @@ def test_padding_of_the_context_changes_nothing(small):
 
 
 def test_batch_equals_one_by_one(small):
-    inputs = random_inputs(small, batch=3)
+    inputs = random_inputs(small)
     together = apply(small, **inputs)
     for row in range(3):
         one = {key: value[row : row + 1] for key, value in inputs.items() if key not in ("rope", "conditions")}
@@ -249,11 +251,11 @@ def test_batch_equals_one_by_one(small):
 
 def test_mask_of_condition_pictures_equals_leaving_them_out(small):
     """Row 0 has both pictures, row 1 only the first, row 2 none; each equals a batch of its own kind."""
-    grid, sizes, batch = (2, 3), [(2, 2), (1, 3)], 3
-    inputs = random_inputs(small, batch=batch, grid=grid, conditions=sizes)
+    grid, sizes = (2, 3), [(2, 2), (1, 3)]
+    inputs = random_inputs(small, grid=grid, conditions=sizes)
     mask = np.array([[True, True], [True, False], [False, False]])
     positions = [
-        msrope_positions(grid, [(False, 7)], condition_grids=sizes, condition_present=list(row)) for row in mask
+        msrope_positions(grid, [(False, 7)], condition_grids=sizes, condition_present=row.tolist()) for row in mask
     ]
     inputs["rope"] = msrope_table(np.stack(positions), small.cfg.axes_dims_rope)
     masked = apply(small, **inputs, condition_mask=jnp.asarray(mask))
@@ -268,7 +270,7 @@ def test_mask_of_condition_pictures_equals_leaving_them_out(small):
 
 def test_order_of_condition_pictures_is_in_their_positions_only(small):
     """Swapping two pictures together with their positions changes nothing; swapping only the pictures does."""
-    inputs = random_inputs(small, grid=(2, 3), conditions=((2, 2), (1, 3)))
+    inputs = random_inputs(small)
     first, second = inputs["conditions"]
     order = np.concatenate([np.arange(6), np.arange(10, 13), np.arange(6, 10), np.arange(13, 20)])
     swapped = inputs | {"conditions": (second, first)}
@@ -283,7 +285,7 @@ def test_order_of_condition_pictures_is_in_their_positions_only(small):
 def test_one_stream_per_token(small):
     """Text weights act on context tokens only: with a context of length 0 they do not matter."""
     inputs = random_inputs(small)
-    inputs["context_lengths"] = jnp.zeros(2, jnp.int32)
+    inputs["context_lengths"] = jnp.zeros(3, jnp.int32)
 
     def with_text_scaled(factor):
         params = {**small.params}
@@ -296,15 +298,15 @@ def test_one_stream_per_token(small):
 
 def test_bfloat16_stays_near_float32(golden):
     """With the time rounded as the bfloat16 model rounds it, the rest is within 2e-2."""
-    case = golden.case("edit")
+    case = golden.case("edit_resized")
     exact, rounded = load_mmdit(golden.checkpoint), load_mmdit(golden.checkpoint, Compute(dtype="bfloat16"))
-    for rows in grouped_rows(case):
-        inputs = row_inputs(case, rows, exact)
-        same_time = inputs["timestep"].astype(jnp.bfloat16).astype(jnp.float32)
-        want = apply(exact, **(inputs | {"timestep": same_time}))
-        got = apply(rounded, **inputs)
-        assert got.dtype == jnp.float32
-        assert_close(got, want, 2e-2)
+    inputs = row_inputs(case, grouped_rows(case)[0], exact)
+    same_time = inputs["timestep"].astype(jnp.bfloat16).astype(jnp.float32)
+    assert (same_time != inputs["timestep"]).all()
+    want = apply(exact, **(inputs | {"timestep": same_time}))
+    got = apply(rounded, **inputs)
+    assert got.dtype == jnp.float32
+    assert_close(got, want, 2e-2)
 
 
 def test_modulation_vectors_are_not_expanded_over_tokens(small):
@@ -312,8 +314,8 @@ def test_modulation_vectors_are_not_expanded_over_tokens(small):
     inputs = random_inputs(small, grid=(8, 8), conditions=())
     text = str(jax.make_jaxpr(lambda p: small.module.apply({"params": p}, **inputs))(small.params))
     width, tokens = small.cfg.hidden_size, 64 + 7
-    assert f"2,64,{4 * width}" in text
-    for shape in (f"2,64,6,{width}", f"2,{tokens},6,{width}", f"2,64,{6 * width}", f"2,{tokens},{6 * width}"):
+    assert f"3,64,{4 * width}" in text
+    for shape in (f"3,64,6,{width}", f"3,{tokens},6,{width}", f"3,64,{6 * width}", f"3,{tokens},{6 * width}"):
         assert shape not in text
 
 
@@ -323,8 +325,8 @@ def test_last_block_computes_for_noisy_tokens_only(small):
     shallow = build_small(replace(small.cfg, num_layers=1))
     text = str(jax.make_jaxpr(lambda p: shallow.module.apply({"params": p}, **inputs))(shallow.params))
     hidden = 4 * small.cfg.hidden_size
-    assert f"2,6,{hidden}" in text
-    assert f"2,10,{hidden}" not in text and f"2,7,{hidden}" not in text
+    assert f"3,6,{hidden}" in text
+    assert f"3,10,{hidden}" not in text and f"3,7,{hidden}" not in text
 
 
 def test_wrong_table_length_is_refused(small):
@@ -336,6 +338,6 @@ def test_wrong_table_length_is_refused(small):
 
 def test_latents_that_do_not_divide_are_refused(small):
     inputs = random_inputs(small)
-    inputs["latents"] = jnp.zeros((2, 3, 6, 16))
+    inputs["latents"] = jnp.zeros((3, 3, 6, 16))
     with pytest.raises(ValueError, match="does not divide"):
         apply(small, **inputs)

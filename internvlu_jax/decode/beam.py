@@ -1,4 +1,4 @@
-"""Beam search as Hugging Face's `generate` does it (transformers 4.52, `length_penalty` 1, `early_stopping` False).
+"""Beam search as Hugging Face's `generate` does it (`length_penalty` 1, `early_stopping` False).
 
 A text's score is the sum of its log probabilities over its number of tokens, the stop token counted and the prompt
 not. Every step extends the k running texts of a row by every token and looks at the best max(2, 1 + stops) * k of the
@@ -42,9 +42,9 @@ class Beams(NamedTuple):
 
 
 class Search(NamedTuple):
-    """count: tokens of the running texts. parents: which beam of the step before each of them continues."""
+    """written: tokens of the running texts. parents: which beam of the step before each of them continues."""
 
-    count: Int[Array, ""]
+    written: Int[Array, ""]
     running: Beams
     parents: Int[Array, "b k"]
     finished: Beams
@@ -67,22 +67,22 @@ def search(
     starts = repeat(prompt_lengths, "b -> (b k)", k=num_beams)
 
     def unfinished(carry: tuple[Search, KVCache]) -> Array:
-        return (carry[0].count < limit) & carry[0].open.any()
+        return (carry[0].written < limit) & carry[0].open.any()
 
     def step(carry: tuple[Search, KVCache]) -> tuple[Search, KVCache]:
         state, cache = carry
-        current = rearrange(state.running.tokens[:, :, state.count - 1], "b k -> (b k) 1")
+        current = rearrange(state.running.tokens[:, :, state.written - 1], "b k -> (b k) 1")
         cache = _reorder(cache, state.parents)
-        out = read_on(model, params, cache, model.embed(params, current), starts + state.count - 1)
-        logits = rearrange(model.logits(params, out.last), "(b k) 1 v -> b k v", k=num_beams)
-        return advance(state, logits, stops, limit), out.kv
+        read = read_on(model, params, cache, model.embed(params, current), starts + state.written - 1)
+        logits = rearrange(model.logits(params, read.last), "(b k) 1 v -> b k v", k=num_beams)
+        return advance(state, logits, stops, limit), read.cache
 
     state = _start(logits.shape[0], num_beams, buffer, pad_id)
     state = advance(state, repeat(logits, "b v -> b k v", k=num_beams), stops, limit)
     beams = jax.tree.map(lambda x: repeat(x, "l b t m h -> l (b k) t m h", k=num_beams), cache)
     state, _ = jax.lax.while_loop(unfinished, step, (state, beams))
     best = state.finished
-    return Found(best.tokens[:, 0], best.lengths[:, 0], state.count - 1)
+    return Found(best.tokens[:, 0], best.lengths[:, 0], state.written - 1)
 
 
 def _start(rows: int, num_beams: int, buffer: int, pad_id: Array) -> Search:
@@ -99,12 +99,12 @@ def _start(rows: int, num_beams: int, buffer: int, pad_id: Array) -> Search:
 def advance(state: Search, logits: Float[Array, "b k v"], stops: Int[Array, "n"], limit: Int[Array, ""]) -> Search:
     """Extends the running texts by one token, given the scores of their next tokens."""
     num_beams, vocabulary = logits.shape[1:]
-    count = state.count + 1
+    count = state.written + 1
     sums = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1) + state.running.scores[..., None]
     candidates = max(2, 1 + stops.shape[0]) * num_beams
     sums, index = jax.lax.top_k(rearrange(sums, "b k v -> b (k v)"), min(candidates, num_beams * vocabulary))
     parents, chosen = index // vocabulary, (index % vocabulary).astype(jnp.int32)
-    tokens = jnp.take_along_axis(state.running.tokens, parents[..., None], axis=1).at[:, :, state.count].set(chosen)
+    tokens = jnp.take_along_axis(state.running.tokens, parents[..., None], axis=1).at[:, :, state.written].set(chosen)
     texts = Beams(sums, tokens, jnp.broadcast_to(count, sums.shape))
     ends = jnp.isin(chosen, stops) | (count >= limit)
 
@@ -114,7 +114,7 @@ def advance(state: Search, logits: Float[Array, "b k v"], stops: Int[Array, "n"]
     finished, _ = _best(jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), state.finished, ended), num_beams)
     can_improve = running.scores[:, 0] / count > finished.scores.min(axis=1)
     return Search(
-        count=count,
+        written=count,
         running=running,
         parents=jnp.take_along_axis(parents, order, axis=1),
         finished=finished,

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from internvlu_jax.decode.beam import search
-from internvlu_jax.decode.model import Params, Prompt, TextModel, read_on
+from internvlu_jax.decode.model import Params, Prompt, Read, TextModel, read_on
 from internvlu_jax.decode.sampling import choose
 from internvlu_jax.models.qwen3 import KVCache
 
@@ -105,9 +105,9 @@ def _check(
 
 
 class _State(NamedTuple):
-    """count: tokens chosen for rows still open, from 1. current: the last of each row, not yet fed."""
+    """written: tokens chosen for rows still open, from 1. current: the last of each row, not yet fed."""
 
-    count: Int[Array, ""]
+    written: Int[Array, ""]
     current: Int[Array, "b"]
     tokens: Int[Array, "b T"]
     lengths: Int[Array, "b"]
@@ -131,42 +131,43 @@ def _write(
     temperature: Float[Array, ""],
     top_p: Float[Array, ""] | None,
 ) -> Generated:
-    """One row at a time of `choose`, in a loop whose carry holds the cache, so that it is updated in place."""
+    """One token of each row a step. The cache is part of the carry of the loop, which updates it in place."""
     rows = logits.shape[0]
 
-    def read(cache: KVCache, current: Array, count: Array):
-        out = read_on(model, params, cache, model.embed(params, current[:, None]), prompt_lengths + count - 1)
-        return out, model.logits(params, out.last)[:, 0]
+    def feed(cache: KVCache, current: Array, count: Array) -> tuple[Read, Array]:
+        x = model.embed(params, current[:, None])
+        read = read_on(model, params, cache, x, prompt_lengths + count - 1)
+        return read, model.logits(params, read.last)[:, 0]
 
     def unfinished(state: _State) -> Array:
-        return (state.count < limit) & ~state.ended.all()
+        return (state.written < limit) & ~state.ended.all()
 
     def step(state: _State) -> _State:
-        out, logits = read(state.cache, state.current, state.count)
-        chosen = jnp.where(state.ended, pad_id, choose(logits, keys, state.count, temperature, top_p))
+        read, logits = feed(state.cache, state.current, state.written)
+        chosen = jnp.where(state.ended, pad_id, choose(logits, keys, state.written, temperature, top_p))
         return _State(
-            count=state.count + 1,
+            written=state.written + 1,
             current=chosen,
-            tokens=state.tokens.at[:, state.count].set(chosen),
+            tokens=state.tokens.at[:, state.written].set(chosen),
             lengths=state.lengths + ~state.ended,
             ended=state.ended | jnp.isin(chosen, stops),
-            captured=_put(state.captured, out.captured, state.count - 1),
-            cache=out.kv,
+            captured=_put(state.captured, read.captured, state.written - 1),
+            cache=read.cache,
         )
 
     first = choose(logits, keys, 0, temperature, top_p)
     one = jnp.int32(1)
     state = _State(
-        count=one,
+        written=one,
         current=first,
         tokens=jnp.full((rows, buffer), pad_id, jnp.int32).at[:, 0].set(first),
         lengths=jnp.ones(rows, jnp.int32),
         ended=jnp.isin(first, stops),
-        captured=_room(jax.eval_shape(read, cache, first, one)[0].captured, buffer),
+        captured=_room(jax.eval_shape(feed, cache, first, one)[0].captured, buffer),
         cache=cache,
     )
     state = jax.lax.while_loop(unfinished, step, state)
-    return Generated(state.tokens, state.lengths, state.captured, state.cache, state.count - 1)
+    return Generated(state.tokens, state.lengths, state.captured, state.cache, state.written - 1)
 
 
 def _room(one: jax.ShapeDtypeStruct | None, buffer: int) -> Array | None:
@@ -174,7 +175,7 @@ def _room(one: jax.ShapeDtypeStruct | None, buffer: int) -> Array | None:
 
 
 def _put(captured: Array | None, one: Array | None, place: Array) -> Array | None:
-    return None if captured is None else jax.lax.dynamic_update_slice(captured, one, (0, place, 0))
+    return None if captured is None or one is None else jax.lax.dynamic_update_slice(captured, one, (0, place, 0))
 
 
 @partial(jax.jit, static_argnames=("model", "buffer", "num_beams"), donate_argnames=("cache",))
@@ -197,5 +198,5 @@ def _search(
     found = search(model, params, cache, prompt_lengths, logits, stops, pad_id, limit, buffer, num_beams)
     if not model.capture:
         return Generated(found.tokens, found.lengths, None, cache, found.steps)
-    out = read_on(model, params, cache, model.embed(params, found.tokens), prompt_lengths)
-    return Generated(found.tokens, found.lengths, out.captured, out.kv, found.steps + 1)
+    read = read_on(model, params, cache, model.embed(params, found.tokens), prompt_lengths)
+    return Generated(found.tokens, found.lengths, read.captured, read.cache, found.steps + 1)

@@ -64,7 +64,7 @@ class LanguageModel:
     capture: tuple[int, ...] = ()
 
     def embed(self, params: Params, ids: Int[Array, "b s"]) -> Float[Array, "b s d"]:
-        return self.vlm.apply({"params": params}, ids, method="embed_written")
+        return self._apply(params, ids, method="embed_written")
 
     def forward(
         self,
@@ -74,10 +74,13 @@ class LanguageModel:
         cache: KVCache | None,
         return_kv: bool,
     ) -> Qwen3Output:
-        return self.vlm.apply({"params": params}, x, positions, cache=cache, return_kv=return_kv, capture=self.capture)
+        return self._apply(params, x, positions, cache=cache, return_kv=return_kv, capture=self.capture)
 
     def logits(self, params: Params, last: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
-        return self.vlm.apply({"params": params}, last, method="logits")
+        return self._apply(params, last, method="logits")
+
+    def _apply(self, params: Params, *args: Any, **kwargs: Any) -> Any:
+        return self.vlm.apply({"params": params}, *args, **kwargs)
 
 
 class Prompt(NamedTuple):
@@ -128,12 +131,22 @@ def extend(
 
     Returns: captured states of `x`, and the cache.
     """
-    out = read_on(model, params, cache, x, starts)
-    return out.captured, out.kv
+    read = read_on(model, params, cache, x, starts)
+    return read.captured, read.cache
+
+
+class Read(NamedTuple):
+    """Tokens read with a cache: their states after the final norm, captured states if any, and the new cache."""
+
+    last: Float[Array, "b s d"]
+    captured: Float[Array, "b s e"] | None
+    cache: KVCache
 
 
 def read_on(
     model: TextModel, params: Params, cache: KVCache, x: Float[Array, "b s d"], starts: Int[Array, "b"]
-) -> Qwen3Output:
+) -> Read:
     """`extend` inside another jitted function."""
-    return model.forward(params, x, starts[:, None] + jnp.arange(x.shape[1]), cache, False)
+    out = model.forward(params, x, starts[:, None] + jnp.arange(x.shape[1]), cache, False)
+    assert out.kv is not None, "a language model that is given a cache returns it"
+    return Read(out.last, out.captured, out.kv)

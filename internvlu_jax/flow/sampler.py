@@ -70,7 +70,7 @@ class Group:
 
 
 def branch_velocities(
-    head_apply: Callable[..., Array],
+    head_apply: Callable[..., Any],
     params: Any,
     x: Float[Array, "b y x c"],
     timestep: Float[Array, ""],
@@ -104,7 +104,7 @@ def branch_velocities(
 
 
 def guided_velocity(
-    head_apply: Callable[..., Array],
+    head_apply: Callable[..., Any],
     params: Any,
     x: Float[Array, "b y x c"],
     timestep: Float[Array, ""],
