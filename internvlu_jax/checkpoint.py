@@ -28,7 +28,7 @@ from internvlu_jax.config_files import read_config, write_config
 
 MARKER = "internvlu_jax.json"
 FORMAT = {"format": "internvlu_jax model", "version": 1}
-TENSOR_SUFFIXES = (".safetensors", ".safetensors.index.json")
+TENSOR_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt")
 
 
 def is_model(directory: str | Path) -> bool:
@@ -105,28 +105,42 @@ def load_model(
     Raises:
         ValueError: not such a directory, or of a version that this code does not know.
     """
+    root = _checked(directory)
+    config = read_config(root / "released")
+    stored_params, stored_extras = stored_shapes(root)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def on_device(stored: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(stored.shape, at_most(stored.dtype, widest), sharding=device)
+
+    wanted = {
+        "params": jax.tree.map(on_device, stored_params),
+        "extras": jax.tree.map(lambda stored: np.empty(stored.shape, stored.dtype), stored_extras),
+    }
+    with ocp.StandardCheckpointer() as checkpointer:
+        arrays = checkpointer.restore(root / "arrays", wanted)
+    return config, arrays["params"], arrays["extras"]
+
+
+def stored_shapes(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(params, extras) of a model directory as `jax.ShapeDtypeStruct`, without reading an array."""
+    root = _checked(directory)
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.metadata(root / "arrays").item_metadata.tree
+    shapes = jax.tree.map(
+        lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), tree, is_leaf=lambda node: not isinstance(node, dict)
+    )
+    return shapes["params"], shapes.get("extras", {})
+
+
+def _checked(directory: str | Path) -> Path:
     root = Path(directory).absolute()
     if not is_model(root):
         raise ValueError(f"{root} is not a model directory: it has no {MARKER}")
     found = json.loads((root / MARKER).read_text(encoding="utf-8"))
     if found != FORMAT:
         raise ValueError(f"{root / MARKER} says {found}; this code reads {FORMAT}")
-    config = read_config(root / "released")
-    with ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.metadata(root / "arrays").item_metadata.tree
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        params = jax.tree.map(lambda m: _abstract(m, widest, device), tree["params"], is_leaf=_is_leaf)
-        extras = jax.tree.map(lambda m: np.empty(m.shape, m.dtype), tree.get("extras", {}), is_leaf=_is_leaf)
-        arrays = checkpointer.restore(root / "arrays", {"params": params, "extras": extras})
-    return config, arrays["params"], arrays["extras"]
-
-
-def _is_leaf(node: Any) -> bool:
-    return not isinstance(node, dict)
-
-
-def _abstract(metadata: Any, widest: str | None, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(metadata.shape, at_most(metadata.dtype, widest), sharding=sharding)
+    return root
 
 
 def at_most(dtype: Any, widest: str | None) -> np.dtype:

@@ -17,8 +17,9 @@ def enable_cache(directory: str | Path | None = None) -> Path:
 
     Returns: the directory in use.
     """
-    if directory is None and jax.config.jax_compilation_cache_dir:
-        return Path(jax.config.jax_compilation_cache_dir)
+    given = jax.config.values.get("jax_compilation_cache_dir")
+    if directory is None and given:
+        return Path(given)
     if directory is None:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         directory = Path(base) / "internvlu_jax" / "xla"

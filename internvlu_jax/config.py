@@ -281,7 +281,9 @@ def _check_consistent(cfg: InternVLUConfig) -> None:
 
 def debug_config() -> InternVLUConfig:
     """The preset `debug`: every part of the 4B model at a size that a laptop builds in a second."""
-    vision = VisionConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=56)
+    vision = VisionConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=56
+    )
     llm = Qwen3Config(
         vocab_size=512, hidden_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
         intermediate_size=96,

@@ -115,7 +115,7 @@ def parse(kind: type[T], data: Any, where: str) -> T:
 
 
 def _default(f: dataclasses.Field) -> Any:
-    return f.default if f.default is not dataclasses.MISSING else f.default_factory()  # type: ignore[misc]
+    return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
 
 
 def _convert(value: Any, example: Any, where: str) -> Any:
@@ -163,7 +163,8 @@ def read_config(directory: str | Path) -> InternVLUConfig:
             f"{root} is not a complete InternVL-U checkpoint: missing {', '.join(missing)}. "
             "Expected the released layout: vlm/, generation_decoder/, vae/, scheduler/, processor/."
         )
-    parts, files = {}, {}
+    parts: dict[str, Any] = {}
+    files: dict[str, str] = {}
     for part, (name, kind) in CONFIG_FILES.items():
         files[name] = (root / name).read_text(encoding="utf-8")
         parts[part] = parse(kind, _released_quirks(part, _load(files[name], root / name)), str(root / name))

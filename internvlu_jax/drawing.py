@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from internvlu_jax.ops.msrope import msrope_positions
 from internvlu_jax.processing.batch import bucket
 from internvlu_jax.prompts import Runs
 
-# Two branches of different lengths run as one batch if padding the shorter costs at most this share of its tokens.
+# Branches of different lengths run as one batch if padding the shorter ones costs at most this share of their tokens.
 _PADDING_SHARE = 0.02
 
 
@@ -55,15 +56,28 @@ def groups(inference: Inference, pictures: Sequence[Picture], grid: tuple[int, i
         grid: rows and columns of the latents to be drawn.
     """
     full, dropped = [p.full for p in pictures], [p.dropped for p in pictures]
-    sources = tuple(np.stack(same) for same in zip(*(p.sources for p in pictures), strict=True))
     partial = [p.partial for p in pictures if p.partial is not None]
-    if partial:
-        edited = _group(inference, ("full", "partial"), [full, partial], grid, sources)
-        return edited, _group(inference, ("dropped",), [dropped], grid)
-    latent_tokens = grid[0] * grid[1] // inference.cfg.generation_decoder.decoder_config.patch_size ** 2
-    if _padded(full) - _padded(dropped) <= 2 * _PADDING_SHARE * latent_tokens:
-        return (_group(inference, ("full", "dropped"), [full, dropped], grid),)
-    return _group(inference, ("full",), [full], grid), _group(inference, ("dropped",), [dropped], grid)
+    if not partial:
+        return _batches(inference, {"full": full, "dropped": dropped}, grid)
+    sources = tuple(np.stack(same) for same in zip(*(p.sources for p in pictures), strict=True))
+    with_sources = _batches(inference, {"full": full, "partial": partial}, grid, sources)
+    return with_sources + _batches(inference, {"dropped": dropped}, grid)
+
+
+def _batches(
+    inference: Inference,
+    branches: dict[str, list[Context]],
+    grid: tuple[int, int],
+    sources: tuple[np.ndarray, ...] = (),
+) -> tuple[Group, ...]:
+    """One batch for all branches where the padding that it takes costs little, else one for each."""
+    lengths = [_padded(contexts) for contexts in branches.values()]
+    picture_tokens = math.prod(grid) + sum(math.prod(s.shape[1:3]) for s in sources)
+    picture_tokens //= inference.cfg.generation_decoder.decoder_config.patch_size**2
+    padding = sum(max(lengths) - length for length in lengths)
+    if padding <= _PADDING_SHARE * len(branches) * picture_tokens:
+        return (_group(inference, tuple(branches), list(branches.values()), grid, sources),)
+    return tuple(_group(inference, (name,), [rows], grid, sources) for name, rows in branches.items())
 
 
 def _padded(contexts: Sequence[Context]) -> int:
@@ -116,7 +130,7 @@ def draw(
 
     With `report` the steps run one by one, and it gets the latents after each.
     """
-    batch = groups(inference, pictures, start.shape[1:3])
+    batch = groups(inference, pictures, (start.shape[1], start.shape[2]))
     steps = solver.steps(plan)
     start = jnp.asarray(start, jnp.float32)
     if report is None:

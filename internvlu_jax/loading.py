@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from converters.checkpoint import export_released, load_released
@@ -74,7 +73,7 @@ def load(name: str | Path, widest: str | None = None) -> Model:
         return Model(config, params, extras, root / "released")
 
     def place(array: np.ndarray) -> jax.Array:
-        return jnp.asarray(array, checkpoint.at_most(array.dtype, widest))
+        return jax.device_put(array.astype(checkpoint.at_most(array.dtype, widest), copy=False))
 
     loaded = load_released(root, place=place)
     return Model(loaded.config, loaded.params, loaded.extras, root)

@@ -31,6 +31,8 @@ from internvlu_jax.writing import Written, write
 
 # Pixels that the VAE decodes at once; larger batches go through it in parts.
 _DECODE_PIXELS = 8 * 512 * 512
+# All-dropped contexts that are kept: the two system texts that draw, with room for a user's own.
+_KEPT_CONTEXTS = 16
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class InternVLUPipeline:
         config: InternVLUConfig,
         params: dict[str, Any],
         processor: Processor,
-        compute: Compute = Compute(),  # noqa: B008
+        compute: Compute = Compute(),
     ) -> None:
         self.config = config
         self.params = params
@@ -82,7 +84,9 @@ class InternVLUPipeline:
         enable_cache()
         compute = Compute(dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"), attention)
         model = loading.load(path, widest=compute.dtype)
-        return cls(model.config, model.params, Processor.from_pretrained(model.small_files, model.config.processor), compute)
+        return cls(
+            model.config, model.params, Processor.from_pretrained(model.small_files, model.config.processor), compute
+        )
 
     def __call__(
         self,
@@ -207,9 +211,9 @@ class InternVLUPipeline:
         pictures = self._pictures(requests, visual, first, reasoned)
         repeated = [p for p in pictures for _ in range(options.num_images_per_prompt)]
         grid = options.latent_grid(self.config)
-        start = options.latents
-        if start is None:
-            start = drawing.noise(options.seed, len(repeated), (*grid, self.config.vae.z_dim))
+        shape = (*grid, self.config.vae.z_dim)
+        given = options.latents
+        start = drawing.noise(options.seed, len(repeated), shape) if given is None else given
         latents = self._sample(repeated, np.asarray(start, np.float32), options)
         size = (options.width, options.height)
         return [Image.fromarray(p).resize(size, Image.Resampling.LANCZOS) for p in self._decode(latents)]
@@ -222,21 +226,21 @@ class InternVLUPipeline:
         reasoned: Sequence[Context | None] | None,
     ) -> list[Picture]:
         """Contexts of all branches, and latents of the sources."""
-        tokenizer = self.processor.tokenizer
-        finish = [tokenizer.img_start] if reasoned is not None else []  # in image mode the rows have it already
+        # In image mode the processor's rows end in <img> already; after reasoning they get it here.
+        end = np.array([self.processor.tokenizer.img_start] if reasoned else [], np.int32)
         rows: list[Row] = []
         for request, start in zip(requests, first, strict=True):
-            ids = [] if reasoned is not None else [request.cond]
-            ids += [request.text_dropped] if request.sources else []
-            rows += [Row(np.append(i, finish).astype(np.int32), start) for i in ids]
+            ids = [] if reasoned else [request.cond]
+            ids += [request.text_dropped] if request.sources and request.text_dropped is not None else []
+            rows += [Row(np.concatenate([i, end]), start) for i in ids]
         contexts = iter(self._contexts(rows, visual))
         sources = iter(self._sources([s for r in requests for s in r.sources]))
         pictures = []
         for n, request in enumerate(requests):
-            full = next(contexts) if reasoned is None else reasoned[n]
+            full = reasoned[n] if reasoned else next(contexts)
             partial = next(contexts) if request.sources else None
-            dropped = self._dropped_context(np.append(request.all_dropped, finish).astype(np.int32))
-            assert full is not None
+            assert full is not None and request.all_dropped is not None  # as both modes that draw have them
+            dropped = self._dropped_context(np.concatenate([request.all_dropped, end]))
             pictures.append(Picture(full, partial, dropped, tuple(next(sources) for _ in request.sources)))
         return pictures
 
@@ -247,7 +251,11 @@ class InternVLUPipeline:
         tokenizer, head = self.processor.tokenizer, self.config.generation_decoder
         batch = pack(rows, tokenizer)
         states = self.inference.hidden_states(
-            self.params["vlm"], batch.ids, np.array(tokenizer.special_table_ids), visual if batch.visual_index is not None else None, batch.visual_index
+            self.params["vlm"],
+            batch.ids,
+            np.array(tokenizer.special_table_ids),
+            visual if batch.visual_index is not None else None,
+            batch.visual_index,
         )
         starts = [context_start(row.ids, tokenizer) for row in rows]
         lengths = [head.context_length(len(row.ids) - start) for row, start in zip(rows, starts, strict=True)]
@@ -265,6 +273,8 @@ class InternVLUPipeline:
         """The context of an all-dropped prompt. It depends on the system text alone, so it is kept."""
         key = ids.tobytes()
         if key not in self._dropped:
+            if len(self._dropped) >= _KEPT_CONTEXTS:
+                self._dropped.pop(next(iter(self._dropped)))
             self._dropped[key] = self._contexts([Row(ids)], None)[0]
         return self._dropped[key]
 
@@ -273,7 +283,9 @@ class InternVLUPipeline:
         latents: dict[int, np.ndarray] = {}
         for shape in dict.fromkeys(p.shape for p in pixels):
             members = [i for i, p in enumerate(pixels) if p.shape == shape]
-            batch = np.asarray(self.inference.source_latents(self.params["vae"], np.stack([pixels[i] for i in members])))
+            batch = np.asarray(
+                self.inference.source_latents(self.params["vae"], np.stack([pixels[i] for i in members]))
+            )
             latents.update(zip(members, batch, strict=True))
         return [latents[i] for i in range(len(pixels))]
 

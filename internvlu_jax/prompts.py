@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,4 +73,4 @@ def context_runs(is_visual: np.ndarray, tokens_per_tile: int) -> Runs:
 def _stretches(flags: np.ndarray) -> list[tuple[int, int, bool]]:
     """(start, stop, value) of every stretch of equal values."""
     edges = [0, *(np.flatnonzero(np.diff(flags)) + 1), len(flags)]
-    return [(int(a), int(b), bool(flags[a])) for a, b in zip(edges[:-1], edges[1:], strict=True) if b > a]
+    return [(int(a), int(b), bool(flags[a])) for a, b in itertools.pairwise(edges) if b > a]

@@ -103,12 +103,14 @@ def _reasoned(
     ending_ids, _ = pad_right(endings, 1 if longest == 1 else bucket(longest), tokenizer.pad)
     x = inference.embed_prompt(params["vlm"], ending_ids, special)
     model = inference.language_model(capture=True)
+    before, during = prompt.captured, found.captured
+    assert before is not None and during is not None and found.cache is not None  # the model captures
     again, _ = extend(model, params["vlm"], found.cache, x, batch.lengths + np.array(resume, np.int32))
-    states = jnp.concatenate([prompt.captured, found.captured, again], axis=1)
+    states = jnp.concatenate([before, during, again], axis=1)
 
     spans, runs = [], []
     limit = inference.cfg.generation_decoder.context_length
-    text_at, ending_at = batch.ids.shape[1], batch.ids.shape[1] + found.captured.shape[1]
+    text_at, ending_at = batch.ids.shape[1], batch.ids.shape[1] + during.shape[1]
     for row, r, ending in zip(rows, resume, endings, strict=True):
         start = context_start(row.ids, tokenizer)
         places = [(start, len(row.ids)), (text_at, text_at + r), (ending_at, ending_at + len(ending))]

@@ -1,4 +1,4 @@
-"""Shared fixtures. The package is imported under jaxtyping's hook, so every annotated shape is checked in every test."""
+"""Shared fixtures. The package is imported under jaxtyping's hook, so every test checks every annotated shape."""
 
 import json
 import os
@@ -10,8 +10,8 @@ from jaxtyping import install_import_hook
 
 install_import_hook(["internvlu_jax", "converters"], "beartype.beartype")
 
-import numpy as np
-import pytest
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 
 GOLDENS = Path(__file__).parent / "goldens"
 

@@ -32,7 +32,7 @@ def load_head(checkpoint: Path) -> tuple[HeadConfig, dict]:
 
 
 @functools.cache
-def load_mmdit(checkpoint: Path, compute: Compute = Compute()) -> SimpleNamespace:  # noqa: B008
+def load_mmdit(checkpoint: Path, compute: Compute = Compute()) -> SimpleNamespace:
     """The transformer alone: cfg, apply(...) and embed(context), both jitted, params."""
     cfg, params = load_head(checkpoint)
     module = MMDiT(cfg.decoder_config, compute)

@@ -9,12 +9,19 @@ ROOT = Path(__file__).parent.parent
 
 # A module may import from its own layer and from those before it; the longest matching prefix decides.
 LAYERS = [
-    ["internvlu_jax.config", "internvlu_jax.config_files", "internvlu_jax.compilation", "internvlu_jax.opcount"],
+    [
+        "internvlu_jax.config",
+        "internvlu_jax.config_files",
+        "internvlu_jax.compilation",
+        "internvlu_jax.flops",
+        "internvlu_jax.progress",
+    ],
     ["internvlu_jax.ops", "internvlu_jax.processing"],
     ["internvlu_jax.models"],
     ["internvlu_jax.flow", "internvlu_jax.decode"],
     ["converters", "internvlu_jax.checkpoint"],
     ["internvlu_jax.options", "internvlu_jax.prompts", "internvlu_jax.inference", "internvlu_jax.loading"],
+    ["internvlu_jax.drawing", "internvlu_jax.writing"],
     ["internvlu_jax.pipeline", "internvlu_jax.info"],
     ["internvlu_jax"],  # the package itself re-exports the pipeline
     ["internvlu_jax.cli"],

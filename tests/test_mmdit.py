@@ -33,7 +33,7 @@ def small() -> SimpleNamespace:
     return build_small(cfg)
 
 
-def build_small(cfg: MMDiTConfig, compute: Compute = Compute()) -> SimpleNamespace:  # noqa: B008
+def build_small(cfg: MMDiTConfig, compute: Compute = Compute()) -> SimpleNamespace:
     module = MMDiT(cfg, compute)
 
     def touch(module):

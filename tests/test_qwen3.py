@@ -36,7 +36,7 @@ def runner(cfg, compute, capture, return_kv):
     return jax.jit(run)
 
 
-def apply(recorded, x, positions=None, *, compute=Compute(), params=None, capture=(), return_kv=False, **kwargs):  # noqa: B008
+def apply(recorded, x, positions=None, *, compute=Compute(), params=None, capture=(), return_kv=False, **kwargs):
     """The language model on embeddings, or on ids."""
     cfg, own = recorded
     params = own if params is None else params

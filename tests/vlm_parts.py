@@ -30,7 +30,7 @@ def vlm_config(golden):
     return read_config(golden.checkpoint).vlm
 
 
-def build(cfg, part, compute=Compute()):  # noqa: B008
+def build(cfg, part, compute=Compute()):
     """(module, shapes of its parameters)."""
     key, llm, vision = jax.random.key(0), cfg.llm_config, cfg.vision_config
     if part == "vit":

@@ -151,7 +151,7 @@ class GenerationHead(nn.Module):
         self(latents, jnp.zeros((1,)), context, jnp.ones((1,), jnp.int32), (tables, tables))
 
 
-def modules(cfg: InternVLUConfig, compute: Compute = Compute()) -> dict[str, nn.Module]:  # noqa: B008
+def modules(cfg: InternVLUConfig, compute: Compute = Compute()) -> dict[str, nn.Module]:
     """The three parts by name; `apply` of each with `{"params": params[name]}`."""
     return {
         "vlm": VLM(cfg.vlm, compute),

@@ -14,14 +14,14 @@ from internvlu_jax.ops.norms import layer_norm, rms_norm
 
 
 class RMSNorm(nn.Module):
-    """`ops.norms.rms_norm` with its scale; the result has the dtype of x."""
+    """`ops.norms.rms_norm` with its scale, which is cast to the dtype of x as every weight is where it is used."""
 
     eps: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        return rms_norm(x, scale, self.eps).astype(x.dtype)
+        return rms_norm(x, scale.astype(x.dtype), self.eps)
 
 
 class LayerNorm(nn.Module):
