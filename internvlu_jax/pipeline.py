@@ -21,6 +21,7 @@ from internvlu_jax.drawing import Context, Picture
 from internvlu_jax.flow.guidance import Scales
 from internvlu_jax.flow.solver import schedule
 from internvlu_jax.inference import Inference
+from internvlu_jax.ops.attention import resolve_implementation
 from internvlu_jax.options import GUIDANCE, NEW_TOKENS, Options
 from internvlu_jax.processing.batch import bucket
 from internvlu_jax.processing.images import smart_resize
@@ -67,14 +68,12 @@ class InternVLUPipeline:
         self._dropped: dict[bytes, Context] = {}
 
     @classmethod
-    def from_pretrained(
-        cls, path: str | Path, *, dtype: str | None = None, attention: str = "auto"
-    ) -> InternVLUPipeline:
+    def from_pretrained(cls, path: str | Path, *, dtype: Any = None, attention: str = "auto") -> InternVLUPipeline:
         """Loads a checkpoint: a directory in the released layout or one that `convert` wrote, or a Hub id.
 
         Args:
-            dtype: of the computation. None: float32 on a CPU, bfloat16 on an accelerator. Parameters keep the dtype of
-                the checkpoint unless that is wider.
+            dtype: of the computation, by name or as a dtype. None: float32 on a CPU, bfloat16 on an accelerator.
+                Parameters keep the dtype of the checkpoint unless that is wider.
             attention: "auto", "xla" or "cudnn", see `ops.attention`.
 
         Raises:
@@ -82,11 +81,12 @@ class InternVLUPipeline:
                 with it is named.
         """
         enable_cache()
-        compute = Compute(dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"), attention)
+        default = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        compute = Compute(default if dtype is None else dtype_name(dtype), attention)
         model = loading.load(path, widest=compute.dtype)
-        return cls(
-            model.config, model.params, Processor.from_pretrained(model.small_files, model.config.processor), compute
-        )
+        _check_attention(model.config, compute)
+        processor = Processor.from_pretrained(model.small_files, model.config.processor)
+        return cls(model.config, model.params, processor, compute)
 
     def __call__(
         self,
@@ -159,7 +159,7 @@ class InternVLUPipeline:
             callback=callback,
             progress=progress,
         )
-        options.check(self.config, 1 if isinstance(prompt, str) else len(prompt))
+        options.check(self.config, len(prompt) if isinstance(prompt, list | tuple) else 1)
         requests = self.processor.process(
             prompt, image, generation_mode, system_prompt=system_prompt, max_tiles=max_tiles
         )
@@ -314,6 +314,22 @@ class InternVLUPipeline:
         at_once = max(1, _DECODE_PIXELS // pixels)
         parts = [latents[i : i + at_once] for i in range(0, len(latents), at_once)]
         return [p for part in parts for p in np.asarray(self.inference.pictures(self.params["vae"], part))]
+
+
+def _check_attention(config: InternVLUConfig, compute: Compute) -> None:
+    """Raises ValueError if the attention that was asked for cannot run, before anything is compiled."""
+    vlm, head = config.vlm, config.generation_decoder
+    widths = (vlm.vision_config.head_dim, vlm.llm_config.head_dim, head.decoder_config.attention_head_dim)
+    for head_dim in widths:
+        resolve_implementation(compute.attention, compute.dtype, head_dim, has_mask=False)
+
+
+def dtype_name(dtype: Any) -> str:
+    """The name of a dtype given as a name, a numpy or a JAX dtype; what is none of these is given back as text."""
+    try:
+        return jnp.dtype(dtype).name
+    except TypeError:
+        return str(dtype)
 
 
 def _reporter(
