@@ -92,7 +92,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Image_:
+class Draw:
     """Draw a picture from a description."""
 
     prompt: Prompt
@@ -167,7 +167,7 @@ class Convert:
 
 COMMANDS: dict[str, Callable] = {
     "text": Text,
-    "image": Image_,
+    "image": Draw,
     "edit": Edit,
     "text-image": TextImage,
     "info": Info,
