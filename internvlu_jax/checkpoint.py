@@ -74,7 +74,7 @@ def save_model(
     directory: str | Path,
     config: InternVLUConfig,
     params: dict[str, Any],
-    extras: dict[str, np.ndarray],
+    extras: dict[str, Any],
     released: str | Path | None = None,
 ) -> None:
     """Writes a model directory; nothing appears under its name before it is whole.

@@ -192,6 +192,7 @@ def _draw(
     model: Model, drawing: Drawing, prompt: str, files: tuple[Path, ...], mode: str, seed: int | None, **writing
 ) -> None:
     images = _load_images(files)
+    _check_out(drawing.out)
     pipe = model.load()
     height, width = _size(drawing, images, pipe)
     out = pipe(
@@ -226,6 +227,18 @@ def _one_entry(images: list[Image]) -> list[list[Image]] | None:
 
 def _only_text(out: PipelineOutput) -> str:
     return out.text[0] if out.text else ""
+
+
+def _check_out(out: Path | None) -> None:
+    """Raises ValueError if no picture can be written there; before the work of drawing it."""
+    from PIL import Image
+
+    if out is None:
+        return
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"--out {out}: there is no directory {out.parent}")
+    if out.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--out {out}: {out.suffix or 'no'} suffix; expected that of a picture, such as .png or .jpg")
 
 
 def _names(out: Path | None) -> Iterator[Path]:
