@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -47,11 +48,16 @@ class Traced:
     The context of the fully dropped prompt is not among them: the pipeline keeps it from call to call.
     """
 
-    def __init__(self, cfg: InternVLUConfig, case: Case) -> None:
+    def __init__(
+        self,
+        cfg: InternVLUConfig,
+        case: Case,
+        # Counted with attention by XLA: the jaxpr of a cuDNN call does not show its products, which are the same ones.
+        compute: Compute = Compute(attention="xla"),
+    ) -> None:
         self.cfg, self.case = cfg, case
-        # Attention by XLA, because the jaxpr of a cuDNN call does not show its products; both compute the same ones.
-        self.inference = Inference(cfg, Compute(attention="xla"))
-        self.params = param_shapes(cfg)
+        self.inference = Inference(cfg, compute)
+        self.params = jax.tree.map(lambda p: Shape(p.shape, jnp.dtype(compute.dtype)), _param_shapes(cfg))
         self.encoded = case.turns[:-1] if case.task != "text" else case.turns
 
     def parts(self) -> dict[str, Part]:
@@ -79,7 +85,7 @@ class Traced:
         x = jax.eval_shape(self.inference.embed_prompt, *self._prompt())
         read = partial(prefill, model, capacity=x.shape[1] + bucket(new))
         prompt: Prompt = jax.eval_shape(read, self.params["vlm"], x, ints(1))
-        write = partial(generate, model, stop_ids=(0,), pad_id=0, max_new_tokens=new, buffer=bucket(new))
+        write = partial(generate, model, stop_ids=(-1,), pad_id=0, max_new_tokens=new, buffer=bucket(new))
         return {
             "vision": self._vision(),
             "prompt": Part(read, (self.params["vlm"], x, ints(1))),
@@ -126,6 +132,11 @@ class Traced:
     def _latents(self) -> tuple[int, int, int]:
         factor = self.cfg.vae.downsample_factor
         return self.case.height // factor, self.case.width // factor, self.cfg.vae.z_dim
+
+
+@functools.cache
+def _param_shapes(cfg: InternVLUConfig) -> dict[str, Any]:
+    return param_shapes(cfg)
 
 
 def floats(*shape: int) -> Shape:

@@ -6,14 +6,11 @@ import pytest
 from experiments.flops import case_for
 from experiments.traced import Traced
 from internvlu_jax.config import Compute, InternVLUConfig
-from internvlu_jax.inference import Inference
 
 
 @pytest.mark.parametrize("task", ["t2i", "edit", "text"])
 def test_released_sizes_lower_for_gpu_and_tpu(task):
-    cfg = InternVLUConfig()
-    traced = Traced(cfg, case_for(task, 512, 512))
-    traced.inference = Inference(cfg, Compute("bfloat16", "xla"))
+    traced = Traced(InternVLUConfig(), case_for(task, 512, 512), Compute("bfloat16", "xla"))
     for part in traced.parts().values():
         lowered = jax.jit(lambda *a, f=part.function: f(*a)).trace(*part.arguments)
         for platform in ("cuda", "tpu"):

@@ -1,0 +1,27 @@
+"""The benchmark runs what it says; its figures are no business of the tests."""
+
+import json
+
+import pytest
+
+from experiments.benchmark import Arguments, main, parse_case
+
+
+def test_debug_preset_gives_every_part(tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    main(Arguments(("t2i-32", "text"), preset="debug", dtype="float32", repeats=1, json=out))
+    found = json.loads(out.read_text())
+    parts = {(t["case"], t["part"]) for t in found["timings"]}
+    assert parts == {
+        *(("t2i-32", part) for part in ("prompt", "context", "denoise", "vae_decode")),
+        *(("text", part) for part in ("vision", "prompt", "write")),
+    }
+    assert all(t["seconds"] > 0 and t["tflop"] > 0 for t in found["timings"])
+    assert found["settings"]["dtype"] == "float32"
+    assert "cudnn" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["video-512", "t2i-big", "t2i-1x2x3", ""])
+def test_unknown_case_is_named(name):
+    with pytest.raises(ValueError, match=repr(name)):
+        parse_case(name)
