@@ -27,8 +27,8 @@ def pad_right(rows: Sequence[np.ndarray], length: int, pad_id: int) -> tuple[Int
         ValueError: a row is longer than `length`.
     """
     lengths = np.array([len(row) for row in rows], np.int32)
-    if lengths.size and lengths.max() > length:
-        raise ValueError(f"a row of {lengths.max()} tokens does not fit {length}")
+    if lengths.size and np.max(lengths) > length:
+        raise ValueError(f"a row of {np.max(lengths)} tokens does not fit {length}")
     ids = np.full((len(rows), length), pad_id, np.int32)
     for out, row in zip(ids, rows, strict=True):
         out[: len(row)] = row

@@ -94,7 +94,7 @@ def _grey_from_integers(image: Image.Image) -> UInt8[np.ndarray, "y x"]:
     are taken for 8-bit ones.
     """
     values = np.asarray(image).astype(np.int64)
-    low, high = values.min(), values.max()
+    low, high = np.min(values), np.max(values)
     if low < 0 or high > 65535:
         raise ValueError(f"the picture holds integers from {low} to {high}; convert it to 8 or 16 bits first")
     if image.mode == "I" and high <= 255:
