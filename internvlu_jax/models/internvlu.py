@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from internvlu_jax.config import Compute, HeadConfig, InternVLUConfig, VLMConfig
 from internvlu_jax.models.mmdit import MMDiT
@@ -87,11 +87,12 @@ class VLM(nn.Module):
         x: Float[Array, "b s d"],
         positions: Int[Array, "b s"],
         *,
+        mask: Bool[Array, "b s s"] | None = None,
         cache: KVCache | None = None,
         return_kv: bool = False,
         capture: tuple[int, ...] = (),
     ) -> Qwen3Output:
-        return self.llm(x, positions, cache=cache, return_kv=return_kv, capture=capture)
+        return self.llm(x, positions, mask=mask, cache=cache, return_kv=return_kv, capture=capture)
 
     def build(self) -> None:
         """Touches every parameter once; used to initialise."""

@@ -58,6 +58,16 @@ def check_system_text(text: str) -> str:
     return text
 
 
+def check_written_text(text: str, what: str) -> str:
+    """Returns `text` if the model may be taught to write it.
+
+    Raises:
+        ValueError: it holds a token that bounds turns or pictures; `what` says what the text is.
+    """
+    _refuse_tokens(text, (*_PICTURE_TOKENS, IM_START, IM_END), what)
+    return text
+
+
 def place_images(text: str, count: int) -> str:
     """Puts the marks that `text` lacks for `count` pictures in front of it, one line each.
 
@@ -109,6 +119,11 @@ def render(system: str, message: str, final_img: bool) -> str:
     user = f"{IM_START}user\n{message}{IM_END}\n" if message else f"{IM_START}user\n"
     answer = f"{IM_START}assistant\n" + (IMG_START if final_img else "")
     return f"{IM_START}system\n{system}{IM_END}\n{user}{answer}"
+
+
+def render_further(message: str) -> str:
+    """What follows an answer and its `<|im_end|>` when the conversation goes on: the next turn, up to its answer."""
+    return f"\n{IM_START}user\n{message}{IM_END}\n{IM_START}assistant\n"
 
 
 def _refuse_tokens(text: str, tokens: Sequence[str], what: str) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -26,6 +28,7 @@ _ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_EXCHANGING = [_ORIENTATIONS[number] for number in (5, 6, 7, 8)]  # height and width
 
 
 def load_image(path: str | Path) -> Image.Image:
@@ -37,13 +40,24 @@ def load_image(path: str | Path) -> Image.Image:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such picture file")
+    with opened_picture(path, str(path)) as image:
+        return Image.fromarray(to_rgb(image))
+
+
+@contextmanager
+def opened_picture(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
+    """The picture in `file`, its header read and its pixels not. All that goes wrong in the block names it.
+
+    Raises:
+        ValueError: `name`, and what is wrong.
+    """
     try:
-        with Image.open(path) as image:
-            return Image.fromarray(to_rgb(image))
+        with Image.open(file) as image:
+            yield image
     except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{path}: not a picture in a format that is known here") from error
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{name}: not a picture in a format that is known here") from error
+    except Exception as error:  # a broken header, like broken pixels, can raise nearly anything in Pillow
+        raise ValueError(f"{name}: {error}") from error
 
 
 def to_rgb(image: Any) -> UInt8[np.ndarray, "y x 3"]:
@@ -79,12 +93,30 @@ def _check_sides(height: int, width: int) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Applies the EXIF orientation; metadata that cannot be read leaves the picture as it is stored."""
-    try:
-        method = _ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # metadata is as often broken as absent, and the pixels are fine without it
-        method = None
+    method = _turn(image)
     return image if method is None else image.transpose(method)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) of what `to_rgb` gives, without reading pixels.
+
+    An orientation that stands behind the pixels of a PNG is not seen.
+
+    Raises:
+        ValueError: the picture has no pixels or an aspect ratio over 200.
+    """
+    _check_sides(image.height, image.width)
+    turned = _turn(image) in _EXCHANGING
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes the picture upright; metadata that cannot be read leaves it as it is stored."""
+    try:
+        # PNG's own method would read all pixels first
+        return _ORIENTATIONS.get(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
+    except Exception:  # metadata is as often broken as absent, and the pixels are fine without it
+        return None
 
 
 def _grey_from_integers(image: Image.Image) -> UInt8[np.ndarray, "y x"]:
@@ -144,7 +176,14 @@ def tile_grid(height: int, width: int, tile_height: int, tile_width: int, max_ti
 def vision_tiles(
     picture: UInt8[np.ndarray, "y x 3"], cfg: ImageProcessorConfig, max_tiles: int = 1
 ) -> Float32[np.ndarray, "n p q 3"]:
-    """Normalised tiles for the vision encoder: the picture cut row by row, and if cut at all, the whole of it last."""
+    """Normalised tiles for the vision encoder, see `cut_tiles`."""
+    return normalise(cut_tiles(picture, cfg, max_tiles), cfg.image_mean, cfg.image_std)
+
+
+def cut_tiles(
+    picture: UInt8[np.ndarray, "y x 3"], cfg: ImageProcessorConfig, max_tiles: int = 1
+) -> UInt8[np.ndarray, "n p q 3"]:
+    """8-bit tiles: the picture cut row by row, and if cut at all, the whole of it last."""
     tile_height, tile_width = cfg.size.height, cfg.size.width
     height, width, _ = picture.shape
     columns, rows = tile_grid(height, width, tile_height, tile_width, max_tiles)
@@ -153,7 +192,13 @@ def vision_tiles(
     tiles = tiles.reshape(rows * columns, tile_height, tile_width, 3)
     if len(tiles) > 1:
         tiles = np.concatenate([tiles, resize_bicubic(picture, tile_height, tile_width)[None]])
-    return normalise(tiles, cfg.image_mean, cfg.image_std)
+    return tiles
+
+
+def tile_count(height: int, width: int, cfg: ImageProcessorConfig, max_tiles: int = 1) -> int:
+    """How many tiles `cut_tiles` makes of a picture of this size."""
+    columns, rows = tile_grid(height, width, cfg.size.height, cfg.size.width, max_tiles)
+    return columns * rows + (columns * rows > 1)
 
 
 def smart_resize(

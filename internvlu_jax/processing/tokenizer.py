@@ -69,6 +69,24 @@ class Tokenizer:
         _add_tokens(backend, directory)
         return cls(backend)
 
+    @classmethod
+    def byte_level(cls) -> Tokenizer:
+        """256 bytes and the special tokens, 269 ids: nothing to learn, for models that are made up from scratch."""
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        backend = tokenizers.Tokenizer(models.BPE({char: n for n, char in enumerate(alphabet)}, []))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.decoder = decoders.ByteLevel()
+        backend.add_special_tokens([AddedToken(t, normalized=False) for t in (PAD, IM_START, IM_END, *SPECIAL_TABLE)])
+        return cls(backend)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes tokenizer.json and a tokenizer_config.json, as `from_directory` and transformers read them."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        self._backend.save(str(directory / "tokenizer.json"))
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": PAD, "eos_token": IM_END}
+        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
     @property
     def special_table_ids(self) -> tuple[int, ...]:
         """Ids of the ten tokens whose embeddings come from the special-token table, in the order of its rows."""

@@ -1,0 +1,58 @@
+"""Aspect-ratio buckets: the few sizes at which pictures are drawn in training, so that every batch has one shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+_STEP = 4 / 3  # between the ratios of neighbouring buckets, at most
+
+
+@lru_cache
+def buckets(side: int, max_aspect: float, multiple: int) -> tuple[Size, ...]:
+    """Sizes in multiples of `multiple` with an area of at most side^2, evenly spread in the logarithm of their ratio.
+
+    Raises:
+        ValueError: `side` is below `multiple`, or the narrowest bucket would be.
+    """
+    count = math.ceil(math.log(max_aspect) / math.log(_STEP) - 1e-9)
+    ratios = [max_aspect ** (k / count) for k in range(-count, count + 1)] if count else [1.0]
+    sizes = dict.fromkeys(
+        (_floor(side * math.sqrt(ratio), multiple), _floor(side / math.sqrt(ratio), multiple)) for ratio in ratios
+    )
+    if min(min(size) for size in sizes) < multiple:
+        raise ValueError(
+            f"data.sides has {side}: with aspect ratios up to {max_aspect:g} a picture would be narrower than the "
+            f"{multiple} pixels of one token; ask for a larger side or a smaller data.max_aspect"
+        )
+    return tuple(sizes)
+
+
+def _floor(value: float, multiple: int) -> int:
+    return math.floor(value / multiple + 1e-6) * multiple
+
+
+def choose(size: Size, sides: Sequence[int], max_aspect: float, multiple: int) -> Size:
+    """The bucket of a picture: the largest side that does not enlarge it, else the smallest; then the nearest ratio."""
+    height, width = size
+    fitting = [side for side in sides if side * side <= height * width]
+    options = buckets(max(fitting, default=min(sides)), max_aspect, multiple)
+    return min(options, key=lambda o: abs(math.log(o[0] / o[1]) - math.log(height / width)))
+
+
+def fit(picture: UInt8[np.ndarray, "y x 3"], size: Size) -> UInt8[np.ndarray, "p q 3"]:
+    """The picture resized (bicubic) to cover `size`, and what hangs over cut off evenly on both sides."""
+    height, width = picture.shape[:2]
+    scale = min(height / size[0], width / size[1])
+    kept_height, kept_width = size[0] * scale, size[1] * scale
+    top, left = (height - kept_height) / 2, (width - kept_width) / 2
+    box = (left, top, left + kept_width, top + kept_height)
+    return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box))

@@ -1,0 +1,66 @@
+"""What a training run reads, and how it becomes batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from internvlu_jax.config import ConfigError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The data of a run.
+
+    sources: (path, weight): JSON-lines files and directories of shards, mixed example by example in proportion to the
+        weights. Each is repeated for as long as the run lasts, shuffled anew each time.
+    batch_size: rows of a micro-batch, over all devices and hosts; with `TrainConfig.accumulate` micro-batches a step.
+    packed_rows: rows of a micro-batch of packed understanding samples; None is `batch_size`.
+    sides: each picture to be drawn goes to the largest of these sizes that does not enlarge it (else the smallest). A
+        size is the side of a square with the area of all its buckets.
+    max_aspect: buckets have aspect ratios from 1 / max_aspect to max_aspect; 1 is squares only.
+    text_lengths: lengths to which the part of a prompt that conditions the head is padded; a record whose prompt is
+        longer than the last is broken.
+    pack_length, pack_tiles: tokens and tiles of one row of packed understanding samples.
+    max_tiles: most tiles that a picture is cut into for the vision encoder, the thumbnail not counted.
+    condition_latents: whether the head sees the source pictures' latents, or knows them through the context alone.
+    drop_all_t2i, drop_all_edit, drop_text_edit: shares of the examples whose prompt is dropped for guidance.
+    text_targets: whether answers and reasoning are targets of the language model.
+    max_broken: the run stops when more than this share of the records read so far could not be used.
+    threads: that read pictures; prefetch: micro-batches made ahead.
+    """
+
+    sources: tuple[tuple[str, float], ...] = ()
+    batch_size: int = 8
+    packed_rows: int | None = None
+    sides: tuple[int, ...] = (512,)
+    max_aspect: float = 1.0
+    text_lengths: tuple[int, ...] = (64, 128, 256, 512)
+    pack_length: int = 2048
+    pack_tiles: int = 6
+    max_tiles: int = 1
+    condition_latents: bool = True
+    drop_all_t2i: float = 0.1
+    drop_all_edit: float = 0.05
+    drop_text_edit: float = 0.05
+    text_targets: bool = True
+    shuffle: bool = True
+    max_broken: float = 0.01
+    threads: int = 8
+    prefetch: int = 2
+
+    def __post_init__(self) -> None:
+        shares = {name: getattr(self, name) for name in ("drop_all_t2i", "drop_all_edit", "drop_text_edit")}
+        for name, share in {**shares, "max_broken": self.max_broken}.items():
+            if not 0 <= share <= 1:
+                raise ConfigError(f"data.{name} is {share}; expected a share from 0 to 1")
+        for name in ("batch_size", "pack_length", "pack_tiles", "max_tiles", "threads", "prefetch"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"data.{name} is {getattr(self, name)}; expected at least 1")
+        for name in ("sides", "text_lengths"):
+            values = getattr(self, name)
+            if not values or min(values) < 1 or list(values) != sorted(set(values)):
+                raise ConfigError(f"data.{name} is {values}; expected positive numbers in increasing order")
+        if self.max_aspect < 1:
+            raise ConfigError(f"data.max_aspect is {self.max_aspect}; expected at least 1")
+        if any(weight <= 0 for _, weight in self.sources):
+            raise ConfigError("data.sources: every weight must be over 0; leave a source out instead")

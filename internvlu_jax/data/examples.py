@@ -1,0 +1,200 @@
+"""From a record to what a batch needs of it, pictures left unread: token rows as inference would make them.
+
+A prompt is rendered, tokenised and conditioned on exactly as `processing.processor` does it. What the model is to write
+after it is tokenised on its own, as it will be when it writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from internvlu_jax.config import InternVLUConfig
+from internvlu_jax.data import buckets
+from internvlu_jax.data.buckets import Size
+from internvlu_jax.data.config import DataConfig
+from internvlu_jax.data.records import BrokenRecord, PictureFile, Record
+from internvlu_jax.processing import chat
+from internvlu_jax.processing.images import tile_count
+from internvlu_jax.processing.tokenizer import IM_END, Tokenizer
+from internvlu_jax.prompts import Runs, context_runs, context_start
+
+Drop = Literal["full", "text_dropped", "all_dropped"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """All that decides the shapes of a batch; rows of one kind go together.
+
+    target: size of the pictures to draw, None for packed understanding samples. sources: sizes of the source pictures
+    whose latents the head sees. text_length: to which contexts are padded. tiles: of each row. stored: whether latents
+    and contexts were computed beforehand.
+    """
+
+    target: Size | None = None
+    sources: tuple[Size, ...] = ()
+    text_length: int = 0
+    tiles: int = 0
+    stored: bool = False
+
+
+PACKED = Kind()
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One example without its pixels.
+
+    ids: tokens of the row. written: which of them the model is to write. seen: pictures for the vision encoder, in the
+    order of their visual tokens. start, length, runs: the part of the row that conditions the head, see `prompts`.
+    """
+
+    record: Record
+    kind: Kind
+    drop: Drop
+    ids: np.ndarray
+    written: np.ndarray
+    seen: tuple[PictureFile, ...]
+    tiles: int
+    start: int = 0
+    length: int = 0
+    runs: Runs = ()  # type: ignore[assignment]
+
+
+class Drafter:
+    """Makes drafts for one model and one data configuration.
+
+    Raises:
+        ValueError: a bucket does not fit the model.
+    """
+
+    def __init__(self, cfg: InternVLUConfig, tokenizer: Tokenizer, data: DataConfig) -> None:
+        self._cfg, self._tokenizer, self._data = cfg, tokenizer, data
+        self._multiple = cfg.generation_decoder.pixel_multiple
+        for side in data.sides:
+            buckets.buckets(side, data.max_aspect, self._multiple)
+
+    def choose_drop(self, record: Record, rng: np.random.Generator) -> Drop:
+        """Which guidance branch the example trains, by the shares of the configuration."""
+        data, u = self._data, rng.random()
+        if record.task == "understanding":
+            return "full"
+        all_dropped = data.drop_all_t2i if record.task == "t2i" else data.drop_all_edit
+        text_dropped = 0.0 if record.task == "t2i" else data.drop_text_edit
+        if u < all_dropped:
+            return "all_dropped"
+        return "text_dropped" if u < all_dropped + text_dropped else "full"
+
+    def draft(self, record: Record, drop: Drop = "full") -> Draft:
+        """The example with its prompt whole or dropped.
+
+        Raises:
+            BrokenRecord: the record cannot be used.
+        """
+        try:
+            return self._conversation(record) if record.task == "understanding" else self._drawing(record, drop)
+        except BrokenRecord:
+            raise
+        except ValueError as error:
+            raise BrokenRecord(record.where, str(error)) from error
+
+    # Pictures to draw
+
+    def _drawing(self, record: Record, drop: Drop) -> Draft:
+        sources = () if drop == "all_dropped" else record.sources
+        message = {
+            "full": lambda: chat.user_message(record.prompt, len(sources)),
+            "text_dropped": lambda: chat.text_dropped_message(len(sources)),
+            "all_dropped": lambda: chat.ALL_DROPPED,
+        }[drop]()
+        system = chat.system_text("image", bool(record.sources))
+        reasoning = record.reasoning if drop == "full" else None
+        counts = self._tile_counts(sources)
+        expanded = chat.expand_images(message, [n * self._cfg.vlm.tokens_per_tile for n in counts])
+        ids = self._tokenizer.encode(chat.render(system, expanded, final_img=reasoning is None))
+        prompt = len(ids)
+        if reasoning is not None:
+            ids += [*self._tokenizer.encode(_as_written(reasoning)), self._tokenizer.img_start]
+        row = np.array(ids, np.int32)
+        written = np.arange(len(row)) >= prompt
+        start = context_start(row, self._tokenizer)
+        length = self._cfg.generation_decoder.context_length(len(row) - start)
+        is_visual = row[start : start + length] == self._tokenizer.img_context
+        kind = Kind(*self._sizes(record, sources), self._text_length(length), sum(counts), bool(record.stored))
+        runs = context_runs(is_visual, self._cfg.vlm.tokens_per_tile)
+        return Draft(record, kind, drop, row, written, sources, sum(counts), start, length, runs)
+
+    def _sizes(self, record: Record, sources: Sequence[PictureFile]) -> tuple[Size, tuple[Size, ...]]:
+        """Sizes at which the target is drawn and the sources are given: the target's where they are equal."""
+        assert record.image is not None  # both tasks that draw have one
+        size = record.image.size()
+        target = self._bucket(size)
+        if not self._data.condition_latents:
+            return target, ()
+        found = [source.size() for source in sources]
+        return target, tuple(target if own == size else self._bucket(own) for own in found)
+
+    def _bucket(self, size: Size) -> Size:
+        return buckets.choose(size, self._data.sides, self._data.max_aspect, self._multiple)
+
+    def _text_length(self, length: int) -> int:
+        for padded in self._data.text_lengths:
+            if length <= padded:
+                return padded
+        raise ValueError(
+            f"its prompt has {length} tokens from the user's turn on; data.text_lengths ends at "
+            f"{self._data.text_lengths[-1]}"
+        )
+
+    def _tile_counts(self, pictures: Sequence[PictureFile]) -> list[int]:
+        kwargs = self._cfg.processor.image_processor_kwargs
+        return [tile_count(*picture.size(), kwargs, self._data.max_tiles) for picture in pictures]
+
+    # Conversations
+
+    def _conversation(self, record: Record) -> Draft:
+        counts = self._tile_counts(record.sources)
+        messages = _messages([human for human, _ in record.turns], len(counts))
+        tokens = iter([n * self._cfg.vlm.tokens_per_tile for n in counts])
+        ids: list[int] = []
+        written: list[bool] = []
+        for n, ((_, answer), message) in enumerate(zip(record.turns, messages, strict=True)):
+            marks = message.count(chat.IMAGE_MARK)
+            expanded = chat.expand_images(message, [next(tokens) for _ in range(marks)])
+            asked = chat.render(chat.UNDERSTANDING_SYSTEM, expanded, False) if n == 0 else chat.render_further(expanded)
+            said = chat.check_written_text(answer, "answer") + IM_END
+            for text, by_model in ((asked, False), (said, True)):
+                part = self._tokenizer.encode(text)
+                ids += part
+                written += [by_model] * len(part)
+        tiles = sum(counts)
+        if len(ids) > self._data.pack_length or tiles > self._data.pack_tiles:
+            raise ValueError(
+                f"a conversation of {len(ids)} tokens and {tiles} tiles; one row holds data.pack_length "
+                f"{self._data.pack_length} and data.pack_tiles {self._data.pack_tiles}"
+            )
+        row = np.array(ids, np.int32)
+        return Draft(record, PACKED, "full", row, np.array(written), record.sources, tiles)
+
+
+def _as_written(reasoning: str) -> str:
+    """The reasoning with a line break at its end.
+
+    The released sampler drops the last token before the one that stops it (`writing.kept_text`), so that one should be
+    worth nothing.
+    """
+    text = chat.check_written_text(reasoning, "reasoning")
+    return text if text.endswith("\n") else text + "\n"
+
+
+def _messages(texts: Sequence[str], pictures: int) -> list[str]:
+    """The human's messages; pictures without a mark come first."""
+    marks = [text.count(chat.IMAGE_MARK) for text in texts]
+    missing = pictures - sum(marks)
+    if missing < 0:
+        raise ValueError(f"its turns have {sum(marks)} {chat.IMAGE_MARK} marks but there are {pictures} picture(s)")
+    marks[0] += missing
+    return [chat.user_message(text, count) for text, count in zip(texts, marks, strict=True)]

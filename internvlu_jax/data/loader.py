@@ -1,0 +1,135 @@
+"""Batches for a run, made ahead in the background; resumes exactly where the last one was taken."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple
+from typing import Any
+
+import numpy as np
+
+from internvlu_jax.config import InternVLUConfig
+from internvlu_jax.data.batch import Batch
+from internvlu_jax.data.collate import Collator
+from internvlu_jax.data.config import DataConfig
+from internvlu_jax.data.examples import Drafter
+from internvlu_jax.data.plan import DataError, Plan, Planned, Tally
+from internvlu_jax.data.sources import Source, open_source
+from internvlu_jax.processing.tokenizer import Tokenizer
+
+Rows = Callable[[int], Sequence[int]]
+"""From the rows of a micro-batch to those of them that this process has to fill."""
+
+
+class Loader:
+    """Iterator over steps of `accumulate` micro-batches, without end. A context manager: leaving it ends its threads.
+
+    Micro-batches of a step come in an order of their shapes, and `Batch.index` numbers all their rows.
+    """
+
+    def __init__(
+        self,
+        cfg: InternVLUConfig,
+        tokenizer: Tokenizer,
+        data: DataConfig,
+        *,
+        seed: int,
+        accumulate: int = 1,
+        rows: Rows | None = None,
+        sources: Sequence[Source] | None = None,
+    ) -> None:
+        """`rows`: None fills all. `sources`: records to use in place of those that `data.sources` names.
+
+        Raises:
+            DataError, ValueError: there is no data, or it does not fit the model.
+        """
+        if not data.sources:
+            raise DataError("data.sources is empty; expected one source of records at least, such as t2i.jsonl")
+        found = [open_source(path) for path, _ in data.sources] if sources is None else list(sources)
+        self._accumulate, self._prefetch = accumulate, data.prefetch
+        self._rows: Rows = range if rows is None else rows
+        self._plan = Plan(Drafter(cfg, tokenizer, data), found, data, seed)
+        self._unreadable = Tally(data.max_broken, sum(len(source) for source in found))
+        self._pool = ThreadPoolExecutor(data.threads)
+        self._failure: DataError | None = None
+        self._collator = Collator(cfg, tokenizer, data, self._pool, self._report)
+        self._state = self._plan.state()
+        self._ready: queue.Queue[Any] = queue.Queue(data.prefetch)
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __iter__(self) -> Loader:
+        return self
+
+    def __next__(self) -> tuple[Batch, ...]:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, daemon=True)
+            self._thread.start()
+        item = self._ready.get()
+        if isinstance(item, BaseException):
+            self._ready.put(item)  # for whoever asks again
+            raise item
+        batches, self._state = item
+        return batches
+
+    def state(self) -> dict[str, Any]:
+        """Where the last step that was taken leaves the data; JSON, the same on every host."""
+        return self._state
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on where `state` was taken; before the first step is taken."""
+        if self._thread is not None:
+            raise RuntimeError("restore comes before the first step is taken")
+        self._plan.restore(state)
+        self._state = state
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._pool.shutdown()
+
+    def _work(self) -> None:
+        try:
+            while not self._stop.is_set():
+                self._put((self._step(), self._plan.state()))
+        except BaseException as error:  # it belongs to the thread that asks for batches
+            self._put(error)
+
+    def _put(self, item: Any) -> None:
+        while not self._stop.is_set():
+            try:
+                return self._ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def _step(self) -> tuple[Batch, ...]:
+        planned = sorted((next(self._plan) for _ in range(self._accumulate)), key=lambda p: repr(astuple(p.kind)))
+        first = np.cumsum([0, *(len(p.rows) for p in planned)])
+        batches = tuple(self._batch(p, int(start)) for p, start in zip(planned, first, strict=False))
+        if self._failure is not None:
+            raise self._failure
+        return batches
+
+    def _batch(self, planned: Planned, first: int) -> Batch:
+        own = np.asarray(self._rows(len(planned.rows)), np.int32)
+        has_tiles = any(draft.tiles for row in planned.rows for draft in row)
+        self._unreadable.read += sum(len(planned.rows[r]) for r in own)
+        return self._collator.batch([planned.rows[r] for r in own], own + first, has_tiles)
+
+    def _report(self, error: Any) -> None:
+        """Of a row whose pictures cannot be read; from the pool's threads."""
+        try:
+            self._unreadable.bad(error)
+        except DataError as failure:
+            self._failure = failure

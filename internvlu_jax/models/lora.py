@@ -1,0 +1,101 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685) on linear maps, without a change to the modules.
+
+    y = x W + scale * (x A) B          A [in, r], B [r, out]; B starts at zero, so that nothing changes at first
+
+A and B stand in the parameter tree beside the kernel they adapt, as `lora_a` and `lora_b`: whatever handles parameters
+by path (freezing, sharding, checkpoints) handles them too. In a stack of layers they are stacked like the kernel.
+Within `adapted` every linear map that has them uses them; no full-size update is ever formed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import PRNGKeyArray
+
+from internvlu_jax.config import ConfigError
+
+Tree = Any
+_A, _B = "lora_a", "lora_b"
+# Stacks of layers have a leading axis that is no input; everything else is one linear map a kernel.
+_STACKS = ("layers", "blocks")
+
+
+@contextmanager
+def adapted(scale: float) -> Iterator[None]:
+    """Linear maps that are traced within use the adapters that stand beside their kernels."""
+
+    def add_update(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        y = call(*args, **kwargs)
+        module = context.module
+        linear = isinstance(module, nn.Dense | nn.DenseGeneral) and context.method_name == "__call__"
+        if not linear or not module.has_variable("params", _A):
+            return y
+        a, b = (jnp.asarray(module.get_variable("params", name), y.dtype) for name in (_A, _B))
+        inputs = a.ndim - 1
+        low = jnp.tensordot(args[0].astype(y.dtype), a, inputs)
+        return y + scale * jnp.tensordot(low, b, 1)
+
+    with nn.intercept_methods(add_update):
+        yield
+
+
+def is_adapter(path: str) -> bool:
+    """Whether the parameter at this path belongs to an adapter."""
+    return path.rsplit("/", 1)[-1] in (_A, _B)
+
+
+def add(params: Tree, pattern: str, rank: int, key: PRNGKeyArray) -> Tree:
+    """The parameters with an adapter beside every kernel whose linear map's path matches `pattern` as a whole.
+
+    Raises:
+        ConfigError: no linear map matches.
+    """
+    matched: list[str] = []
+
+    def visit(node: Tree, path: tuple[str, ...]) -> Tree:
+        if not isinstance(node, dict):
+            return node
+        new = {name: visit(child, (*path, name)) for name, child in node.items()}
+        if "kernel" in node and re.fullmatch(pattern, "/".join(path)):
+            matched.append("/".join(path))
+            new |= _adapter(node["kernel"].shape, path, rank, jax.random.fold_in(key, len(matched)))
+        return new
+
+    adapted_params = visit(params, ())
+    if not matched:
+        raise ConfigError(f"lora.pattern {pattern!r} matches no linear map; paths look like vlm/llm/layers/attn/q")
+    return adapted_params
+
+
+def _adapter(kernel: tuple[int, ...], path: tuple[str, ...], rank: int, key: PRNGKeyArray) -> dict[str, jax.Array]:
+    stack, inputs, outputs = _axes(kernel, path)
+    a = jax.random.normal(key, (*stack, *inputs, rank)) / math.sqrt(math.prod(inputs))
+    return {_A: a, _B: jnp.zeros((*stack, rank, *outputs))}
+
+
+def _axes(kernel: tuple[int, ...], path: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+    """A kernel's shape as (stack, inputs, outputs). Only the maps called `out` sum over two axes, heads and width."""
+    stack = 1 if any(name in _STACKS for name in path) else 0
+    inputs = 2 if path[-1] == "out" and len(kernel) - stack == 3 else 1
+    return kernel[:stack], kernel[stack : stack + inputs], kernel[stack + inputs :]
+
+
+def merge(params: Tree, scale: float) -> Tree:
+    """Parameters whose kernels hold their adapters' updates, without the adapters; worked out in float32."""
+    if not isinstance(params, dict):
+        return params
+    rest = {name: merge(child, scale) for name, child in params.items() if name not in (_A, _B)}
+    if _A in params:
+        kernel, a, b = (jnp.asarray(params[name], jnp.float32) for name in ("kernel", _A, _B))
+        stacked = a.ndim + b.ndim - 2 > kernel.ndim
+        product = jax.vmap(lambda x, y: jnp.tensordot(x, y, 1))(a, b) if stacked else jnp.tensordot(a, b, 1)
+        rest["kernel"] = (kernel + scale * product).astype(params["kernel"].dtype)
+    return rest

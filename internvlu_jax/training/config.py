@@ -1,0 +1,106 @@
+"""A training run as one frozen dataclass: `experiments/configs/` has one for each stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from internvlu_jax.config import Compute, ConfigError
+from internvlu_jax.data.config import DataConfig
+
+Rules = tuple[tuple[str, float], ...]
+"""(path regex, number): the first that matches the whole path of a parameter (head/mmdit/latent_in/kernel) decides."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """loss = text_weight * next-token loss + flow_weight * flow-matching loss (table 3 of arXiv 2603.09877).
+
+    time: how noise levels are drawn: "logit_normal" (mean and deviation of the model's config) or "uniform".
+    shift: of the noise levels; None is the model's `flow_shift`.
+    """
+
+    text_weight: float = 1.0
+    flow_weight: float = 20.0
+    time: Literal["logit_normal", "uniform"] = "logit_normal"
+    shift: float | None = None
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with one schedule; parameters are told apart by the regex rules.
+
+    rates: factor of the learning rate; 0 is frozen: no gradient, no optimizer state, never written to again.
+    decays: factor of the weight decay.
+    schedule: "constant" or "cosine" (to 0 at the last step), after `warmup` steps of linear increase.
+    clip: largest global norm of the gradient.
+    ema: decay of the moving average of what is trained; None keeps none.
+    """
+
+    learning_rate: float = 1e-4
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: int = 1000
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    rates: Rules = ((".*", 1.0),)
+    decays: Rules = ((r".*/(kernel|embedding)", 1.0), (".*", 0.0))
+    ema: float | None = None
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters: y = x W + (alpha / rank) x A B for every linear map whose path matches `pattern`."""
+
+    rank: int = 16
+    alpha: float = 16.0
+    pattern: str = r"(vlm/llm|head/mmdit)/.*/(q|k|v|out|gate|up|down|fc1|fc2)"
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; -1 takes what is left. Rows of a batch lie along data and fsdp."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A run.
+
+    model: a preset of `config.PRESETS`, made up at random.
+    start: a checkpoint to start from in place of that: a directory in either layout, another run's work directory, or
+        a Hub id.
+    accumulate: micro-batches of one step; their losses are pooled before the one update.
+    keep_last, keep_every: checkpoints that stay: the last so many, and those at multiples of that many steps.
+    sample_prompts: drawn every `sample_every` steps from fixed noise; sample_steps: steps of the sampler.
+    """
+
+    name: str
+    steps: int
+    model: str = "internvl-u-4b"
+    start: str | None = None
+    seed: int = 0
+    accumulate: int = 1
+    data: DataConfig = DataConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    lora: LoraConfig | None = None
+    compute: Compute = Compute()
+    executor: Literal["mesh", "pmap", "single"] = "mesh"
+    mesh: MeshConfig = MeshConfig()
+    save_every: int = 1000
+    keep_last: int = 2
+    keep_every: int | None = None
+    sample_every: int | None = None
+    sample_prompts: tuple[str, ...] = field(default=())
+    sample_steps: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "accumulate", "save_every", "keep_last", "sample_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")

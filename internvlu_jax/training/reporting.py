@@ -1,0 +1,98 @@
+"""What a run writes about itself: metrics.jsonl, TensorBoard files where that package is there, the live line."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class MetricsFile:
+    """One JSON object a step. What a killed run wrote past the step that is resumed from is cut off first.
+
+    Args:
+        path: the file.
+        resumed: steps that are done; their lines stay.
+    """
+
+    def __init__(self, path: Path, resumed: int) -> None:
+        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= resumed]
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        os.replace(partial, path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, values: dict[str, Any]) -> None:
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _complete_lines(path: Path) -> list[str]:
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n")]
+
+
+class TensorBoard:
+    """Event files for TensorBoard; does nothing where the package `tensorboard` is not installed."""
+
+    def __init__(self, directory: Path) -> None:
+        try:
+            from tensorboard.compat.proto import event_pb2, summary_pb2
+            from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        except ImportError:
+            self._writer = None
+            return
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._writer = EventFileWriter(str(directory))
+
+    def write(self, values: dict[str, Any]) -> None:
+        if self._writer is None:
+            return
+        scalars = [
+            self._summary.Value(tag=name, simple_value=value) for name, value in values.items() if name != "step"
+        ]
+        event = self._event(wall_time=time.time(), step=values["step"], summary=self._summary(value=scalars))
+        self._writer.add_event(event)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class LiveLine:
+    """The step, its losses and the speed: a line that changes on a terminal, one every ten seconds elsewhere."""
+
+    def __init__(self, steps: int, done: int, show: bool) -> None:
+        self._show, self._steps = show, steps
+        self._last = 0.0
+        self._bar: Progress | None = None
+        if show and sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._task = self._bar.add_task("starting", total=steps, completed=done)
+            self._bar.start()
+
+    def update(self, step: int, text: str) -> None:
+        """`step` steps are done."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=text)
+        elif self._show and (time.monotonic() - self._last > _SECONDS_BETWEEN_LINES or step == self._steps):
+            self._last = time.monotonic()
+            print(f"step {step}/{self._steps}  {text}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,0 +1,160 @@
+"""The training step: a pure function of (state, micro-batches, key).
+
+One step pools its micro-batches: totals first, then the gradient of each micro-batch's share of the loss, then one
+update. The three are methods of their own, so that an executor may compile them apart: programs are then as many as
+there are shapes of micro-batches, not combinations of them (`parallel`).
+
+With `axis_name` the functions run on each device's share of the rows under `pmap`: totals and gradients are summed over
+that axis. On a mesh the rows are global arrays and no axis is named.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, PRNGKeyArray
+
+from internvlu_jax.data.batch import Batch
+from internvlu_jax.training.config import OptimizerConfig
+from internvlu_jax.training.losses import Objective, Sums, Totals
+from internvlu_jax.training.optimizer import Factors, make_optimizer, schedule
+from internvlu_jax.training.tree import Tree, group, merge, paths, split
+
+Metrics = dict[str, Array]
+
+
+@struct.dataclass
+class TrainState:
+    """What a run is at one moment.
+
+    step: updates made. trained: float32 masters of what is trained. frozen: the rest, in the checkpoint's dtype.
+    opt_state: of the trained only. ema: moving average of the trained, or None. All trees are nested dicts.
+    """
+
+    step: Any
+    trained: Tree
+    frozen: Tree
+    opt_state: Any
+    ema: Tree | None
+
+
+class Gradients(NamedTuple):
+    """Of the loss of a whole step, and its parts' shares (already divided by the totals), so far."""
+
+    of: Tree
+    flow: Array
+    text: Array
+
+
+@dataclass(frozen=True, eq=False)  # the tables in it cannot be hashed, and `jax.jit` needs that of what it compiles
+class Step:
+    """The step of one run. Calling it does all of it; see the module for the parts."""
+
+    objective: Objective
+    optimizer: OptimizerConfig
+    factors: Factors
+    steps: int
+
+    def init(self, params: Tree) -> TrainState:
+        """The state before the first step, from the parameters of the whole model."""
+        trained, frozen = split(params, self.factors.is_trained)
+        trained = jax.tree.map(lambda p: p.astype(jnp.float32), trained)
+        ema = None if self.optimizer.ema is None else jax.tree.map(jnp.copy, trained)
+        return TrainState(jnp.zeros((), jnp.int32), trained, frozen, self._transform(trained).init(trained), ema)
+
+    def totals(self, batches: tuple[Batch, ...], axis_name: str | None = None) -> Totals:
+        """What the sums over all micro-batches are divided by."""
+        each = [self.objective.totals(batch) for batch in batches]
+        return _summed(Totals(*(jnp.sum(jnp.stack(values)) for values in zip(*each, strict=True))), axis_name)
+
+    def zeros(self, state: TrainState) -> Gradients:
+        """Before the first micro-batch."""
+        return Gradients(jax.tree.map(jnp.zeros_like, state.trained), jnp.zeros(()), jnp.zeros(()))
+
+    def gradients(self, state: TrainState, batch: Batch, totals: Totals, key: PRNGKeyArray) -> Gradients:
+        """What one micro-batch, or one device's rows of it, adds; `key` is the run's."""
+        objective = self.objective
+        draw_key = jax.random.fold_in(key, state.step)
+
+        def loss(trained: Tree) -> tuple[Array, Sums]:
+            params = merge(trained, state.frozen)
+            sums = objective.sums(params, batch, objective.draw(draw_key, batch))
+            return objective.loss(sums, totals), sums
+
+        gradient, sums = jax.grad(loss, has_aux=True)(state.trained)
+        means = objective.means(sums, totals)
+        return Gradients(gradient, means.flow, means.text)
+
+    def update(
+        self, state: TrainState, gradients: Gradients, axis_name: str | None = None
+    ) -> tuple[TrainState, Metrics]:
+        """One update from the gradients of all micro-batches.
+
+        If the loss or a gradient is not finite the state stays as it is, its step included, and `finite` says so.
+        """
+        gradients = _summed(gradients, axis_name)
+        metrics = self._losses(gradients) | _norms("grad_norm", gradients.of)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        updates, opt_state = self._transform(state.trained).update(gradients.of, state.opt_state, state.trained)
+        trained = optax.apply_updates(state.trained, updates)
+        ema = _moved(state.ema, trained, self.optimizer.ema)
+        new = TrainState(state.step + 1, trained, None, opt_state, ema)
+        kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state.replace(frozen=None))
+        metrics |= {
+            "rate": schedule(self.optimizer, self.steps)(state.step),
+            "param_norm": optax.tree.norm(kept.trained),
+            "update_norm": optax.tree.norm(updates),
+            "finite": finite,
+        }
+        return kept.replace(frozen=state.frozen), metrics
+
+    def __call__(
+        self, state: TrainState, batches: tuple[Batch, ...], key: PRNGKeyArray, axis_name: str | None = None
+    ) -> tuple[TrainState, Metrics]:
+        """One whole step; `key` is the run's, and every random number is keyed by step and row besides."""
+        totals = self.totals(batches, axis_name)
+        gradients = self.zeros(state)
+        for batch in batches:
+            gradients = jax.tree.map(jnp.add, gradients, self.gradients(state, batch, totals, key))
+        return self.update(state, gradients, axis_name)
+
+    def _transform(self, trained: Tree) -> optax.GradientTransformationExtraArgs:
+        return make_optimizer(self.optimizer, self.factors, trained, self.steps)
+
+    def _losses(self, gradients: Gradients) -> Metrics:
+        weights = self.objective.weights
+        loss = weights.flow_weight * gradients.flow + weights.text_weight * gradients.text
+        return {"loss": loss, "flow_loss": gradients.flow, "text_loss": gradients.text}
+
+
+def _summed(tree: Any, axis_name: str | None) -> Any:
+    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def _moved(ema: Tree | None, trained: Tree, decay: float | None) -> Tree | None:
+    if ema is None or decay is None:
+        return None
+    return jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, ema, trained)
+
+
+def _norms(name: str, tree: Tree) -> Metrics:
+    """The global norm, and that of each part of the model, so that what is not finite can be named."""
+    squares: dict[str, Array] = {}
+    for path, leaf in paths(tree).items():
+        squares[group(path)] = squares.get(group(path), jnp.zeros(())) + jnp.sum(jnp.square(leaf))
+    total = jnp.sqrt(jnp.sum(jnp.stack(list(squares.values()))))
+    return {name: total} | {f"{name}/{part}": jnp.sqrt(square) for part, square in squares.items()}
+
+
+def not_finite(metrics: dict[str, Any]) -> str | None:
+    """What of a step's metrics is not finite, in words; None if all is."""
+    if bool(metrics["finite"]):
+        return None
+    names = [name for name, value in metrics.items() if name.startswith(("flow_loss", "text_loss", "grad_norm/"))]
+    bad = [name for name in names if not jnp.isfinite(metrics[name])]
+    return ", ".join(bad) or "grad_norm"

@@ -1,0 +1,82 @@
+"""How fast a run goes: pictures a second, and its operations as a share of what the devices could do."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import deque
+from typing import Any
+
+import jax
+import numpy as np
+
+from internvlu_jax.data.batch import Batch
+from internvlu_jax.flops import count_flops
+from internvlu_jax.training.losses import Totals
+from internvlu_jax.training.step import Step, TrainState
+
+# Dense bfloat16 operations a second by the start of `device_kind`, from the makers' data sheets.
+_PEAK = {
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+def peak_operations() -> float | None:
+    """Of all devices of the run together, operations a second; None where that is not known."""
+    kind = jax.devices()[0].device_kind
+    known = [peak for name, peak in _PEAK.items() if kind.startswith(name)]
+    return known[0] * jax.device_count() if known else None
+
+
+class Operations:
+    """Operations of a step by the shapes of its micro-batches, counted once each from the jaxpr of the gradients.
+
+    What rematerialisation computes again is not counted, so the share of the peak is that of useful work.
+    """
+
+    def __init__(self, step: Step) -> None:
+        plain = dataclasses.replace(step.objective.compute, attention="xla", remat="none")
+        self._step = dataclasses.replace(step, objective=dataclasses.replace(step.objective, compute=plain))
+        self._known: dict[Any, int] = {}
+
+    def of(self, state: TrainState, batches: tuple[Batch, ...]) -> int:
+        """state, batches: arrays or shapes, those of the whole step over all devices."""
+        return sum(self._one(state, batch) for batch in batches)
+
+    def _one(self, state: TrainState, batch: Batch) -> int:
+        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype), batch)
+        leaves, structure = jax.tree.flatten(shapes)
+        name = (structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+        if name not in self._known:
+            scalar = jax.ShapeDtypeStruct((), np.float32)
+            key = jax.eval_shape(lambda: jax.random.key(0))
+            self._known[name] = count_flops(self._step.gradients, state, shapes, Totals(scalar, scalar), key)
+        return self._known[name]
+
+
+class Rate:
+    """Amounts a second over the last steps, the first left out because it compiles."""
+
+    def __init__(self, window: int = 20) -> None:
+        self._marks: deque[tuple[float, float]] = deque(maxlen=window + 1)
+        self._total = 0.0
+
+    def add(self, amount: float) -> None:
+        """Notes that a step which did `amount` has just ended."""
+        self._total += amount
+        self._marks.append((time.perf_counter(), self._total))
+
+    def per_second(self) -> float | None:
+        """None before two steps have ended."""
+        if len(self._marks) < 2:
+            return None
+        (start, before), (end, after) = self._marks[0], self._marks[-1]
+        return (after - before) / max(end - start, 1e-9)
