@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from converters.checkpoint import summary
-from internvlu_jax import checkpoint
+from internvlu_jax import checkpoint, run_directory
 
 GIB = 2**30
 
@@ -25,7 +25,8 @@ def print_info(directory: str | Path) -> None:
     root = Path(directory)
     if not root.is_dir():
         raise ValueError(f"there is no directory {root}; expected a checkpoint")
-    rows, problems = _own(root) if checkpoint.is_model(root) else _released(root)
+    own = run_directory.is_run(root) or checkpoint.is_model(root)
+    rows, problems = _own(root) if own else _released(root)
     table = Table("part", "files", "tensors", "parameters", "dtype", "GiB")
     for row in rows:
         table.add_row(*row)
@@ -48,8 +49,9 @@ def _released(root: Path) -> tuple[list[list[str]], list[str]]:
 
 
 def _own(root: Path) -> tuple[list[list[str]], list[str]]:
-    """A directory that `checkpoint.save_model` wrote: complete, because it is written in one rename."""
-    params, extras = checkpoint.stored_shapes(root)
+    """A model directory, or a run's last checkpoint: complete, because they are written in one rename."""
+    shapes = run_directory.run_shapes if run_directory.is_run(root) else checkpoint.stored_shapes
+    params, extras = shapes(root)
     named = {**params, **{f"{name} (unused)": tree for name, tree in extras.items() if tree}}
     return [_row(name, 1, *_measure(tree)) for name, tree in named.items()], []
 

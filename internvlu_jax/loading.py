@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import jax
 import numpy as np
 
 from converters.checkpoint import export_released, load_released
-from internvlu_jax import checkpoint
+from internvlu_jax import checkpoint, run_directory
 from internvlu_jax.config import InternVLUConfig
+from internvlu_jax.models import lora
 
 HUB_FILES = ["*.json", "*.safetensors", "*.txt"]
 
@@ -57,26 +59,40 @@ def _download(repository: str) -> Path:
         ) from error
 
 
-def load(name: str | Path, widest: str | None = None) -> Model:
-    """Loads a checkpoint in either layout, its parameters placed on the default device.
+def load(name: str | Path, widest: str | None = None, place: Callable[[np.ndarray], Any] | None = None) -> Model:
+    """Loads a checkpoint in either layout, or what a training run has come to.
 
     Args:
         name: a directory or a Hub id.
         widest: wider parameters are cast to this dtype while they are read; None keeps the checkpoint's.
+        place: what becomes of each parameter; None places it on the default device.
 
     Raises:
         ValueError: it does not exist, is incomplete, or is of another model; all problems are named together.
     """
     root = resolve(name)
-    if checkpoint.is_model(root):
-        config, params, extras = checkpoint.load_model(root, widest)
-        return Model(config, params, extras, root / "released")
+    if run_directory.is_run(root) or checkpoint.is_model(root):
+        model = (_load_run if run_directory.is_run(root) else _load_model)(root, widest, place is not None)
+        return model if place is None else replace(model, params=jax.tree.map(place, model.params))
 
-    def place(array: np.ndarray) -> jax.Array:
-        return jax.device_put(array.astype(checkpoint.at_most(array.dtype, widest), copy=False))
+    def put(array: np.ndarray) -> Any:
+        return (place or jax.device_put)(array.astype(checkpoint.at_most(array.dtype, widest), copy=False))
 
-    loaded = load_released(root, place=place)
+    loaded = load_released(root, place=put)
     return Model(loaded.config, loaded.params, loaded.extras, root)
+
+
+def _load_model(root: Path, widest: str | None, on_host: bool) -> Model:
+    config, params, extras = checkpoint.load_model(root, widest, on_host)
+    return Model(config, params, extras, root / "released")
+
+
+def _load_run(root: Path, widest: str | None, on_host: bool) -> Model:
+    config, params, extras, adapters = run_directory.load_run(root, widest, on_host)
+    if adapters is not None:
+        params = lora.merge(params, adapters["alpha"] / adapters["rank"])
+        params = jax.tree.map(lambda p: p.astype(checkpoint.at_most(p.dtype, widest)), params)
+    return Model(config, params, extras, run_directory.small_files(root))
 
 
 def convert(source: str | Path, target: str | Path, to: str) -> None:

@@ -19,8 +19,9 @@ LAYERS = [
     ["internvlu_jax.ops", "internvlu_jax.processing"],
     ["internvlu_jax.models"],
     ["internvlu_jax.flow", "internvlu_jax.decode"],
-    ["converters", "internvlu_jax.checkpoint"],
+    ["converters", "internvlu_jax.checkpoint", "internvlu_jax.run_directory"],
     ["internvlu_jax.options", "internvlu_jax.prompts", "internvlu_jax.inference", "internvlu_jax.loading"],
+    ["internvlu_jax.data"],
     ["internvlu_jax.drawing", "internvlu_jax.writing"],
     ["internvlu_jax.pipeline", "internvlu_jax.info"],
     ["internvlu_jax"],  # the package itself re-exports the pipeline

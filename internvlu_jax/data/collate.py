@@ -170,6 +170,19 @@ class Collator:
         contexts = [d.record.stored[f"context/{d.drop}"][: d.length] for d in drafts]
         return np.stack([np.pad(c, ((0, length - len(c)), (0, 0))) for c in contexts])
 
+    def _stored_latents(self, draft: Draft) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        kind, stored = draft.kind, draft.record.stored
+        assert kind.target is not None
+        names = ["target", *(f"source/{n}" for n in range(len(kind.sources)))]
+        for name, size in zip(names, (kind.target, *kind.sources), strict=True):
+            wanted, found = self._blank(size, True).shape, np.shape(stored.get(name))
+            if wanted != found:
+                raise ValueError(
+                    f"{name} was stored with shape {found}, and this configuration needs {wanted}; store it again with "
+                    "the same data.sides, data.max_aspect and data.condition_latents"
+                )
+        return stored["target"], tuple(stored[name] for name in names[1:])
+
     # Pixels
 
     def _load(self, row: Sequence[Draft]) -> Loaded | None:
@@ -187,7 +200,7 @@ class Collator:
         for draft in row:
             try:
                 if draft.kind.stored:
-                    target, sources = _stored_latents(draft)
+                    target, sources = self._stored_latents(draft)
                     continue
                 pixels = [picture.pixels() for picture in draft.seen]
                 tiles += [cut_tiles(p, kwargs, self._data.max_tiles) for p in pixels]
@@ -197,11 +210,6 @@ class Collator:
             except (ValueError, KeyError) as error:
                 raise BrokenRecord(draft.record.where, str(error)) from error
         return Loaded(np.concatenate(tiles), target, sources)
-
-
-def _stored_latents(draft: Draft) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    stored = draft.record.stored
-    return stored["target"], tuple(stored[f"source/{n}"] for n in range(len(draft.kind.sources)))
 
 
 def _stack(arrays: Iterable[Any], blank: np.ndarray) -> np.ndarray:

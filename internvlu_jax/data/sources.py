@@ -1,34 +1,46 @@
 """Records by number: JSON lines with pictures beside them, or ArrayRecord shards that hold all of it.
 
-A shard's entries are safetensors: `record` is the JSON text as bytes, `file/<name>` the bytes of each picture's file,
-and what other arrays there are go to `Record.stored`.
+An entry of a shard is the bytes of a safetensors file: `record` is the JSON text as bytes, `file/<name>` the bytes of
+each picture's file under the name that the text has for it; other arrays become `Record.stored`.
 """
 
 from __future__ import annotations
 
 import bisect
+import io
 import itertools
 import json
 import os
-import shutil
 import threading
+import weakref
+from array import array
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save
 
-from internvlu_jax.data.records import BrokenRecord, Record, parse
+from converters.rules import DTYPES
+from internvlu_jax.checkpoint import new_directory
+from internvlu_jax.data.records import BrokenRecord, Open, Record, parse
 
 SHARD_SUFFIX = ".array_record"
+_FILE = "file/"
+_STORED_DTYPES = {**DTYPES, "U8": np.dtype(np.uint8), "I32": np.dtype(np.int32)}
 _RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
+_EACH_ALONE = "group_size:1,uncompressed"  # an entry is read without its neighbours; pictures are compressed already
+_OPEN_SHARDS = 256  # each holds a file handle and the index of its entries
 
 
+@runtime_checkable
 class Source(Protocol):
-    """Records by number. Reading one raises BrokenRecord and nothing else for what is wrong with it."""
+    """Records by number, from several threads at once. Bad data raises BrokenRecord when it is asked for."""
 
     def __len__(self) -> int: ...
 
@@ -36,73 +48,77 @@ class Source(Protocol):
 
 
 def open_source(path: str | Path) -> Source:
-    """The records at `path`: a .jsonl file, or a directory of shards.
+    """The records at `path`: JSON lines, or a directory of shards.
 
     Raises:
-        ValueError: there is nothing of that kind there, or no record in it.
+        ValueError: there is nothing of that kind there, no record in it, or a shard is damaged.
     """
-    path = Path(path).expanduser()
+    path = Path(path).expanduser().absolute()
     if path.is_dir():
         return Shards(path)
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file; expected JSON lines, or a directory of *{SHARD_SUFFIX}")
+    if path.suffix == SHARD_SUFFIX:
+        raise ValueError(f"{path} is one shard; name its directory, {path.parent}")
     return JsonLines(path)
 
 
 class JsonLines:
-    """One JSON object a line; names of pictures are relative to the file."""
+    """One JSON object a line, blank lines left out; names of pictures are relative to the file."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path.absolute()
-        self._spans = _line_spans(self._path)
-        if not self._spans:
+        self._path = path
+        self._numbers, self._starts, self._stops = _lines(path)
+        if not self._numbers:
             raise ValueError(f"{path}: no records; expected one JSON object a line")
-        self._file = os.open(self._path, os.O_RDONLY)
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
 
     def __len__(self) -> int:
-        return len(self._spans)
+        return len(self._numbers)
 
     def __getitem__(self, index: int) -> Record:
-        number, start, length = self._spans[index]
-        where = f"{self._path}:{number}"
-        return parse(_json(os.pread(self._file, length, start), where), where, self._reader)
+        start, stop = self._starts[index], self._stops[index]
+        where = f"{self._path}:{self._numbers[index]}"
+        return parse(_json(os.pread(self._file, stop - start, start), where), where, self._opener)
 
-    def _reader(self, name: str) -> Any:
-        return (self._path.parent / name).read_bytes
-
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            os.close(self._file)
+    def _opener(self, name: str) -> Open:
+        return lambda: (self._path.parent / name).open("rb")
 
 
-def _line_spans(path: Path) -> list[tuple[int, int, int]]:
-    """(number, start, length) of every line that is not blank; numbers count from 1."""
-    spans, start = [], 0
+def _lines(path: Path) -> tuple[array[int], array[int], array[int]]:
+    """(number, first byte, byte after the last) of every line that is not blank; numbers count from 1."""
+    numbers, starts, stops = array("q"), array("q"), array("q")
+    stop = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
+            start, stop = stop, stop + len(line)
             if line.strip():
-                spans.append((number, start, len(line)))
-            start += len(line)
-    return spans
+                numbers.append(number)
+                starts.append(start)
+                stops.append(stop)
+    return numbers, starts, stops
 
 
 def _json(data: bytes, where: str) -> Any:
     try:
-        return json.loads(data)
-    except ValueError as error:
+        return json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise BrokenRecord(where, f"not UTF-8: {error}") from None
+    except (ValueError, RecursionError) as error:
         raise BrokenRecord(where, f"not valid JSON: {error}") from None
 
 
 class Shards:
-    """A directory of shards that `write_shards` wrote."""
+    """A directory of shards that `write_shards` wrote, in the order of their names."""
 
     def __init__(self, directory: Path) -> None:
         self._files = sorted(directory.glob(f"*{SHARD_SUFFIX}"))
         if not self._files:
             raise ValueError(f"{directory}: no *{SHARD_SUFFIX} files; expected a directory that experiments.pack wrote")
-        self._own = threading.local()  # a reader seeks, so each thread has its own
-        counts = [self._reader(n).num_records() for n in range(len(self._files))]
-        self._ends = list(itertools.accumulate(counts))
+        self._shard = lru_cache(_OPEN_SHARDS)(_Shard)
+        with ThreadPoolExecutor() as pool:
+            self._ends = list(itertools.accumulate(pool.map(lambda path: len(self._shard(path)), self._files)))
         if not self._ends[-1]:
             raise ValueError(f"{directory}: its shards hold no records")
 
@@ -110,76 +126,116 @@ class Shards:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
         shard = bisect.bisect_right(self._ends, index)
-        offset = index - (self._ends[shard - 1] if shard else 0)
-        where = f"{self._files[shard]}:{offset + 1}"
+        number = index - (self._ends[shard - 1] if shard else 0)
+        path = self._files[shard]
+        where = f"{path}:{number + 1}"
         try:
-            arrays = load(self._reader(shard).read([offset])[0])
-            text = arrays.pop("record").tobytes()
-        except (SafetensorError, KeyError, ValueError, RuntimeError, IndexError) as error:
-            raise BrokenRecord(where, f"unreadable: {error}") from None
-        files = {name: array for name, array in arrays.items() if name.startswith("file/")}
-
-        def reader(name: str) -> Any:
-            if f"file/{name}" not in files:
-                raise BrokenRecord(where, f"the picture {name} is not in the shard")
-            return files[f"file/{name}"].tobytes
-
-        record = parse(_json(text, where), where, reader)
-        stored = {name: array for name, array in arrays.items() if name not in files}
-        return Record(**{**vars(record), "stored": stored})
-
-    def _reader(self, shard: int) -> ArrayRecordReader:
-        readers = self._own.__dict__.setdefault("readers", {})
-        if shard not in readers:
-            readers[shard] = ArrayRecordReader(str(self._files[shard]), options=_RANDOM_ACCESS)
-        return readers[shard]
+            data = self._shard(path).read(number)
+        except (OSError, RuntimeError, ValueError) as error:  # RuntimeError is the reader's word for damage
+            raise BrokenRecord(where, f"cannot be read: {error}") from error
+        return _record(data, where)
 
 
-def entry(record: Mapping[str, Any], files: Mapping[str, bytes], arrays: Mapping[str, np.ndarray]) -> bytes:
-    """One entry of a shard: the JSON object, its pictures' files by name, and arrays computed beforehand."""
-    text = json.dumps(record, ensure_ascii=False).encode()
-    whole = {"record": text, **{f"file/{name}": data for name, data in files.items()}}
-    return save({name: np.frombuffer(data, np.uint8) for name, data in whole.items()} | dict(arrays))
+class _Shard:
+    """An open shard, one reading at a time: a reader seeks."""
+
+    def __init__(self, path: Path) -> None:
+        self._reader = ArrayRecordReader(str(path), options=_RANDOM_ACCESS)
+        self._lock = threading.Lock()
+        if not self._reader.ok():  # it would pass for an empty one
+            raise ValueError(f"{path} is not an ArrayRecord file, or it is damaged; copy it again or remove it")
+
+    def __len__(self) -> int:
+        return self._reader.num_records()
+
+    def read(self, number: int) -> bytes:
+        with self._lock:
+            return self._reader.read([number])[0]
+
+
+def _record(entry: bytes, where: str) -> Record:
+    arrays = _arrays(entry, where)
+    text = arrays.pop("record", None)
+    if text is None:
+        raise BrokenRecord(where, f"no array record (there are {sorted(arrays)}); expected an entry of write_shards")
+    files = {name.removeprefix(_FILE): arrays.pop(name) for name in list(arrays) if name.startswith(_FILE)}
+
+    def opener(name: str) -> Open:
+        if name in files:
+            return partial(io.BytesIO, files[name].data)
+        if arrays:  # what the picture would be needed for was computed beforehand
+            return partial(_absent, name)
+        raise ValueError(f"the picture {name} is not in the shard (there are {sorted(files)}); pack the records again")
+
+    return replace(parse(_json(text.tobytes(), where), where, opener), stored=arrays)
+
+
+def _arrays(entry: bytes, where: str) -> dict[str, np.ndarray]:
+    try:
+        tensors = deserialize(entry)
+    except SafetensorError as error:
+        raise BrokenRecord(where, f"not safetensors: {error}") from error
+    unknown = [f"{name} ({tensor['dtype']})" for name, tensor in tensors if tensor["dtype"] not in _STORED_DTYPES]
+    if unknown:
+        raise BrokenRecord(where, f"holds {', '.join(unknown)}; expected arrays of {', '.join(_STORED_DTYPES)}")
+    return {
+        name: np.frombuffer(tensor["data"], _STORED_DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
+        for name, tensor in tensors
+    }
+
+
+def _absent(name: str) -> Any:
+    raise ValueError("its pixels are not in the shard, only what was computed from them")
+
+
+def entry(
+    record: Mapping[str, Any], files: Mapping[str, bytes] | None = None, arrays: Mapping[str, np.ndarray] | None = None
+) -> bytes:
+    """One entry of a shard.
+
+    Args:
+        record: the JSON object, see `Record.data`.
+        files: bytes of its pictures' files, by the names that the object has for them.
+        arrays: computed beforehand: uint8, int32, float32, float16 or bfloat16. With any of them pictures may lack.
+    """
+    whole = {"record": json.dumps(record).encode(), **{_FILE + name: data for name, data in (files or {}).items()}}
+    # `save` writes the memory of an array as it lies
+    stored = {name: np.asarray(array, order="C") for name, array in (arrays or {}).items()}
+    return save({name: np.frombuffer(data, np.uint8) for name, data in whole.items()} | stored)
 
 
 def write_shards(directory: str | Path, entries: Iterable[bytes], per_shard: int) -> int:
-    """Writes entries (`entry`) as shards; the directory appears under its name when it is whole. Returns their number.
+    """Writes entries (see `entry`) as shards of `per_shard` each; the directory appears when it is whole.
+
+    Returns:
+        How many there were.
 
     Raises:
-        FileExistsError: the directory exists.
-        ValueError: there are no entries.
+        FileExistsError: the directory exists and is not empty.
+        ValueError: there are no entries, or `per_shard` is below 1.
+        RuntimeError: the writer's word for a disk that is full or fails.
     """
-    directory = Path(directory).absolute()
-    if directory.exists():
-        raise FileExistsError(f"{directory} exists; choose another name or remove it")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = directory.parent / f".{directory.name}.partial-{os.getpid()}"
-    partial.mkdir()
+    if per_shard < 1:
+        raise ValueError(f"shards of {per_shard} records; expected at least 1")
     written = 0
-    try:
+    with new_directory(directory) as partial_directory:
         remaining = iter(entries)
-        for number in itertools.count():
-            count = _write_shard(partial / f"{number:05d}{SHARD_SUFFIX}", itertools.islice(remaining, per_shard))
-            written += count
-            if count < per_shard:
-                break
+        for number, first in enumerate(remaining):
+            shard = itertools.chain([first], itertools.islice(remaining, per_shard - 1))
+            written += _write_shard(partial_directory / f"{number:05d}{SHARD_SUFFIX}", shard)
         if not written:
-            raise ValueError(f"nothing to write to {directory}")
-        partial.rename(directory)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+            raise ValueError(f"{directory}: there is no record to write")
     return written
 
 
 def _write_shard(path: Path, entries: Iterable[bytes]) -> int:
-    """The number of entries; without any there is no file."""
-    writer, count = None, 0
+    writer = ArrayRecordWriter(str(path), _EACH_ALONE)
+    count = 0
     for data in entries:
-        writer = writer or ArrayRecordWriter(str(path), "group_size:1")  # each entry can be read on its own
         writer.write(data)
         count += 1
-    if writer is not None:
-        writer.close()
+    writer.close()
     return count

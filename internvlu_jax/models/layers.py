@@ -12,6 +12,26 @@ from jaxtyping import Array, Float
 from internvlu_jax.config import Compute
 from internvlu_jax.ops.norms import layer_norm, rms_norm
 
+# Logical names of axes. They mean nothing here: an executor that runs on several devices binds them to the axes of its
+# mesh (`parallel`), and everywhere else `laid_out` returns its array as it is.
+ROWS = "rows"
+GROUP_ROWS = "group_rows"
+VOCABULARY = "vocabulary"
+
+
+def laid_out(x: Float[Array, "*n"], *axes: str | None) -> Float[Array, "*n"]:
+    """x with the named axes shared out over the devices and the others whole on each.
+
+    The compiler has to be told in a few places: where weights are cut for storage it would otherwise cut the
+    activations in the same way, and send those around instead of the weights.
+    """
+    return nn.with_logical_constraint(x, axes)
+
+
+def rows_first(x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+    """The residual stream: rows shared out, all of a row on one device or on one group along `tensor`."""
+    return laid_out(x, ROWS, None, None)
+
 
 class RMSNorm(nn.Module):
     """`ops.norms.rms_norm` with its scale, which is cast to the dtype of x as every weight is where it is used."""

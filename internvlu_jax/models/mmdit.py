@@ -25,7 +25,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from internvlu_jax.config import Compute, MMDiTConfig
-from internvlu_jax.models.layers import RMSNorm, stacked
+from internvlu_jax.models.layers import RMSNorm, rows_first, stacked
 from internvlu_jax.ops.attention import attention
 from internvlu_jax.ops.norms import layer_norm
 from internvlu_jax.ops.patches import patchify, unpatchify
@@ -93,7 +93,7 @@ class Stream(nn.Module):
     def queries(self, x: Float[Array, "b s d"]) -> tuple[Float[Array, "b s n h"], Float[Array, "b s d"]]:
         """Normalised queries, and the gate of the attention output before its sigmoid."""
         query, gate = jnp.split(self.q(x), 2, axis=-1)
-        return self.q_norm(query), rearrange(gate, "b s n h -> b s (n h)")
+        return self.q_norm(query), rows_first(rearrange(gate, "b s n h -> b s (n h)"))
 
     def keys_values(self, x: Float[Array, "b s d"]) -> tuple[Float[Array, "b s n h"], Float[Array, "b s n h"]]:
         return self.k_norm(self.k(x)), self.v(x)
@@ -107,7 +107,7 @@ class Stream(nn.Module):
     ) -> Float[Array, "b s d"]:
         """Both residual updates of the tokens x. The gate acts after the output projection, entry by entry."""
         x = x + mod.gate1 * jax.nn.sigmoid(gate) * self.out(attended)
-        return x + mod.gate2 * self.mlp(modulate(x, mod.scale2, mod.shift2))
+        return rows_first(x + mod.gate2 * self.mlp(modulate(x, mod.scale2, mod.shift2)))
 
 
 def modulate(x: Float[Array, "b s d"], scale: Float[Array, "b 1 d"], shift: Float[Array, "b 1 d"]) -> Array:
@@ -216,7 +216,8 @@ class MMDiT(nn.Module):
             raise ValueError(f"rope has {rope[0].shape[1]} positions; latents, conditions and context have {tokens}")
         keys = _keys(sizes, context.shape[1], context_lengths, condition_mask)
         time = nn.silu(self.time_embed(timestep_sinusoid(timestep, self.compute.dtype)))
-        state = self.latent_in(jnp.concatenate(pictures, axis=1)), context.astype(self.compute.dtype)
+        image = self.latent_in(jnp.concatenate(pictures, axis=1))
+        state = rows_first(image), rows_first(context.astype(self.compute.dtype))
         if self.cfg.num_layers > 1:
             state, _ = self.blocks(state, time, rope, keys)
         (noisy, _), _ = self.last_block(state, time, rope, keys, sizes[0])

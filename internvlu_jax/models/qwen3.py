@@ -17,7 +17,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from internvlu_jax.config import Compute, Qwen3Config
-from internvlu_jax.models.layers import RMSNorm, linear, merge_heads, stacked
+from internvlu_jax.models.layers import GROUP_ROWS, VOCABULARY, RMSNorm, laid_out, linear, merge_heads, rows_first, stacked
 from internvlu_jax.ops.attention import attention
 from internvlu_jax.ops.rope import Table, apply_half, rotary_table
 
@@ -134,7 +134,7 @@ class Block(nn.Module):
         out, kv = SelfAttention(self.cfg, self.compute, name="attn")(norm(x), shared, cache, layer)
         x = x + out
         norm = RMSNorm(self.cfg.rms_norm_eps, name="post_norm")
-        x = x + MLP(self.cfg, self.compute, name="mlp")(norm(x))
+        x = rows_first(x + MLP(self.cfg, self.compute, name="mlp")(norm(x)))
         if cache is not None:
             return Stream(x, captured, kv), None
         return Stream(x, captured, None), kv if shared.wanted.return_kv else None
@@ -163,12 +163,18 @@ class Qwen3(nn.Module):
         return self.embedder(ids).astype(self.compute.dtype)
 
     def logits(self, last: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
-        """Scores of the next token, float32, from `Qwen3Output.last`."""
-        if not self.cfg.tie_word_embeddings:
-            return self.lm_head(last)
-        last = last.astype(self.compute.dtype)
-        table = self.embedder.embedding.astype(last.dtype)
-        return jnp.einsum("bsd,vd->bsv", last, table, preferred_element_type=jnp.float32)
+        """Scores of the next token, float32, from `Qwen3Output.last`.
+
+        On a mesh every device scores its share of the vocabulary for the rows of its whole group: the states of a few
+        rows are far smaller than the output layer.
+        """
+        last = laid_out(last.astype(self.compute.dtype), GROUP_ROWS, None, None)
+        if self.cfg.tie_word_embeddings:
+            table = self.embedder.embedding.astype(last.dtype)
+            scores = jnp.einsum("bsd,vd->bsv", last, table, preferred_element_type=jnp.float32)
+        else:
+            scores = self.lm_head(last)
+        return laid_out(scores, GROUP_ROWS, None, VOCABULARY)
 
     def __call__(
         self,
@@ -198,7 +204,7 @@ class Qwen3(nn.Module):
         if mask is not None and cache is not None:
             raise ValueError("mask and cache together: with a cache, positions alone say what is seen")
         cfg = self.cfg
-        x = x.astype(self.compute.dtype)
+        x = rows_first(x.astype(self.compute.dtype))
         states = _states(capture, cfg.num_hidden_layers)
         inner = tuple(state for state in states if state < cfg.num_hidden_layers)
         captured = jnp.zeros((len(inner), *x.shape), x.dtype) if inner else None

@@ -251,8 +251,11 @@ class VAE(nn.Module):
 
     def decode(self, z: Float[Array, "b y x c"]) -> Float[Array, "b Y X 3"]:
         """Pixels in [-1, 1], float32."""
-        pixels = self.decoder(self.post_quant_conv(z))
-        return jnp.clip(pixels.astype(jnp.float32), -1.0, 1.0)
+        return jnp.clip(self.decode_unclipped(z), -1.0, 1.0)
+
+    def decode_unclipped(self, z: Float[Array, "b y x c"]) -> Float[Array, "b Y X 3"]:
+        """Pixels as the decoder gives them, float32: what training compares, for clipped values have no gradient."""
+        return self.decoder(self.post_quant_conv(z)).astype(jnp.float32)
 
     def encode_latents(self, pixels: Float[Array, "b Y X 3"]) -> Float[Array, "b y x c"]:
         """Normalised latents of the mode of `encode`, float32."""

@@ -10,7 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from internvlu_jax.config import Compute, VisionConfig
-from internvlu_jax.models.layers import LayerNorm, linear, merge_heads, stacked
+from internvlu_jax.models.layers import LayerNorm, linear, merge_heads, rows_first, stacked
 from internvlu_jax.ops.attention import attention
 from internvlu_jax.ops.patches import interpolate_positions, patchify
 
@@ -58,7 +58,7 @@ class Block(nn.Module):
         x = x + scale1.astype(x.dtype) * out
         mlp = MLP(cfg.intermediate_size, cfg.hidden_size, self.compute, name="mlp")
         x = x + scale2.astype(x.dtype) * mlp(LayerNorm(cfg.layer_norm_eps, name="norm2")(x))
-        return x, None
+        return rows_first(x), None
 
 
 class VisionTransformer(nn.Module):
@@ -90,7 +90,7 @@ class VisionTransformer(nn.Module):
         The class token is dropped. A tile of another size than `cfg.image_size` gets interpolated positions. Raises
         ValueError if a side is not a multiple of the patch size.
         """
-        x, _ = self.layers(self.embed(pixels))
+        x, _ = self.layers(rows_first(self.embed(pixels)))
         return x[:, 1:]
 
 

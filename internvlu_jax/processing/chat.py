@@ -30,6 +30,9 @@ EDITING_SYSTEM = (
 ALL_DROPPED = f"Here is a random image {IMG_UNCOND}:"
 TEXT_DROPPED = "Generate an image based on reference images."
 
+# What a tokenizer made for a small model should hold as one token each.
+FIXED_TEXTS = (UNDERSTANDING_SYSTEM, GENERATION_SYSTEM, EDITING_SYSTEM, "Here is a random image ", TEXT_DROPPED)
+
 _SENTENCE_ENDS = (".", "!", "?", ",", ":", ";")
 # Tokens that only pictures may bring. Typed by a user they would be taken for visual tokens that no picture fills, or
 # for the bounds of a picture. The other special tokens (<ref>, <box>, ...) are part of the language users may write.

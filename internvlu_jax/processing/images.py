@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -45,7 +46,7 @@ def load_image(path: str | Path) -> Image.Image:
 
 
 @contextmanager
-def opened_picture(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
+def opened_picture(file: Path | BufferedReader | BytesIO, name: str) -> Iterator[Image.Image]:
     """The picture in `file`, its header read and its pixels not. All that goes wrong in the block names it.
 
     Raises:
@@ -106,7 +107,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
         ValueError: the picture has no pixels or an aspect ratio over 200.
     """
     _check_sides(image.height, image.width)
-    turned = _turn(image) in _EXCHANGING
+    turned = image.format != "TIFF" and _turn(image) in _EXCHANGING  # of a TIFF Pillow gives the upright size
     return (image.width, image.height) if turned else (image.height, image.width)
 
 

@@ -70,13 +70,14 @@ class Tokenizer:
         return cls(backend)
 
     @classmethod
-    def byte_level(cls) -> Tokenizer:
-        """256 bytes and the special tokens, 269 ids: nothing to learn, for models that are made up from scratch."""
+    def byte_level(cls, phrases: Sequence[str] = ()) -> Tokenizer:
+        """256 bytes, the special tokens and a token for each of `phrases`: for models that are made up from scratch."""
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         backend = tokenizers.Tokenizer(models.BPE({char: n for n, char in enumerate(alphabet)}, []))
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         backend.decoder = decoders.ByteLevel()
         backend.add_special_tokens([AddedToken(t, normalized=False) for t in (PAD, IM_START, IM_END, *SPECIAL_TABLE)])
+        backend.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
         return cls(backend)
 
     def save(self, directory: str | Path) -> None:

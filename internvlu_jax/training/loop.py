@@ -7,25 +7,31 @@ position in the data, all of the same step, and random numbers are keyed by the 
 from __future__ import annotations
 
 import dataclasses
-from contextlib import ExitStack
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
-from internvlu_jax import checkpoint
+from internvlu_jax import checkpoint, run_directory
 from internvlu_jax.config import ConfigError
 from internvlu_jax.data.batch import Batch
 from internvlu_jax.data.loader import Loader
-from internvlu_jax.parallel import Executor, make_executor
+from internvlu_jax.parallel.executors import Executor, make_executor
 from internvlu_jax.training import overview, setup
 from internvlu_jax.training.config import TrainConfig
+from internvlu_jax.training.reporting import Records
 from internvlu_jax.training.samples import sample_sheet, save_sheet
 from internvlu_jax.training.setup import Origin
 from internvlu_jax.training.step import Step, TrainState, not_finite
 from internvlu_jax.training.throughput import Operations, Rate, peak_operations
+from internvlu_jax.training.tree import merge
 
 # What may change between the calls that make up one run: how long, on what machine, and what is kept and shown.
 _MAY_CHANGE = (
@@ -57,26 +63,33 @@ def train(cfg: TrainConfig, workdir: str | Path, quiet: bool = False) -> Outcome
     workdir = Path(workdir).absolute()
     _check_workdir(cfg, workdir)
     executor = make_executor(cfg.executor, cfg.mesh)
-    executor.rows(cfg.data.batch_size)
-    if cfg.data.packed_rows is not None:
-        executor.rows(cfg.data.packed_rows)
-    found = setup.origin(cfg)
+    for rows in {cfg.data.batch_size, cfg.data.packed_rows or cfg.data.batch_size}:
+        executor.rows(rows)
+    last = max(checkpoint.saved_steps(workdir / "checkpoints"), default=None)
+    found = setup.origin(cfg, None if last is None else workdir)
     step = setup.make_step(cfg, found, executor.shards)
-    with ExitStack() as stack:
-        loader = stack.enter_context(setup.make_loader(cfg, found, executor))
-        saved = stack.enter_context(checkpoint.RunCheckpoints(workdir / "checkpoints", cfg.keep_last, cfg.keep_every))
-        state = _begin(cfg, workdir, found, step, executor, loader, saved)
+    with (
+        setup.make_loader(cfg, found, executor) as loader,
+        checkpoint.RunCheckpoints(workdir / "checkpoints", cfg.keep_last, cfg.keep_every) as saved,
+    ):
+        if last is None:
+            state = setup.first_state(cfg, found, step, executor)
+            _write_start(cfg, workdir, found, executor.savable(state))
+        else:
+            state, position = setup.saved_state(cfg, found, step, executor, workdir, saved, last)
+            loader.restore(position)
         if not quiet and jax.process_index() == 0:
-            overview.show(state, step.factors)
-        return _Run(cfg, workdir, found, step, executor, loader, saved, quiet).go(state)
+            overview.show(executor.savable(state), step.factors)
+        executor.compile(step)
+        return _Run(cfg, workdir, found, step, executor, loader, saved, quiet).go(state, last or 0)
 
 
 def _check_workdir(cfg: TrainConfig, workdir: Path) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise ConfigError(f"--workdir {workdir} is a file; expected a directory")
-    if not checkpoint.is_run(workdir):
+    if not run_directory.is_run(workdir):
         return
-    differences = checkpoint.config_differences(workdir, dataclasses.asdict(cfg), _MAY_CHANGE)
+    differences = run_directory.config_differences(workdir, dataclasses.asdict(cfg), _MAY_CHANGE)
     if differences:
         raise ConfigError(
             f"{workdir} holds a run of another configuration: {'; '.join(differences)}. "
@@ -84,34 +97,21 @@ def _check_workdir(cfg: TrainConfig, workdir: Path) -> None:
         )
 
 
-def _begin(
-    cfg: TrainConfig,
-    workdir: Path,
-    found: Origin,
-    step: Step,
-    executor: Executor,
-    loader: Loader,
-    saved: checkpoint.RunCheckpoints,
-) -> TrainState:
-    """The state of the last checkpoint, or the first one; writes down what a new run starts from."""
-    state = setup.first_state(cfg, found, step, executor)
-    if not checkpoint.is_run(workdir):
-        start = executor.savable(state)
-        checkpoint.start_run(
-            workdir,
-            dataclasses.asdict(cfg),
-            found.config,
-            start.frozen,
-            found.extras,
-            found.tokenizer,
+def _write_start(cfg: TrainConfig, workdir: Path, found: Origin, state: TrainState) -> None:
+    if not run_directory.is_run(workdir):
+        run_directory.start_run(
+            workdir, dataclasses.asdict(cfg), found.config, state.frozen, found.extras, found.tokenizer,
             found.small_files,
-        )
-    last = saved.latest()
-    if last is None:
-        return state
-    trained, ema, optimizer, data = saved.restore(last, executor.savable(state))
-    loader.restore(data)
-    return executor.from_saved(state, trained, ema, optimizer, last)
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """A step whose metrics are not read yet."""
+
+    step: int
+    metrics: Any
+    batches: tuple[Batch, ...]
 
 
 class _Run:
@@ -128,71 +128,93 @@ class _Run:
         saved: checkpoint.RunCheckpoints,
         quiet: bool,
     ) -> None:
-        self._cfg, self._workdir, self._found = cfg, workdir, found
+        self._cfg, self._workdir, self._found, self._quiet = cfg, workdir, found, quiet
         self._executor, self._loader, self._saved = executor, loader, saved
-        self._step = executor.compile(step)
-        self._operations, self._peak, self._rate = Operations(step), peak_operations(), Rate()
-        self._work = Rate()
         self._first = jax.process_index() == 0
-        self._quiet = quiet
+        self._pictures, self._work, self._peak = Rate(), Rate(), peak_operations()
+        self._operations = Operations(step, jax.eval_shape(step.init, found.shapes))
 
-    def go(self, state: TrainState) -> Outcome:
-        done = int(self._executor.savable(state).step)
+    def go(self, state: TrainState, done: int) -> Outcome:
+        """From step `done` to the end."""
         key = jax.random.key(self._cfg.seed)
-        last: dict[str, float] | None = None
-        with self._records(done) as records, _terminated() as stop:
-            stopped = False
-            waiting: tuple[int, Any, tuple[Batch, ...]] | None = None
+        last, waiting, stopped = None, None, False
+        with self._records(done) as records, _terminated() as is_terminated:
             while done < self._cfg.steps and not stopped:
                 batches = next(self._loader)
-                state, metrics = self._step(state, tuple(self._executor.put(b) for b in batches), key)
+                state, metrics = self._executor.step(state, tuple(self._executor.put(b) for b in batches), key)
                 done += 1
-                # The step before this one is read while this one runs, so the devices never wait for the host.
-                last = self._record(records, waiting, state) or last
-                waiting = (done, metrics, batches)
-                stopped = stop(done)
-                if stopped or done % self._cfg.save_every == 0 or done == self._cfg.steps:
-                    last, waiting = self._record(records, waiting, state) or last, None
-                    self._save(done, state)
-                if self._cfg.sample_every and done % self._cfg.sample_every == 0:
+                # The step before this one is read while this one runs, so that the devices need not wait for the host.
+                last = self._record(records, waiting) or last
+                waiting = _Ended(done, metrics, batches)
+                stopped = is_terminated(done)
+                saves = stopped or done % self._cfg.save_every == 0 or done == self._cfg.steps
+                samples = bool(self._cfg.sample_every and done % self._cfg.sample_every == 0)
+                if saves or samples:
+                    last, waiting = self._record(records, waiting) or last, None
+                if saves:
+                    self._saved.save(done, self._executor.savable(state), self._loader.state())
+                if samples:
                     self._sample(done, state)
             self._saved.wait()
         return Outcome(done, last, stopped)
 
-    def _record(self, records: _Records, waiting: Any, state: TrainState) -> dict[str, float] | None:
-        """Writes the metrics of a step that has ended."""
-        if waiting is None:
+    @contextmanager
+    def _records(self, done: int) -> Iterator[Records]:
+        records = Records(self._workdir, self._cfg.steps, done, write=self._first, show=self._first and not self._quiet)
+        try:
+            yield records
+        finally:
+            records.close()
+
+    def _record(self, records: Records, ended: _Ended | None) -> dict[str, float] | None:
+        """Writes the metrics of a step that has ended, and returns them."""
+        if ended is None:
             return None
-        number, metrics, batches = waiting
-        values = {name: np.asarray(value).item() for name, value in self._executor.metrics(metrics).items()}
+        values = {name: np.asarray(value).item() for name, value in self._executor.replica(ended.metrics).items()}
         bad = not_finite(values)
         if bad is not None:
             raise NotFiniteError(
-                f"step {number}: {bad} is not finite. The last checkpoint is from before; look at that step's data, "
-                "lower the learning rate, or clip harder"
+                f"step {ended.step}: {bad} is not finite. The last checkpoint is from before; look at the data of that "
+                "step, lower the learning rate, or clip harder"
             )
         values.pop("finite")
-        pictures = sum(b.picture.weight.shape[0] for b in batches if b.picture is not None)
-        self._rate.add(pictures or sum(len(b.index) for b in batches))
-        records.write(number, values, self._speed(state, batches))
+        self._pictures.add(sum(b.picture.weight.shape[0] for b in ended.batches if b.picture is not None))
+        records.write(ended.step, values, self._speed(ended.batches))
         return values
 
-    def _speed(self, state: TrainState, batches: tuple[Batch, ...]) -> str:
-        per_second = self._rate.per_second()
-        words = "" if per_second is None else f"{per_second:.3g} images/s"
-        if self._peak is None or self._executor.global_shapes is None:
+    def _speed(self, batches: tuple[Batch, ...]) -> str:
+        """Pictures a second and, where the devices' peak is known, the share of it."""
+        words = f"{self._pictures.per_second() or 0:.3g} images/s"
+        if self._peak is None:
             return words
-        self._work.add(self._operations.of(*self._executor.global_shapes(state, batches)))
+        self._work.add(self._operations.of(batches) * jax.process_count())
         share = self._work.per_second()
         return words if share is None else f"{words}, {share / self._peak:.0%} of peak"
 
-    def _save(self, done: int, state: TrainState) -> None:
-        self._saved.save(done, self._executor.savable(state), self._loader.state())
-
     def _sample(self, done: int, state: TrainState) -> None:
-        """A sheet of pictures; every process gathers the parameters, the first one draws."""
-        params = self._executor.local(state, self._cfg.compute.dtype)
-        if self._first and self._cfg.sample_prompts:
+        """A sheet of pictures; every process takes part in gathering the parameters, the first one draws."""
+        if not self._cfg.sample_prompts:
+            return
+        params = self._executor.local(merge(state.trained, state.frozen), self._cfg.compute.dtype)
+        if self._first:
             side = self._cfg.data.sides[0]
             picture = sample_sheet(self._cfg, self._found.config, self._found.tokenizer, params, side)
             save_sheet(picture, self._workdir / "samples" / f"{done:08d}.png")
+
+
+@contextmanager
+def _terminated() -> Iterator[Callable[[int], bool]]:
+    """Within, SIGTERM is noted and ends nothing; yields whether it came, agreed on by all processes for a step."""
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    came = threading.Event()
+    try:
+        before = signal.signal(signal.SIGTERM, lambda *_: came.set())
+    except ValueError:  # signals belong to the main thread; elsewhere somebody else minds them
+        yield lambda step: False
+        return
+    try:
+        yield lambda step: came.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, before)

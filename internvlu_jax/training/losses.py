@@ -109,9 +109,15 @@ class Objective:
             if states is not None and batch.text is not None and batch.text.weights is not None:
                 text = self._text_sum(params["vlm"], states.last, batch.text)
             if batch.picture is not None and draws is not None:
-                context = batch.picture.context if states is None else states.captured
+                context = batch.picture.context if states is None else _chosen(states, batch.picture)
                 flow = self._flow_sum(params, batch.picture, context, draws)
         return Sums(flow, text)
+
+    def contexts(self, vlm: Params, batch: Batch) -> Float[Array, "b t e"]:
+        """The hidden states that condition the pictures of a batch, to be stored in place of its text."""
+        batch = jax.tree.map(jnp.asarray, batch)
+        assert batch.text is not None and batch.picture is not None
+        return _chosen(self._read(vlm, batch.text, True), batch.picture)
 
     def _apply(self, part: str, params: Params, *args: Any, method: str | None = None, **kwargs: Any) -> Any:
         return modules(self.cfg, self.compute)[part].apply({"params": params}, *args, method=method, **kwargs)
@@ -169,8 +175,8 @@ class Objective:
             rows, columns = rows // factor, columns // factor
         return rows, columns, self.cfg.vae.z_dim
 
-    def _latents(self, params: Params, picture: Array) -> Float[Array, "b y x c"]:
-        """Normalised latents: of 8-bit pixels by the VAE, or as they were computed beforehand."""
+    def latents(self, params: Params, picture: Array) -> Float[Array, "b y x c"]:
+        """Normalised latents: of 8-bit pixels by the VAE (its parameters under `vae`), or as they were stored."""
         if picture.dtype != jnp.uint8:
             return picture.astype(jnp.float32)
         cfg = self.cfg.processor.image_gen_processor_kwargs
@@ -180,10 +186,8 @@ class Objective:
         return jax.lax.stop_gradient(latents.astype(jnp.float32))
 
     def _flow_sum(self, params: Params, picture: Picture, context: Array, draws: Draws) -> Float[Array, ""]:
-        if picture.context_index is not None:
-            context = jnp.take_along_axis(context, picture.context_index[..., None], axis=1, mode="clip")
         head, dit = params["head"], self.cfg.generation_decoder.decoder_config
-        clean = self._latents(params, picture.target)
+        clean = self.latents(params, picture.target)
         velocity = self._apply(
             "head",
             head,
@@ -192,10 +196,16 @@ class Objective:
             self._apply("head", head, context, method="embed_context"),
             picture.context_lengths,
             msrope_table(picture.positions, dit.axes_dims_rope),
-            tuple(self._latents(params, source) for source in picture.sources),
+            tuple(self.latents(params, source) for source in picture.sources),
         )
         error = jnp.square(velocity - velocity_target(clean, draws.noise))
         return jnp.sum(jnp.mean(error, axis=(1, 2, 3)) * picture.weight)
+
+
+def _chosen(states: Qwen3Output, picture: Picture) -> Float[Array, "b t e"]:
+    """Of the captured hidden states of whole rows those that condition the head."""
+    assert states.captured is not None and picture.context_index is not None
+    return jnp.take_along_axis(states.captured, picture.context_index[..., None], axis=1, mode="clip")
 
 
 def token_loss(

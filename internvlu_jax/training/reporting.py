@@ -96,3 +96,31 @@ class LiveLine:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+class Records:
+    """All three together.
+
+    Args:
+        workdir: of the run. steps, done: how many it has, and how many are done.
+        write: whether this process writes files; show: whether it shows the live line.
+    """
+
+    def __init__(self, workdir: Path, steps: int, done: int, *, write: bool, show: bool) -> None:
+        self._files = [MetricsFile(workdir / "metrics.jsonl", done), TensorBoard(workdir)] if write else []
+        self._line = LiveLine(steps, done, show)
+
+    def write(self, step: int, values: dict[str, float], speed: str) -> None:
+        """Notes a step that has ended."""
+        for file in self._files:
+            file.write({"step": step, **values})
+        losses = "  ".join(f"{name.removesuffix('_loss')} {values[name]:.4f}" for name in _SHOWN if name in values)
+        self._line.update(step, f"{losses}  {speed}")
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+        self._line.close()
+
+
+_SHOWN = ("loss", "flow_loss", "text_loss")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from internvlu_jax import loading
+from internvlu_jax import loading, run_directory
+from internvlu_jax.checkpoint import RunCheckpoints
 from internvlu_jax.config import PRESETS, Compute, ConfigError, InternVLUConfig
+from internvlu_jax.config_files import read_config
 from internvlu_jax.data.loader import Loader
 from internvlu_jax.models import lora
 from internvlu_jax.models.internvlu import modules, param_shapes
-from internvlu_jax.parallel import Executor
+from internvlu_jax.parallel.executors import Executor
+from internvlu_jax.processing import chat
 from internvlu_jax.processing.tokenizer import Tokenizer
 from internvlu_jax.training.config import TrainConfig
 from internvlu_jax.training.losses import Objective
@@ -30,56 +32,56 @@ _CHUNK = 1024
 
 @dataclass(frozen=True)
 class Origin:
-    """The model that a run starts from.
+    """The model that a run trains.
 
-    params: host arrays, or None where they are made up at random.
-    small_files: a directory with its tokenizer and config files, or None for a preset.
+    shapes: of its parameters, adapters among them, with the dtypes they start with. params: host arrays, or None where they are made up at
+    random or come from the run's own checkpoint. small_files: a directory with its tokenizer and config files, or None
+    for a preset.
     """
 
     config: InternVLUConfig
     tokenizer: Tokenizer
+    shapes: Tree
     params: Tree | None
     extras: dict[str, Any]
     small_files: Path | None
 
 
-def origin(cfg: TrainConfig) -> Origin:
-    """The preset or the checkpoint that `cfg` names.
+def origin(cfg: TrainConfig, resumed: Path | None = None) -> Origin:
+    """What `cfg` starts from, or what the run in the directory `resumed` has come to.
 
-    A preset has the byte-level tokenizer, which any vocabulary holds.
+    A preset has a byte-level tokenizer, which any vocabulary holds.
 
     Raises:
         ConfigError, ValueError: there is no such preset, or the checkpoint cannot be loaded.
     """
+    if resumed is not None:
+        files = run_directory.small_files(resumed)
+        shapes, extras = run_directory.run_shapes(resumed)
+        tokenizer = Tokenizer.from_directory(files / "processor")
+        return Origin(read_config(files), tokenizer, shapes, None, extras, files)
     if cfg.start is not None:
         model = loading.load(cfg.start, place=np.asarray)
         tokenizer = Tokenizer.from_directory(model.small_files / "processor")
-        return Origin(model.config, tokenizer, model.params, model.extras, model.small_files)
+        shapes = _adapted_shapes(cfg, jax.eval_shape(lambda: model.params))
+        return Origin(model.config, tokenizer, shapes, model.params, model.extras, model.small_files)
     if cfg.model not in PRESETS:
         raise ConfigError(f"model is {cfg.model!r}; expected one of {', '.join(PRESETS)}, or a checkpoint as `start`")
-    return Origin(PRESETS[cfg.model](), Tokenizer.byte_level(), None, {}, None)
+    config = PRESETS[cfg.model]()
+    shapes = _adapted_shapes(cfg, param_shapes(config))
+    return Origin(config, Tokenizer.byte_level(chat.FIXED_TEXTS), shapes, None, {}, None)
 
 
 def make_step(cfg: TrainConfig, found: Origin, shards: int) -> Step:
-    """The step of a run on `shards` groups of devices that share the rows.
+    """The step of a run whose rows are shared out over `shards` groups of devices.
 
     Raises:
         ConfigError: rules or adapters do not fit the model.
     """
-    shapes = param_shapes(found.config) if found.params is None else found.params
-    scale = None
-    if cfg.lora is not None:
-        shapes = jax.eval_shape(lambda key: _with_adapters(cfg, shapes, key), jax.random.key(0))
-        scale = cfg.lora.alpha / cfg.lora.rank
-    config = dataclasses.replace(found.config, files={})
-    special = found.tokenizer.special_table_ids
+    scale = None if cfg.lora is None else cfg.lora.alpha / cfg.lora.rank
+    config, special = dataclasses.replace(found.config, files={}), found.tokenizer.special_table_ids
     objective = Objective(config, cfg.compute, cfg.objective, special, _CHUNK * shards, scale)
-    return Step(objective, cfg.optimizer, factors(shapes, cfg.optimizer), cfg.steps)
-
-
-def _with_adapters(cfg: TrainConfig, params: Tree, key: jax.Array) -> Tree:
-    assert cfg.lora is not None
-    return lora.add(params, cfg.lora.pattern, cfg.lora.rank, key)
+    return Step(objective, cfg.optimizer, factors(found.shapes, cfg.optimizer), cfg.steps)
 
 
 def make_loader(cfg: TrainConfig, found: Origin, executor: Executor) -> Loader:
@@ -87,32 +89,36 @@ def make_loader(cfg: TrainConfig, found: Origin, executor: Executor) -> Loader:
     return Loader(found.config, found.tokenizer, cfg.data, seed=cfg.seed, accumulate=cfg.accumulate, rows=executor.rows)
 
 
-def state_shapes(cfg: TrainConfig, found: Origin, step: Step) -> TrainState:
-    """The state as shapes, nothing allocated."""
-    shapes = param_shapes(found.config) if found.params is None else found.params
-    return jax.eval_shape(lambda params, key: _first_state(cfg, step, params, key), shapes, jax.random.key(0))
-
-
 def first_state(cfg: TrainConfig, found: Origin, step: Step, executor: Executor) -> TrainState:
     """The state before the first step, born where the executor keeps it."""
     key = jax.random.key(cfg.seed)
     params = executor.place(found.params) if found.params is not None else random_params(found.config, key, executor)
-    return executor.init(lambda p, k: _first_state(cfg, step, p, k), params, jax.random.fold_in(key, 1))
+    return executor.init(lambda p, k: step.init(_adapted(cfg, p, k)), params, jax.random.fold_in(key, 1))
 
 
-def _first_state(cfg: TrainConfig, step: Step, params: Tree, key: jax.Array) -> TrainState:
-    return step.init(params if cfg.lora is None else _with_adapters(cfg, params, key))
+def saved_state(
+    cfg: TrainConfig, found: Origin, step: Step, executor: Executor, workdir: Path, saved: RunCheckpoints, last: int
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state of a checkpoint, read straight to where the executor keeps it, and the position in the data."""
+    like = executor.abstract(jax.eval_shape(step.init, found.shapes))
+    trained, ema, opt_state, data = saved.restore(last, like)
+    frozen = run_directory.restore_frozen(workdir, like.frozen)
+    state = TrainState(np.asarray(last, np.int32), trained, frozen, opt_state, ema)
+    return executor.from_saved(state), data
+
+
+def _adapted(cfg: TrainConfig, params: Tree, key: jax.Array) -> Tree:
+    """The parameters with the adapters that the configuration asks for."""
+    return params if cfg.lora is None else lora.add(params, cfg.lora.pattern, cfg.lora.rank, key)
+
+
+def _adapted_shapes(cfg: TrainConfig, shapes: Tree) -> Tree:
+    return jax.eval_shape(lambda params, key: _adapted(cfg, params, key), shapes, jax.random.key(0))
 
 
 def random_params(config: InternVLUConfig, key: jax.Array, executor: Executor) -> Tree:
     """Random float32 parameters, each part by a program of its own because one for all compiles far longer."""
-    parts = modules(config, Compute())
     return {
         name: executor.init(lambda k, m=module: m.init(k, method="build")["params"], jax.random.fold_in(key, n))
-        for n, (name, module) in enumerate(parts.items())
+        for n, (name, module) in enumerate(modules(config, Compute()).items())
     }
-
-
-def state_bytes(shapes: Any) -> int:
-    """Bytes of a tree of arrays or shapes."""
-    return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(shapes))

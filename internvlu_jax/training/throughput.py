@@ -42,23 +42,25 @@ class Operations:
     What rematerialisation computes again is not counted, so the share of the peak is that of useful work.
     """
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Step, state: TrainState) -> None:
+        """state: the run's, or its shapes."""
         plain = dataclasses.replace(step.objective.compute, attention="xla", remat="none")
         self._step = dataclasses.replace(step, objective=dataclasses.replace(step.objective, compute=plain))
+        self._state = state
         self._known: dict[Any, int] = {}
 
-    def of(self, state: TrainState, batches: tuple[Batch, ...]) -> int:
-        """state, batches: arrays or shapes, those of the whole step over all devices."""
-        return sum(self._one(state, batch) for batch in batches)
+    def of(self, batches: tuple[Batch, ...]) -> int:
+        """Of one step's micro-batches, or of the rows of them that one process has."""
+        return sum(self._one(batch) for batch in batches)
 
-    def _one(self, state: TrainState, batch: Batch) -> int:
+    def _one(self, batch: Batch) -> int:
         shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype), batch)
         leaves, structure = jax.tree.flatten(shapes)
         name = (structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
         if name not in self._known:
             scalar = jax.ShapeDtypeStruct((), np.float32)
             key = jax.eval_shape(lambda: jax.random.key(0))
-            self._known[name] = count_flops(self._step.gradients, state, shapes, Totals(scalar, scalar), key)
+            self._known[name] = count_flops(self._step.gradients, self._state, shapes, Totals(scalar, scalar), key)
         return self._known[name]
 
 

@@ -1,0 +1,173 @@
+"""Writes down once what frozen parts would compute again and again: latents and contexts, for stages 1 and 2.
+
+    python -m experiments.precompute CONFIG DST [--start CHECKPOINT] [--data.sources FILE WEIGHT ...] [--any.field X]
+
+Takes the configuration of the run that is to read the result, and gives for each source of records a directory of
+shards DST/0, DST/1, ..., in the order of the sources and of their records: train with `--data.sources DST/0 4 DST/1 1`,
+the weights as before. Every record keeps its prompt; its pictures become latents, and its prompt the hidden states of
+the backbone, whole and in the forms that guidance drops. They have the precision of `--compute.dtype`; in float32
+training on them gives the same losses as training on the pictures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import tyro
+from rich.progress import track
+
+from experiments.configs import CONFIGS
+from internvlu_jax.data.batch import Batch
+from internvlu_jax.data.collate import Collator
+from internvlu_jax.data.examples import Draft, Drafter, Kind
+from internvlu_jax.data.records import BrokenRecord, Record
+from internvlu_jax.data.sources import Source, entry, open_source, write_shards
+from internvlu_jax.parallel.executors import make_executor
+from internvlu_jax.training import setup
+from internvlu_jax.training.config import MeshConfig, TrainConfig
+from internvlu_jax.training.losses import Objective
+
+log = logging.getLogger("internvlu_jax.data")
+_DROPS = {"t2i": ("full", "all_dropped"), "edit": ("full", "text_dropped", "all_dropped")}
+_BLOCK = 256  # records that are looked at together, so that rows of one kind fill a batch
+_PER_SHARD = 1000
+
+
+class Precomputer:
+    """From records to entries of shards, for one model and one data configuration."""
+
+    def __init__(self, cfg: TrainConfig) -> None:
+        found = setup.origin(cfg)
+        key = jax.random.key(cfg.seed)
+        single = make_executor("single", MeshConfig())
+        self._params = single.place(found.params) if found.params else setup.random_params(found.config, key, single)
+        data = dataclasses.replace(cfg.data, text_targets=False)
+        self._drafter, self._batch_size = Drafter(found.config, found.tokenizer, data), data.batch_size
+        self._pool = ThreadPoolExecutor(data.threads)
+        self._collator = Collator(found.config, found.tokenizer, data, self._pool, self._raise)
+        special = found.tokenizer.special_table_ids
+        config = dataclasses.replace(found.config, files={})
+        objective = Objective(config, cfg.compute, cfg.objective, special)
+        self._contexts = jax.jit(objective.contexts)
+        self._latents = jax.jit(objective.latents)
+
+    @staticmethod
+    def _raise(error: BrokenRecord) -> None:
+        raise error
+
+    def entries(self, records: Iterable[Record]) -> Iterator[bytes]:
+        """Entries in the order of the records; those that cannot be used are reported and left out."""
+        remaining = iter(records)
+        while block := list(islice(remaining, _BLOCK)):
+            arrays: list[dict[str, np.ndarray] | None] = [{} for _ in block]
+            by_kind: dict[Kind, list[tuple[int, Draft]]] = defaultdict(list)
+            for n, record in enumerate(block):
+                try:
+                    for drop in _DROPS.get(record.task, ()):
+                        draft = self._drafter.draft(record, drop)  # type: ignore[arg-type]
+                        by_kind[draft.kind].append((n, draft))
+                except BrokenRecord as error:
+                    log.warning("left out %s", error)
+                    arrays[n] = None
+            for members in by_kind.values():
+                for start in range(0, len(members), self._batch_size):
+                    self._compute(members[start : start + self._batch_size], arrays)
+            for record, found in zip(block, arrays, strict=True):
+                if found:
+                    yield entry(_description(record), arrays=found)
+
+    def _compute(self, members: Sequence[tuple[int, Draft]], arrays: list[dict[str, np.ndarray] | None]) -> None:
+        """One batch of one kind; short ones are filled up with their last row, so that they compile once."""
+        drafts = [draft for n, draft in members if arrays[n] is not None]
+        rows = [[draft] for draft in drafts] + [[drafts[-1]]] * (self._batch_size - len(drafts)) if drafts else []
+        if not rows:
+            return
+        try:
+            batch: Batch = self._collator.batch(rows, np.arange(len(rows)), False)
+        except BrokenRecord as error:
+            log.warning("left out %s", error)
+            broken = next(n for n, draft in members if draft.record.where == error.where)
+            arrays[broken] = None
+            return self._compute(members, arrays)
+        assert batch.picture is not None
+        contexts = np.asarray(self._contexts(self._params["vlm"], batch))
+        pictures = {"target": batch.picture.target}
+        pictures |= {f"source/{n}": source for n, source in enumerate(batch.picture.sources)}
+        latents = {name: np.asarray(self._latents(self._params, pixels)) for name, pixels in pictures.items()}
+        kept = [(n, draft) for n, draft in members if arrays[n] is not None]
+        for row, (n, draft) in enumerate(kept):
+            found = arrays[n]
+            assert found is not None
+            found[f"context/{draft.drop}"] = contexts[row, : draft.length]
+            found.update({name: values[row] for name, values in latents.items()})
+
+
+def _description(record: Record) -> dict[str, Any]:
+    """The JSON object of a record whose pictures' files are not kept, only their sizes."""
+    return {**record.data, "sizes": {name: list(picture.size()) for name, picture in record.pictures().items()}}
+
+
+def usable(source: Source) -> Iterator[Record]:
+    """The records of a source in order; broken ones are reported and left out."""
+    for n in track(range(len(source)), "storing"):
+        try:
+            record = source[n]
+        except BrokenRecord as error:
+            log.warning("left out %s", error)
+            continue
+        if record.task != "understanding":
+            yield record
+
+
+def precompute(cfg: TrainConfig, target: Path) -> list[Path]:
+    """Writes the shards of every source; returns their directories.
+
+    Raises:
+        ValueError, FileExistsError: configuration, checkpoint or data cannot be used; or the target is there already.
+    """
+    if not cfg.data.sources:
+        raise ValueError("data.sources is empty; expected the sources that the run is to read")
+    computer = Precomputer(cfg)
+    written = []
+    for n, (path, _) in enumerate(cfg.data.sources):
+        write_shards(target / str(n), computer.entries(usable(open_source(path))), _PER_SHARD)
+        written.append(target / str(n))
+    (target / "data.json").write_text(json.dumps(dataclasses.asdict(cfg.data), indent=2) + "\n", encoding="utf-8")
+    return written
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    target: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[TrainConfig, tyro.conf.arg(name="")]
+
+
+def main() -> int:
+    if len(sys.argv) < 2 or sys.argv[1] not in CONFIGS:
+        print(f"error: expected one of {', '.join(CONFIGS)} as the first argument", file=sys.stderr)
+        return 2
+    defaults = Arguments(tyro.MISSING, CONFIGS[sys.argv[1]])
+    arguments = tyro.cli(Arguments, args=sys.argv[2:], default=defaults)
+    try:
+        written = precompute(arguments.run, arguments.target)
+    except (ValueError, FileExistsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    weights = [weight for _, weight in arguments.run.data.sources]
+    print("--data.sources " + " ".join(f"{path} {weight:g}" for path, weight in zip(written, weights, strict=True)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""Trains one of the configurations in `experiments/configs`, or goes on with it.
+
+    python -m experiments.train CONFIG --workdir DIR [--steps N] [--seed S] [--executor mesh|pmap|single]
+        [--mesh.data -1 --mesh.fsdp 1 --mesh.tensor 1] [--any.field value]
+
+CONFIG is stage1, stage2, stage3, finetune or debug. Run again with the same --workdir it continues where the last
+checkpoint is. SIGTERM saves and ends with status 0. In DIR:
+
+    config.json     the configuration with every override      metrics.jsonl   one object a step
+    samples/        a sheet of pictures every so many steps     checkpoints/    what `convert` and `--start` take
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from experiments.configs import CONFIGS
+from internvlu_jax.compilation import enable_cache
+from internvlu_jax.parallel.mesh import initialise
+from internvlu_jax.training.config import TrainConfig
+from internvlu_jax.training.loop import NotFiniteError, train
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Several processes, one on each host. On TPU pods and under Slurm `--distributed` is enough."""
+
+    distributed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    coordinator: str | None = None
+    """host:port of process 0."""
+    processes: int | None = None
+    process: int | None = None
+
+
+@dataclass(frozen=True)
+class Arguments:
+    workdir: Path
+    """Where everything of the run goes; an existing run goes on."""
+    run: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    cluster: Annotated[Cluster, tyro.conf.arg(name="")] = Cluster()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    names = ", ".join(CONFIGS)
+    if not argv or argv[0].startswith("-"):
+        print(__doc__)
+        return 0 if argv in (["-h"], ["--help"]) else 2
+    if argv[0] not in CONFIGS:
+        near = difflib.get_close_matches(argv[0], CONFIGS, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        print(f"error: there is no configuration {argv[0]!r}; expected one of {names}{hint}", file=sys.stderr)
+        return 2
+    defaults = Arguments(tyro.MISSING, CONFIGS[argv[0]])
+    arguments = tyro.cli(Arguments, args=argv[1:], default=defaults, prog=f"experiments.train {argv[0]}")
+    return run(arguments)
+
+
+def run(arguments: Arguments) -> int:
+    """Trains; what a user can put right becomes one line and status 2, a run that broke down status 1."""
+    cluster = arguments.cluster
+    try:
+        if cluster.distributed or cluster.coordinator is not None:
+            initialise(cluster.coordinator, cluster.processes, cluster.process)
+        enable_cache()
+        outcome = train(arguments.run, arguments.workdir)
+    except (ValueError, FileExistsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (NotFiniteError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    how = "stopped" if outcome.stopped else "done"
+    print(f"{how} at step {outcome.steps}; `{arguments.workdir}` can go on, or be converted", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

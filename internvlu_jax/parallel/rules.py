@@ -1,0 +1,73 @@
+"""Where parameters lie on a mesh: one table, read by the end of a path.
+
+Adam's moments, the moving average and gradients have the paths of their parameters with something before them, so the
+table holds for them too.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+_F, _T = "fsdp", "tensor"
+
+# (end of the path, mesh axes of the array's last dimensions); the first that matches decides. What leads, the axis of
+# stacked layers, is never shared out: the scan takes one layer of it at a time. What no row names is small (biases,
+# norms, and the VAE with 45 million numbers that every step reads) and lies whole on every device.
+_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"vae/.*", ()),
+    (r"(q|k|v)/kernel", (_F, _T, None)),
+    (r"qkv/kernel", (_F, None, _T, None)),
+    (r"out/kernel", (_T, None, _F)),
+    (r"(fc1|gate|up|context_in|latent_in)/kernel", (_F, _T)),
+    (r"lm_head/kernel", (None, (_F, _T))),
+    (r"(fc2|down)/kernel", (_T, _F)),
+    (r"(mod|norm_out)/kernel", ((_F, _T), None, None)),
+    (r"embed/embedding", (None, (_F, _T))),
+    (r"(q|k|v)/lora_b", (None, _T, None)),
+    (r"qkv/lora_b", (None, None, _T, None)),
+    (r"(fc1|gate|up)/lora_b", (None, _T)),
+    (r"(q|k|v|qkv|fc1|gate|up)/lora_a", (_F, None)),
+    (r"out/lora_a", (_T, None, None)),
+    (r"(fc2|down)/lora_a", (_T, None)),
+    (r"(out|fc2|down)/lora_b", (None, _F)),
+)
+_COMPILED = tuple((re.compile(f"(.*/)?{pattern}"), axes) for pattern, axes in _RULES)
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """A tree of NamedSharding like `tree`, of arrays or of shapes.
+
+    An axis of the mesh that does not divide its dimension joins the other axis of the array, and is left out where it
+    does not divide there either: 12 heads on 8 devices along tensor are shared out by their width.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: NamedSharding(mesh, spec(path, leaf.shape, mesh)), tree)
+
+
+def spec(path: Any, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """The axes of one array, from its path in a tree."""
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    axes = next((axes for pattern, axes in _COMPILED if pattern.fullmatch(name)), ())
+    first = len(shape) - len(axes)
+    places = {axis: first + n for n, some in enumerate(axes) for axis in ([some] if isinstance(some, str) else some or ())}
+    taken: list[list[str]] = [[] for _ in shape]
+    for own in (True, False):  # every axis at its own place before one joins another
+        for axis in places:
+            if mesh.shape[axis] == 1 or any(axis in axes for axes in taken):
+                continue
+            for place in [places[axis]] if own else places.values():
+                if shape[place] % math.prod(mesh.shape[a] for a in (*taken[place], axis)) == 0:
+                    taken[place].append(axis)
+                    break
+    return _partition(taken)
+
+
+def _partition(taken: list[list[str]]) -> PartitionSpec:
+    """As short as it can be: equal placements must be equal objects, or programs are compiled again for them."""
+    while taken and not taken[-1]:
+        taken.pop()
+    return PartitionSpec(*(tuple(axes) if len(axes) > 1 else axes[0] if axes else None for axes in taken))

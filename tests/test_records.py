@@ -1,0 +1,366 @@
+"""Records: the three forms, JSON lines, shards, and what is said about those that cannot be used."""
+
+import io
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from experiments import pack
+from internvlu_jax.data import sources
+from internvlu_jax.data.records import BrokenRecord, PictureFile, parse, picture_of
+from internvlu_jax.data.sources import entry, open_source, write_shards
+from internvlu_jax.processing.images import load_image
+
+T2I = {"task": "t2i", "prompt": "a red ball", "image": "b.png"}
+EDIT = {"task": "edit", "prompt": "make it blue", "source": ["b.png", "c.jpg"], "image": "a.webp", "reasoning": "hm"}
+HUMAN, GPT = {"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "一个球"}
+ASK = {"image": "c.jpg", "conversations": [HUMAN, GPT]}
+TALK = {"conversations": [{"from": ("human", "gpt")[n % 2], "value": str(n)} for n in range(4)]}
+
+
+def picture_bytes(seed: int, kind: str, height: int = 5, width: int = 8, orientation: int = 1) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(pixels).save(buffer, kind, exif=exif)
+    return buffer.getvalue()
+
+
+def write_lines(directory: Path, *records) -> Path:
+    """Strings and bytes are lines as they are."""
+    directory.mkdir(exist_ok=True)
+    lines = [r if isinstance(r, bytes) else (r if isinstance(r, str) else json.dumps(r)).encode() for r in records]
+    (directory / "all.jsonl").write_bytes(b"\n".join(lines))
+    for seed, (name, kind) in enumerate({"a.webp": "WEBP", "b.png": "PNG", "c.jpg": "JPEG"}.items()):
+        (directory / name).write_bytes(picture_bytes(seed, kind, orientation=6))
+    return directory / "all.jsonl"
+
+
+def no_files(name: str):
+    return lambda: io.BytesIO()
+
+
+def described(record) -> tuple:
+    """All that a record holds, pictures decoded."""
+    pictures = {name: (picture.size(), picture.pixels().tolist()) for name, picture in record.pictures().items()}
+    image = None if record.image is None else record.image.name
+    seen = [picture.name for picture in record.sources]
+    return record.task, record.prompt, record.reasoning, record.turns, image, seen, pictures, dict(record.stored)
+
+
+def run_pack(*args) -> int:
+    return pack.main([str(arg) for arg in args])
+
+
+# The forms
+
+
+def test_the_three_forms():
+    t2i, edit, ask, talk = (parse(data, "x:1", no_files) for data in (T2I, EDIT, ASK, TALK))
+    assert (t2i.task, t2i.prompt, t2i.image.name, t2i.sources) == ("t2i", "a red ball", "b.png", ())
+    assert t2i.reasoning is None
+    assert (edit.task, edit.image.name, edit.reasoning) == ("edit", "a.webp", "hm")
+    assert [source.name for source in edit.sources] == ["b.png", "c.jpg"]
+    assert (ask.task, ask.image, ask.turns) == ("understanding", None, (("<image>\nwhat?", "一个球"),))
+    assert [source.name for source in ask.sources] == ["c.jpg"]
+    assert talk.sources == () and talk.turns == (("0", "1"), ("2", "3"))
+    assert t2i.data == T2I and t2i.where == "x:1"
+
+
+@pytest.mark.parametrize("changes", [{"image": ["c.jpg"]}, {"image": None, "images": "c.jpg"}, {"id": 7, "width": 3}])
+def test_other_ways_to_write_a_conversation(changes):
+    record = parse({**ASK, **changes, "task": "understanding"}, "x:1", no_files)
+    assert [source.name for source in record.sources] == ["c.jpg"]
+
+
+@pytest.mark.parametrize("reasoning", [None, ""])
+def test_no_reasoning(reasoning):
+    assert parse({**T2I, "reasoning": reasoning}, "x:1", no_files).reasoning is None
+
+
+BROKEN = {
+    "no object": ([1], "holds [1]; expected a JSON object"),
+    "no task": ({"promt": "a"}, "task is missing (there are ['promt'])"),
+    "other task": ({**T2I, "task": "video"}, 'task is \'video\'; expected "t2i", "edit" or "understanding"'),
+    "odd task": ({**T2I, "task": ["t2i"]}, "task is ['t2i']; expected"),
+    "no prompt": ({**T2I, "prompt": " "}, "prompt is ' '; expected text"),
+    "half a surrogate pair": ({**T2I, "prompt": "a\ud800"}, "prompt is 'a\\ud800'; expected text, in valid Unicode"),
+    "no image": ({"task": "t2i", "prompt": "a"}, "image is missing"),
+    "several images": ({**T2I, "image": ["a", "b"]}, "image is ['a', 'b']; expected the name of a picture file"),
+    "odd reasoning": ({**T2I, "reasoning": 3}, "reasoning is 3; expected text"),
+    "no source": ({**EDIT, "source": []}, "source is []; expected the name of a picture file or a list"),
+    "odd source": ({**EDIT, "source": ["a", 1]}, "source is ['a', 1]; expected"),
+    "empty conversation": ({"conversations": []}, "conversations is []; expected a list"),
+    "no answer": ({"conversations": [HUMAN, GPT, HUMAN], "image": ["a", "b"]}, "has 3 turn(s); expected an answer"),
+    "system turn": ({"conversations": [{"from": "system", "value": "s"}, HUMAN, GPT]}, "[0] is a system turn; expect"),
+    "wrong order": (
+        {"conversations": [GPT, HUMAN]},
+        """'value': '一个球'}; expected {"from": "human",""",
+    ),
+    "other speaker": ({"conversations": [HUMAN, {"from": "bot", "value": "a"}]}, "[1] is {'from': 'bot'"),
+    "empty answer": ({"conversations": [HUMAN, {"from": "gpt", "value": ""}]}, "[1] is {'from': 'gpt', 'value': ''}"),
+    "turn of no object": ({"conversations": ["hi", GPT]}, "[0] is 'hi'; expected"),
+    "too many marks": ({**ASK, "image": None}, "has 1 <image> marks for 0 picture(s)"),
+    "image and images": ({**ASK, "images": ["a"]}, "expected either image or images"),
+    "odd image": ({**ASK, "image": 0}, "image is 0; expected"),
+    "video": ({**TALK, "video": "a.mp4"}, "video is 'a.mp4'; expected pictures only"),
+    "size missing": ({**T2I, "sizes": {}}, "sizes is {}; expected [height, width] for b.png"),
+    "odd size": ({**T2I, "sizes": {"b.png": [0, True]}}, "expected [height, width] for b.png"),
+}
+
+
+@pytest.mark.parametrize(("data", "reason"), BROKEN.values(), ids=BROKEN)
+def test_broken_objects(data, reason):
+    with pytest.raises(BrokenRecord) as caught:
+        parse(json.loads(json.dumps(data)), "all.jsonl:7", no_files)
+    assert caught.value.where == "all.jsonl:7" and reason in caught.value.reason
+    assert str(caught.value) == f"all.jsonl:7: {caught.value.reason}" and len(str(caught.value)) < 300
+
+
+# Pictures
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_size_is_upright(kind, orientation):
+    data = picture_bytes(0, kind, 5, 8, orientation)
+    picture = PictureFile("p", lambda: io.BytesIO(data))
+    assert picture.size() == picture.pixels().shape[:2] == ((5, 8) if orientation < 5 else (8, 5))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_size_needs_no_pixels(kind):
+    data = picture_bytes(0, kind, 300, 400)
+    picture = PictureFile("p.x", lambda: io.BytesIO(data[: len(data) // 2]))
+    assert picture.size() == (300, 400)
+    with pytest.raises(ValueError, match=r"^p\.x: the picture is truncated"):
+        picture.pixels()
+
+
+def test_known_size_needs_no_file(tmp_path):
+    assert PictureFile("p", (tmp_path / "none").open, (3, 4)).size() == (3, 4)
+
+
+def test_pixels_in_memory():
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    picture = picture_of("drawn", pixels)
+    assert picture.size() == (4, 6)
+    np.testing.assert_array_equal(picture.pixels(), pixels)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(picture.read()))), pixels)
+
+
+@pytest.mark.parametrize("use", [PictureFile.size, PictureFile.pixels, PictureFile.read])
+@pytest.mark.parametrize(
+    ("name", "reason"), [("none.png", "no such picture"), (".", "Is a directory"), ("a\0b", "null byte")]
+)
+def test_unusable_names(tmp_path, use, name, reason):
+    source = open_source(write_lines(tmp_path, {**T2I, "image": name}))
+    with pytest.raises(ValueError, match=rf"^{name}: .*{reason}"):
+        use(source[0].image)
+
+
+@pytest.mark.parametrize("data", [b"", b"not a picture", picture_bytes(0, "PNG", 1, 201)])
+def test_unusable_files(data):
+    for use in (PictureFile.size, PictureFile.pixels):
+        with pytest.raises(ValueError, match=r"^p\.png: "):
+            use(PictureFile("p.png", lambda: io.BytesIO(data)))
+
+
+# JSON lines
+
+
+def test_json_lines(tmp_path):
+    source = open_source(write_lines(tmp_path, b"\xef\xbb\xbf" + json.dumps(T2I).encode(), "", "  \r", EDIT, ASK, ""))
+    assert len(source) == 3
+    assert [record.where.rsplit("/", 1)[1] for record in source] == ["all.jsonl:1", "all.jsonl:4", "all.jsonl:5"]
+    assert [record.task for record in source] == ["t2i", "edit", "understanding"]
+    np.testing.assert_array_equal(source[0].image.pixels(), np.asarray(load_image(tmp_path / "b.png")))
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"), [("{", "not valid JSON"), (b'"\xff"', "not UTF-8"), ("[" * 100_000, "not valid JSON")]
+)
+def test_broken_lines(tmp_path, line, reason):
+    source = open_source(write_lines(tmp_path, T2I, line, EDIT))
+    with pytest.raises(BrokenRecord, match=rf"all\.jsonl:2: {reason}"):
+        source[1]
+    assert source[2].task == "edit"
+
+
+def test_a_file_that_shrinks(tmp_path):
+    path = write_lines(tmp_path, T2I, T2I)
+    source = open_source(path)
+    path.write_bytes(b"")
+    with pytest.raises(BrokenRecord, match=r"all\.jsonl:2: not valid JSON"):
+        source[1]
+
+
+def test_sources_that_are_none(tmp_path):
+    (tmp_path / "blank.jsonl").write_text("\n \n")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "one.array_record").touch()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/0.array_record").write_bytes(b"x" * 100_000)
+    for name, reason in {
+        "none.jsonl": "there is no such file; expected JSON lines",
+        "blank.jsonl": "no records; expected one JSON object a line",
+        "empty": r"no \*\.array_record files",
+        "one.array_record": "is one shard; name its directory",
+        "damaged": "0.array_record is not an ArrayRecord file, or it is damaged",
+    }.items():
+        with pytest.raises(ValueError, match=reason) as caught:
+            open_source(tmp_path / name)
+        assert str(tmp_path / name) in str(caught.value)
+
+
+# Shards
+
+
+def test_shards_give_the_same_records(tmp_path):
+    lines = write_lines(tmp_path / "in", T2I, EDIT, ASK, TALK, T2I)
+    assert run_pack(lines, tmp_path / "out", "--shard-size", 2) == 0
+    assert len(list((tmp_path / "out").iterdir())) == 3
+    plain, packed = open_source(lines), open_source(tmp_path / "out")
+    assert len(packed) == 5
+    assert [described(record) for record in packed] == [described(record) for record in plain]
+    assert packed[1].where.endswith("/00000.array_record:2") and packed[2].where.endswith("/00001.array_record:1")
+    assert packed[1].sources[1].read() == (tmp_path / "in/c.jpg").read_bytes()
+    assert packed[0].image.known_size == (8, 5) and plain[0].image.known_size is None
+
+
+def test_stored_arrays(tmp_path):
+    arrays = {
+        "target": np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32).swapaxes(0, 1),
+        "context/full": np.arange(6).reshape(2, 3).astype(ml_dtypes.bfloat16),
+        "context/all_dropped": np.zeros((0, 3), np.float16),
+    }
+    write_shards(tmp_path / "out", [entry({**T2I, "sizes": {"b.png": [4, 6]}}, arrays=arrays)], 10)
+    record = open_source(tmp_path / "out")[0]
+    assert record.stored.keys() == arrays.keys()
+    assert all(record.stored[name].dtype == array.dtype for name, array in arrays.items())
+    assert all(np.array_equal(record.stored[name], array) for name, array in arrays.items())
+    assert record.image.size() == (4, 6)
+    with pytest.raises(ValueError, match=r"b\.png: its pixels are not in the shard"):
+        record.image.pixels()
+
+
+def test_broken_entries(tmp_path):
+    no_record = entry(T2I, {"b.png": b""}).replace(b'"record"', b'"recodr"')
+    found = [entry(T2I), b"nothing", no_record, entry({"task": 1}), entry(T2I, arrays={"x": np.zeros(2)}), entry(TALK)]
+    write_shards(tmp_path / "out", found, 10)
+    source = open_source(tmp_path / "out")
+    reasons = ["b.png is not in the shard", "not safetensors", "no array record", "task is 1", r"holds x \(F64\)"]
+    for n, reason in enumerate(reasons):
+        with pytest.raises(BrokenRecord, match=rf"00000\.array_record:{n + 1}: .*{reason}"):
+            source[n]
+    assert source[5].task == "understanding"
+    with pytest.raises(IndexError):
+        source[6]
+
+
+def test_a_damaged_entry_harms_no_other(tmp_path):
+    pictures = [picture_bytes(seed, "PNG", 40, 40) for seed in range(3)]
+    write_shards(tmp_path / "out", [entry(T2I, {"b.png": data}) for data in pictures], 10)
+    path = tmp_path / "out/00000.array_record"
+    data = bytearray(path.read_bytes())
+    data[data.index(pictures[1]) + 1000] ^= 255
+    path.write_bytes(data)
+    source = open_source(tmp_path / "out")
+    for _ in range(2):
+        with pytest.raises(BrokenRecord, match=r"00000\.array_record:2: cannot be read: .*hash mismatch"):
+            source[1]
+        assert [source[n].image.read() for n in (0, 2)] == [pictures[0], pictures[2]]
+
+
+def test_shards_appear_whole_or_not_at_all(tmp_path):
+    def failing():
+        yield entry(TALK)
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        write_shards(tmp_path / "out", failing(), 1)
+    with pytest.raises(ValueError, match="there is no record to write"):
+        write_shards(tmp_path / "out", [], 1)
+    with pytest.raises(ValueError, match="shards of 0 records"):
+        write_shards(tmp_path / "out", [entry(TALK)], 0)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine").touch()
+    with pytest.raises(FileExistsError, match="is not an empty directory"):
+        write_shards(tmp_path / "out", [entry(TALK)], 1)
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, capsys):
+    class Full(sources.ArrayRecordWriter):
+        def close(self):
+            super().close()
+            raise RuntimeError("write() failed: No space left on device")
+
+    monkeypatch.setattr(sources, "ArrayRecordWriter", Full)
+    assert run_pack(write_lines(tmp_path, T2I), tmp_path / "out") == 2
+    assert "No space left on device" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", ["lines", "shards"])
+def test_threads_read_side_by_side(tmp_path, monkeypatch, form):
+    monkeypatch.setattr(sources, "_OPEN_SHARDS", 2)  # so that shards are closed and opened again on the way
+    path = write_lines(tmp_path / "in", *({**T2I, "prompt": f"{n} " + "x" * (n * 97 % 500)} for n in range(60)))
+    if form == "shards":
+        assert run_pack(path, tmp_path / "out", "--shard-size", 7) == 0
+        path = tmp_path / "out"
+    source, start = open_source(path), threading.Barrier(8)
+
+    def read(seed: int) -> bool:
+        start.wait()
+        order = np.random.default_rng(seed).permutation(60).tolist()
+        return all(source[n].prompt.startswith(f"{n} ") and source[n].image.size() == (8, 5) for n in order)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(8)))
+
+
+# The script
+
+
+def test_pack_leaves_broken_records_out(tmp_path, capsys):
+    lines = write_lines(tmp_path, T2I, "{", {**T2I, "image": "none.png"}, {**EDIT, "source": "cut.jpg"}, ASK)
+    (tmp_path / "cut.jpg").write_bytes(picture_bytes(0, "JPEG", 90, 90)[:-400])
+    assert run_pack(lines, tmp_path / "out", "--max-broken", 0.6) == 0
+    printed = capsys.readouterr()
+    assert "2 records in" in printed.out and "3 left out" in printed.out
+    for n, reason in {2: "not valid JSON", 3: "none.png: there is no such picture file", 4: "cut.jpg: "}.items():
+        assert f"left out {lines}:{n}: {reason}" in printed.err
+    assert [record.task for record in open_source(tmp_path / "out")] == ["t2i", "understanding"]
+
+
+def test_pack_stops_at_too_many_broken_records(tmp_path, capsys):
+    lines = write_lines(tmp_path, "{", T2I, "{", T2I)
+    assert run_pack(lines, tmp_path / "out", "--max-broken", 0.25) == 2
+    error = capsys.readouterr().err
+    assert "error: more than 1 of the 4 records cannot be used" in error and f"{lines}:3: not valid JSON" in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (("none.jsonl", "out"), "none.jsonl: there is no such file"),
+        ((".", "out"), ". is a directory; expected JSON lines"),
+        (("all.jsonl", "out", "--max-broken", 2), "--max-broken is 2.0; expected a share from 0 to 1"),
+        (("all.jsonl", "out", "--threads", 0), "--threads is 0; expected at least 1"),
+        (("all.jsonl", "out", "--shard-size", 0), "shards of 0 records; expected at least 1"),
+        (("all.jsonl", "."), "is not an empty directory"),
+    ],
+)
+def test_pack_with_bad_arguments(tmp_path, monkeypatch, capsys, args, reason):
+    write_lines(tmp_path, T2I)
+    monkeypatch.chdir(tmp_path)
+    assert run_pack(*args) == 2
+    assert reason in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
