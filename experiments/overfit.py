@@ -2,10 +2,11 @@
 
     python -m experiments.overfit --workdir DIR [--scale 1.0]
 
-The VAE comes first (there is no released one at this size), then stage 1 (the head on the frozen backbone), stage 2 (the
-same with the latents of source pictures) and stage 3 (everything but the VAE, with questions and reasoning). From the one
-checkpoint that results the pipeline then draws the 8 pictures, makes the 8 edits and answers the 8 questions; the figures
-go to DIR/result.json and the pictures, beside those they should be, to DIR/pictures.png. Run again it goes on.
+The VAE comes first (there is no released one at this size), then stage 1 (the head on the frozen backbone), stage 2
+(the same with the latents of source pictures) and stage 3 (everything but the VAE, with questions and reasoning). From
+the one checkpoint that results the pipeline then draws the 8 pictures, makes the 8 edits and answers the 8 questions;
+the figures go to DIR/result.json and the pictures, beside those they should be, to DIR/pictures.png. Run again it goes
+on.
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ def stages(arguments: Arguments, start: Path) -> list[TrainConfig]:
             data=dataclasses.replace(drawing, condition_latents=False), **common,
         ),
         TrainConfig(
-            "stage2", steps(1000), start=str(work / "stage1"), optimizer=head, objective=pictures, data=drawing, **common
+            "stage2", steps(1000), start=str(work / "stage1"), optimizer=head, objective=pictures, data=drawing,
+            **common,
         ),
         TrainConfig(
             "stage3", steps(3000), start=str(work / "stage2"), optimizer=everything, objective=both, data=DATA,
@@ -109,7 +111,7 @@ def stages(arguments: Arguments, start: Path) -> list[TrainConfig]:
 def psnr(got: Image.Image, want: Image.Image) -> float:
     """Peak signal to noise ratio of 8-bit pictures, dB."""
     error = np.mean(np.square(np.asarray(got, np.float64) - np.asarray(want, np.float64)))
-    return float(10 * np.log10(255**2 / max(error, 1e-12)))
+    return float(10 * np.log10(255**2 / np.maximum(error, 1e-12)))
 
 
 def examine(directory: Path) -> tuple[dict[str, Any], Image.Image]:
@@ -126,7 +128,7 @@ def examine(directory: Path) -> tuple[dict[str, Any], Image.Image]:
     pictures = [next(thoughtful) if r.reasoning else next(plain) for r in drawn]
     pictures += pipe([r.prompt for r in edited], image=sources, generation_mode="image", **options).images or []
     answers = [
-        pipe(human, image=[[Image.fromarray(p.pixels()) for p in r.sources]], max_new_tokens=60).text[0]
+        (pipe(human, image=[[Image.fromarray(p.pixels()) for p in r.sources]], max_new_tokens=60).text or [""])[0]
         for r in asked
         for human, _ in r.turns
     ]

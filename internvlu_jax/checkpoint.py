@@ -162,8 +162,9 @@ def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
 
 def array_shapes(path: Path) -> dict[str, Any]:
     """What `write_arrays` wrote, as `jax.ShapeDtypeStruct`. Raises CheckpointError if it cannot be read."""
-    with _orbax(f"{path} cannot be read"), ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.metadata(path).item_metadata.tree
+    with _orbax(f"{path} cannot be read"):
+        # The handler and not a checkpointer, which looks for a file that the parts of a checkpoint do not have.
+        tree = ocp.StandardCheckpointHandler().metadata(path).tree
         return jax.tree.map(
             lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), tree, is_leaf=lambda node: not isinstance(node, dict)
         )

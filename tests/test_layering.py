@@ -22,8 +22,11 @@ LAYERS = [
     ["converters", "internvlu_jax.checkpoint", "internvlu_jax.run_directory"],
     ["internvlu_jax.options", "internvlu_jax.prompts", "internvlu_jax.inference", "internvlu_jax.loading"],
     ["internvlu_jax.data"],
+    ["internvlu_jax.training.config"],
+    ["internvlu_jax.parallel"],
     ["internvlu_jax.drawing", "internvlu_jax.writing"],
     ["internvlu_jax.pipeline", "internvlu_jax.info"],
+    ["internvlu_jax.training", "internvlu_jax.evaluation"],
     ["internvlu_jax"],  # the package itself re-exports the pipeline
     ["internvlu_jax.cli"],
     ["experiments"],

@@ -9,58 +9,62 @@ latents, c channels, e context width.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-from jaxtyping import Float32, Int32, UInt8
+Leaf = Any
+"""An array: of numpy on the host, of JAX within the step, or what a tree function puts in its place; None where absent."""
 
 
 class Text(NamedTuple):
     """Rows for the language model.
 
-    positions: of each token in its sample; packed samples each start at 0.
-    segments: 1, 2, ... for the samples packed into a row and 0 for padding; None where a row is one sample.
-    tiles: pixels for the vision encoder; rows with fewer end in blank ones. None where no row has a picture.
-    visual_index: which visual token of the row's own tiles a position shows, -1 where it shows none.
-    targets: the token that follows each position; weights: how much predicting it counts, 0 in prompts and padding.
-        Both None where nothing is to be predicted.
+    ids: int32 [b, s].
+    positions: int32 [b, s], of each token in its sample; packed samples each start at 0.
+    segments: int32 [b, s], 1, 2, ... for the samples packed into a row and 0 for padding; None where a row is one.
+    tiles: uint8 [b, k, p, q, 3], for the vision encoder; rows with fewer end in blank ones. None without pictures.
+    visual_index: int32 [b, s], which visual token of the row's own tiles a position shows, -1 where it shows none.
+    targets: int32 [b, s], the token that follows each position. weights: float32 [b, s], how much predicting it counts,
+        0 in prompts and padding. Both None where nothing is to be predicted.
     """
 
-    ids: Int32[np.ndarray, "b s"]
-    positions: Int32[np.ndarray, "b s"]
-    segments: Int32[np.ndarray, "b s"] | None = None
-    tiles: UInt8[np.ndarray, "b k p q 3"] | None = None
-    visual_index: Int32[np.ndarray, "b s"] | None = None
-    targets: Int32[np.ndarray, "b s"] | None = None
-    weights: Float32[np.ndarray, "b s"] | None = None
+    ids: Leaf
+    positions: Leaf
+    segments: Leaf = None
+    tiles: Leaf = None
+    visual_index: Leaf = None
+    targets: Leaf = None
+    weights: Leaf = None
 
 
 class Picture(NamedTuple):
     """What the head is trained to draw; row n is conditioned by row n of the text, or by `context`.
 
-    target: 8-bit pixels [b, Y, X, 3], or normalised latents [b, y, x, c], float32.
-    sources: of each source picture the same; all rows have all of them.
-    context_index: which tokens of the text row condition the head; past `context_lengths` anything.
-    context: hidden states [b, t, e] in place of the text, where they were computed beforehand.
-    positions: of the head's tokens, see `ops.msrope`: noisy latents, sources, context.
-    weight: 1, or 0 for a row whose pictures could not be read.
+    target: uint8 [b, Y, X, 3], pixels, or float32 [b, y, x, c], normalised latents.
+    context_lengths: int32 [b], tokens that condition each row.
+    positions: float32 [b, n, 3], of the head's tokens, see `ops.msrope`: noisy latents, sources, context.
+    weight: float32 [b], 1, or 0 for a row whose pictures could not be read.
+    sources: as the target, of each source picture; all rows have all of them.
+    context_index: int32 [b, t], which tokens of the text row condition the head; past `context_lengths` anything.
+    context: float [b, t, e], hidden states in place of the text, where they were computed beforehand.
     """
 
-    target: np.ndarray
-    context_lengths: Int32[np.ndarray, "b"]
-    positions: Float32[np.ndarray, "b n 3"]
-    weight: Float32[np.ndarray, "b"]
-    sources: tuple[np.ndarray, ...] = ()
-    context_index: Int32[np.ndarray, "b t"] | None = None
-    context: np.ndarray | None = None
+    target: Leaf
+    context_lengths: Leaf
+    positions: Leaf
+    weight: Leaf
+    sources: tuple[Leaf, ...] = ()
+    context_index: Leaf = None
+    context: Leaf = None
 
 
 class Batch(NamedTuple):
-    """One micro-batch. `index` numbers its rows within the whole step, over all devices, and keys random numbers.
+    """One micro-batch.
+
+    index: int32 [b], numbers its rows within the whole step, over all devices, and keys random numbers.
 
     A batch of packed understanding samples has no picture; one whose conditions were computed beforehand has no text.
     """
 
-    index: Int32[np.ndarray, "b"]
+    index: Leaf  # type: ignore[assignment]  # hides tuple.index, which nobody calls on a batch
     text: Text | None = None
     picture: Picture | None = None

@@ -175,7 +175,7 @@ class Collator:
         assert kind.target is not None
         names = ["target", *(f"source/{n}" for n in range(len(kind.sources)))]
         for name, size in zip(names, (kind.target, *kind.sources), strict=True):
-            wanted, found = self._blank(size, True).shape, np.shape(stored.get(name))
+            wanted, found = self._blank(size, True).shape, np.shape(stored[name]) if name in stored else None
             if wanted != found:
                 raise ValueError(
                     f"{name} was stored with shape {found}, and this configuration needs {wanted}; store it again with "
@@ -196,7 +196,8 @@ class Collator:
     def _read(self, row: Sequence[Draft]) -> Loaded:
         kwargs, size = self._cfg.processor.image_processor_kwargs, self._cfg.processor.image_processor_kwargs.size
         tiles = [np.zeros((0, size.height, size.width, 3), np.uint8)]
-        target, sources = None, ()
+        target: np.ndarray | None = None
+        sources: tuple[np.ndarray, ...] = ()
         for draft in row:
             try:
                 if draft.kind.stored:

@@ -13,24 +13,27 @@ from internvlu_jax.config import Compute
 from internvlu_jax.ops.norms import layer_norm, rms_norm
 
 # Logical names of axes. They mean nothing here: an executor that runs on several devices binds them to the axes of its
-# mesh (`parallel`), and everywhere else `laid_out` returns its array as it is.
+# mesh (`parallel.mesh`), and everywhere else what follows returns its array as it is. The compiler has to be told in a
+# few places: where weights are cut for storage it would otherwise cut the activations in the same way, and send those
+# around instead of the weights.
 ROWS = "rows"
 GROUP_ROWS = "group_rows"
 VOCABULARY = "vocabulary"
 
 
-def laid_out(x: Float[Array, "*n"], *axes: str | None) -> Float[Array, "*n"]:
-    """x with the named axes shared out over the devices and the others whole on each.
-
-    The compiler has to be told in a few places: where weights are cut for storage it would otherwise cut the
-    activations in the same way, and send those around instead of the weights.
-    """
-    return nn.with_logical_constraint(x, axes)
-
-
 def rows_first(x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-    """The residual stream: rows shared out, all of a row on one device or on one group along `tensor`."""
-    return laid_out(x, ROWS, None, None)
+    """The residual stream: rows shared out, the tokens and the width of a row kept together."""
+    return nn.with_logical_constraint(x, (ROWS, None, None))
+
+
+def whole_group(x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+    """Rows that meet weights cut over a group of devices: all the group's rows on each of its devices."""
+    return nn.with_logical_constraint(x, (GROUP_ROWS, None, None))
+
+
+def by_vocabulary(scores: Float[Array, "b s v"]) -> Float[Array, "b s v"]:
+    """Scores of a group's rows, each device with its share of the vocabulary."""
+    return nn.with_logical_constraint(scores, (GROUP_ROWS, None, VOCABULARY))
 
 
 class RMSNorm(nn.Module):

@@ -17,7 +17,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from internvlu_jax.config import Compute, Qwen3Config
-from internvlu_jax.models.layers import GROUP_ROWS, VOCABULARY, RMSNorm, laid_out, linear, merge_heads, rows_first, stacked
+from internvlu_jax.models.layers import RMSNorm, by_vocabulary, linear, merge_heads, rows_first, stacked, whole_group
 from internvlu_jax.ops.attention import attention
 from internvlu_jax.ops.rope import Table, apply_half, rotary_table
 
@@ -168,13 +168,13 @@ class Qwen3(nn.Module):
         On a mesh every device scores its share of the vocabulary for the rows of its whole group: the states of a few
         rows are far smaller than the output layer.
         """
-        last = laid_out(last.astype(self.compute.dtype), GROUP_ROWS, None, None)
+        last = whole_group(last.astype(self.compute.dtype))
         if self.cfg.tie_word_embeddings:
             table = self.embedder.embedding.astype(last.dtype)
             scores = jnp.einsum("bsd,vd->bsv", last, table, preferred_element_type=jnp.float32)
         else:
             scores = self.lm_head(last)
-        return laid_out(scores, GROUP_ROWS, None, VOCABULARY)
+        return by_vocabulary(scores)
 
     def __call__(
         self,

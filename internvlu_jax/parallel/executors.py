@@ -3,17 +3,25 @@
     mesh     jit over a (data, fsdp, tensor) mesh, on one process or many
     pmap     replicated weights on the devices of one process
     single   one device
+
+The same global batch and key give the same result under each, up to the order of sums.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from internvlu_jax.data.batch import Batch
+from internvlu_jax.parallel.mesh import make_mesh, replicated, rows_sharding, tracing_on
+from internvlu_jax.parallel.rules import shardings
+from internvlu_jax.parallel.steps import AXIS, Programs, Step, mesh_step, pmap_step, single_step
 from internvlu_jax.training.config import MeshConfig
 
 Tree = Any
@@ -22,7 +30,7 @@ Tree = Any
 class Executor(Protocol):
     """Where a run's state lives and how its steps run.
 
-    shards: groups of devices that rows are shared out over.
+    shards: groups of devices that the rows of one program are shared out over.
     """
 
     shards: int
@@ -31,13 +39,13 @@ class Executor(Protocol):
         """The rows of a micro-batch that this process loads. Raises ValueError if the devices cannot share them."""
 
     def put(self, batch: Tree) -> Tree:
-        """A micro-batch's arrays, with the rows of `rows`, to the devices."""
+        """A micro-batch, or another tree of arrays that lead with the rows of `rows`, to the devices."""
 
     def place(self, tree: Tree) -> Tree:
-        """Host arrays of parameters to the devices."""
+        """Host arrays of parameters, the same on every process, to the devices."""
 
     def init(self, function: Callable[..., Tree], *args: Any) -> Tree:
-        """What a function makes, born where it is to stay."""
+        """What a function makes, born where it is to stay. Its arguments are random keys, and trees that are placed."""
 
     def abstract(self, shapes: Tree) -> Tree:
         """Shapes with the shardings that a checkpoint is read to."""
@@ -46,23 +54,36 @@ class Executor(Protocol):
         """The state as a checkpoint holds it."""
 
     def from_saved(self, state: Tree) -> Tree:
-        """The inverse of `savable`."""
+        """The inverse of `savable`; arrays of the host are taken too."""
 
-    def compile(self, step: Any) -> None:
+    def compile(self, step: Step) -> None:
         """Says which step `step` runs."""
 
-    def step(self, state: Tree, batches: tuple[Tree, ...], key: Any) -> tuple[Tree, dict[str, Any]]:
-        """One step; the state is given away."""
+    def step(self, state: Tree, batches: tuple[Batch, ...], key: jax.Array) -> tuple[Tree, dict[str, Any]]:
+        """(state, metrics) after one step of micro-batches that were `put`; the state that goes in is used up."""
 
     def replica(self, tree: Tree) -> Tree:
         """Values that are the same on all devices, once."""
 
     def local(self, tree: Tree, dtype: str | None = None) -> Tree:
-        """The whole tree on one device of this process; floating point in `dtype` if given."""
+        """The whole tree on one device of this process, floating point in `dtype` if given. All processes call it."""
+
+
+def make_executor(kind: str, mesh: MeshConfig) -> Executor:
+    """The executor of a configuration: "mesh", "pmap" or "single".
+
+    Raises:
+        ValueError: the mesh does not fit the devices, or several processes want anything but a mesh.
+    """
+    if kind == "mesh":
+        return MeshExecutor(make_mesh(mesh))
+    if jax.process_count() > 1:
+        raise ValueError(f"executor {kind!r} runs on one process, and there are {jax.process_count()}; use 'mesh'")
+    return PmapExecutor() if kind == "pmap" else SingleExecutor()
 
 
 class SingleExecutor:
-    """One device."""
+    """One device, the first."""
 
     shards = 1
 
@@ -79,45 +100,180 @@ class SingleExecutor:
         return jax.jit(function)(*args)
 
     def abstract(self, shapes: Tree) -> Tree:
-        where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes)
+        return _on_device(shapes, jax.devices()[0])
 
     def savable(self, state: Tree) -> Tree:
         return state
 
     def from_saved(self, state: Tree) -> Tree:
-        return jax.tree.map(jnp.asarray, state)
+        return self.place(state)
 
-    def compile(self, step: Any) -> None:
-        self._whole = jax.jit(step, donate_argnums=0)
-        self._totals, self._zeros = jax.jit(step.totals), jax.jit(step.zeros)
-        self._add = jax.jit(
-            lambda state, sums, *rest: jax.tree.map(jnp.add, sums, step.gradients(state, *rest)), donate_argnums=1
-        )
-        self._update = jax.jit(step.update, donate_argnums=0)
+    def compile(self, step: Step) -> None:
+        self._programs = single_step(step)
 
-    def step(self, state: Tree, batches: tuple[Tree, ...], key: Any) -> tuple[Tree, dict[str, Any]]:
-        if len(batches) == 1:
-            return self._whole(state, batches, key)
-        totals, gradients = self._totals(batches), self._zeros(state)
-        for batch in batches:
-            gradients = self._add(state, gradients, batch, totals, key)
-        return self._update(state, gradients)
+    def step(self, state: Tree, batches: tuple[Batch, ...], key: jax.Array) -> tuple[Tree, dict[str, Any]]:
+        return self._programs(state, batches, key)
 
     def replica(self, tree: Tree) -> Tree:
         return tree
 
     def local(self, tree: Tree, dtype: str | None = None) -> Tree:
-        return cast(tree, dtype)
+        return _cast(tree, dtype)
 
 
-def cast(tree: Tree, dtype: str | None) -> Tree:
+class MeshExecutor:
+    """The devices of a mesh (`mesh.make_mesh`), of all processes."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
+        self._by_row = rows_sharding(mesh)
+        self.shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        self._step: Step | None = None
+        self._programs: Programs | None = None
+
+    def rows(self, batch_rows: int) -> Sequence[int]:
+        _check_rows(batch_rows, self.shards, f"{self.shards} groups of devices, mesh.data x mesh.fsdp")
+        own = {_start(index) for index in self._by_row.addressable_devices_indices_map((batch_rows,)).values()}
+        share = batch_rows // self.shards
+        return [row for start in sorted(own) for row in range(start, start + share)]
+
+    def put(self, batch: Tree) -> Tree:
+        local = jax.tree.leaves(batch)[0].shape[0]
+        total = local * self.shards // len(self.rows(self.shards))
+        position = {row: n for n, row in enumerate(self.rows(total))}
+
+        def place(array: np.ndarray) -> jax.Array:
+            def share(index: Any) -> np.ndarray:
+                first = position[_start(index)]
+                return array[first : first + total // self.shards]
+
+            return jax.make_array_from_callback((total, *array.shape[1:]), self._by_row, share)
+
+        return jax.tree.map(place, batch)
+
+    def place(self, tree: Tree) -> Tree:
+        return jax.tree.map(_placed, tree, shardings(tree, self.mesh))
+
+    def init(self, function: Callable[..., Tree], *args: Any) -> Tree:
+        where = shardings(jax.eval_shape(function, *args), self.mesh)
+        with tracing_on(self.mesh):
+            return jax.jit(function, out_shardings=where)(*args)
+
+    def abstract(self, shapes: Tree) -> Tree:
+        where = shardings(shapes, self.mesh)
+        return jax.tree.map(lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where)
+
+    def savable(self, state: Tree) -> Tree:
+        return state
+
+    def from_saved(self, state: Tree) -> Tree:
+        return self.place(state)
+
+    def compile(self, step: Step) -> None:
+        self._step, self._programs = step, None
+
+    def step(self, state: Tree, batches: tuple[Batch, ...], key: jax.Array) -> tuple[Tree, dict[str, Any]]:
+        if self._programs is None:
+            assert self._step is not None, "compile comes first"
+            self._programs = mesh_step(self._step, self.mesh, shardings(state, self.mesh))
+        return self._programs(state, batches, key)
+
+    def replica(self, tree: Tree) -> Tree:
+        return tree
+
+    def local(self, tree: Tree, dtype: str | None = None) -> Tree:
+        # Leaf by leaf: what the other devices take part in is then never more than one array.
+        gather = _gather(self.mesh, dtype)
+        return jax.tree.map(lambda leaf: gather(leaf).addressable_data(0), tree)
+
+
+class PmapExecutor:
+    """Every device has the whole state, and its share of the rows. Arrays lead with the axis of devices."""
+
+    shards = 1
+
+    def __init__(self, devices: Sequence[jax.Device] | None = None) -> None:
+        self.devices = jax.local_devices() if devices is None else list(devices)
+        self._by_device = NamedSharding(Mesh(np.array(self.devices), (AXIS,)), PartitionSpec(AXIS))
+
+    def rows(self, batch_rows: int) -> Sequence[int]:
+        _check_rows(batch_rows, len(self.devices), f"{len(self.devices)} devices under pmap")
+        return range(batch_rows)
+
+    def put(self, batch: Tree) -> Tree:
+        count = len(self.devices)
+        return jax.tree.map(
+            lambda a: jax.device_put(a.reshape(count, a.shape[0] // count, *a.shape[1:]), self._by_device), batch
+        )
+
+    def place(self, tree: Tree) -> Tree:
+        def copies(leaf: Any) -> jax.Array:
+            each = [jax.device_put(leaf[None], device) for device in self.devices]
+            return jax.make_array_from_single_device_arrays((len(each), *leaf.shape), self._by_device, each)
+
+        return jax.tree.map(copies, tree)
+
+    def init(self, function: Callable[..., Tree], *args: Any) -> Tree:
+        axes = jax.tree.map(lambda leaf: None if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else 0, args)
+        count = len(self.devices)  # pmap wants an argument that differs by device, and keys do not
+        made = jax.pmap(lambda _, *given: function(*given), AXIS, in_axes=(0, *axes), devices=self.devices)
+        return made(np.zeros(count), *args)
+
+    def abstract(self, shapes: Tree) -> Tree:
+        return _on_device(shapes, self.devices[0])
+
+    def savable(self, state: Tree) -> Tree:
+        return self.replica(state)
+
+    def from_saved(self, state: Tree) -> Tree:
+        return self.place(state)
+
+    def compile(self, step: Step) -> None:
+        self._programs = pmap_step(step, self.devices)
+
+    def step(self, state: Tree, batches: tuple[Batch, ...], key: jax.Array) -> tuple[Tree, dict[str, Any]]:
+        return self._programs(state, batches, key)
+
+    def replica(self, tree: Tree) -> Tree:
+        return jax.tree.map(lambda leaf: leaf.addressable_data(0)[0], tree)
+
+    def local(self, tree: Tree, dtype: str | None = None) -> Tree:
+        return _cast(self.replica(tree), dtype)
+
+
+def _check_rows(batch_rows: int, groups: int, words: str) -> None:
+    if batch_rows < 1 or batch_rows % groups:
+        below, above = batch_rows // groups * groups, (batch_rows // groups + 1) * groups
+        fits = f"{below} or {above}" if below else str(above)
+        raise ValueError(f"a batch of {batch_rows} rows cannot be shared out over {words}; the next sizes are {fits}")
+
+
+def _start(index: Any) -> int:
+    """The first row of an index that a sharding gives."""
+    return index[0].start or 0
+
+
+@cache
+def _gather(mesh: Mesh, dtype: str | None) -> Any:
+    """A compiled function from an array on a mesh to itself, whole on every device."""
+    return jax.jit(partial(_cast, dtype=dtype), out_shardings=replicated(mesh))
+
+
+def _placed(leaf: Any, where: NamedSharding) -> jax.Array:
+    """A host array to the devices, each process giving its own; what already lies there stays."""
+    if isinstance(leaf, jax.Array) and leaf.sharding == where:
+        return leaf
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
+
+
+def _on_device(shapes: Tree, device: jax.Device) -> Tree:
+    where = SingleDeviceSharding(device)
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes)
+
+
+def _cast(tree: Tree, dtype: str | None) -> Tree:
     """Floating point arrays in `dtype`."""
     if dtype is None:
         return tree
-    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, np.floating) else a, tree)
-
-
-def make_executor(kind: str, mesh: MeshConfig) -> Executor:
-    """The executor of a configuration."""
-    return SingleExecutor()
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)

@@ -13,30 +13,32 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-_F, _T = "fsdp", "tensor"
+_F, _T, _FT = ("fsdp",), ("tensor",), ("fsdp", "tensor")
 
-# (end of the path, mesh axes of the array's last dimensions); the first that matches decides. What leads, the axis of
-# stacked layers, is never shared out: the scan takes one layer of it at a time. What no row names is small (biases,
-# norms, and the VAE with 45 million numbers that every step reads) and lies whole on every device.
-_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"vae/.*", ()),
-    (r"(q|k|v)/kernel", (_F, _T, None)),
-    (r"qkv/kernel", (_F, None, _T, None)),
-    (r"out/kernel", (_T, None, _F)),
+# (end of the path, mesh axes of the array's last dimensions); the first that fits decides. What leads, the axis of
+# stacked layers, is never shared out: the scan takes one layer of it at a time. What no row fits is small (biases,
+# norms, and the VAE, whose 45 million numbers every step reads) and lies whole on every device.
+_RULES: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...] = (
+    (r"(q|k|v)/kernel", (_F, _T, ())),
+    (r"qkv/kernel", (_F, (), _T, ())),
+    (r"out/kernel", (_T, (), _F)),
     (r"(fc1|gate|up|context_in|latent_in)/kernel", (_F, _T)),
-    (r"lm_head/kernel", (None, (_F, _T))),
     (r"(fc2|down)/kernel", (_T, _F)),
-    (r"(mod|norm_out)/kernel", ((_F, _T), None, None)),
-    (r"embed/embedding", (None, (_F, _T))),
-    (r"(q|k|v)/lora_b", (None, _T, None)),
-    (r"qkv/lora_b", (None, None, _T, None)),
-    (r"(fc1|gate|up)/lora_b", (None, _T)),
-    (r"(q|k|v|qkv|fc1|gate|up)/lora_a", (_F, None)),
-    (r"out/lora_a", (_T, None, None)),
-    (r"(fc2|down)/lora_a", (_T, None)),
-    (r"(out|fc2|down)/lora_b", (None, _F)),
+    # Along the input, so that what it makes for a row, six vectors, is whole where it is used.
+    (r"(mod|norm_out)/kernel", (_FT, (), ())),
+    # Along the width: a row of ids finds its slices on every device, and only what was found is exchanged.
+    (r"embed/embedding", ((), _FT)),
+    # Along the vocabulary: `Qwen3.logits` brings the few rows that are scored to the weights.
+    (r"lm_head/kernel", ((), _FT)),
+    (r"(q|k|v)/lora_b", ((), _T, ())),
+    (r"qkv/lora_b", ((), (), _T, ())),
+    (r"(fc1|gate|up)/lora_b", ((), _T)),
+    (r"(q|k|v|qkv|fc1|gate|up)/lora_a", (_F, ())),
+    (r"out/lora_a", (_T, (), ())),
+    (r"(fc2|down)/lora_a", (_T, ())),
+    (r"(out|fc2|down)/lora_b", ((), _F)),
 )
-_COMPILED = tuple((re.compile(f"(.*/)?{pattern}"), axes) for pattern, axes in _RULES)
+_COMPILED = tuple((re.compile(f"(.*/)?(?:{pattern})"), axes) for pattern, axes in _RULES)
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
@@ -51,9 +53,9 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 def spec(path: Any, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """The axes of one array, from its path in a tree."""
     name = jax.tree_util.keystr(path, simple=True, separator="/")
-    axes = next((axes for pattern, axes in _COMPILED if pattern.fullmatch(name)), ())
-    first = len(shape) - len(axes)
-    places = {axis: first + n for n, some in enumerate(axes) for axis in ([some] if isinstance(some, str) else some or ())}
+    fits = (axes for pattern, axes in _COMPILED if pattern.fullmatch(name) and len(axes) <= len(shape))
+    axes = next(fits, ())
+    places = {axis: len(shape) - len(axes) + n for n, some in enumerate(axes) for axis in some}
     taken: list[list[str]] = [[] for _ in shape]
     for own in (True, False):  # every axis at its own place before one joins another
         for axis in places:

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -57,10 +57,10 @@ def autoencoder_loss(
 ) -> Float[Array, ""]:
     """The loss of the module's docstring, for pixels in [-1, 1]."""
     vae, variables = VAE(cfg, Compute()), {"params": params}
-    mean, logvar = vae.apply(variables, pixels, method="encode")
+    mean, logvar = cast("tuple[Array, Array]", vae.apply(variables, pixels, method="encode"))
     logvar = jnp.clip(logvar, -30.0, 20.0)
     z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
-    error = vae.apply(variables, z, method="decode_unclipped") - pixels
+    error = cast("Array", vae.apply(variables, z, method="decode_unclipped")) - pixels
     divergence = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
     reconstruction = jnp.mean(jnp.abs(error)) + weights.square_weight * jnp.mean(jnp.square(error))
     return reconstruction + weights.kl_weight * divergence

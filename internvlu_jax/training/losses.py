@@ -185,7 +185,7 @@ class Objective:
         latents = self._apply("vae", params["vae"], pixels, method="encode_latents")
         return jax.lax.stop_gradient(latents.astype(jnp.float32))
 
-    def _flow_sum(self, params: Params, picture: Picture, context: Array, draws: Draws) -> Float[Array, ""]:
+    def _flow_sum(self, params: Params, picture: Picture, context: Any, draws: Draws) -> Float[Array, ""]:
         head, dit = params["head"], self.cfg.generation_decoder.decoder_config
         clean = self.latents(params, picture.target)
         velocity = self._apply(

@@ -107,7 +107,7 @@ class Records:
     """
 
     def __init__(self, workdir: Path, steps: int, done: int, *, write: bool, show: bool) -> None:
-        self._files = [MetricsFile(workdir / "metrics.jsonl", done), TensorBoard(workdir)] if write else []
+        self._files: list[Any] = [MetricsFile(workdir / "metrics.jsonl", done), TensorBoard(workdir)] if write else []
         self._line = LiveLine(steps, done, show)
 
     def write(self, step: int, values: dict[str, float], speed: str) -> None:

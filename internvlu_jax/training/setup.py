@@ -34,9 +34,9 @@ _CHUNK = 1024
 class Origin:
     """The model that a run trains.
 
-    shapes: of its parameters, adapters among them, with the dtypes they start with. params: host arrays, or None where they are made up at
-    random or come from the run's own checkpoint. small_files: a directory with its tokenizer and config files, or None
-    for a preset.
+    shapes: of its parameters, adapters among them, with the dtypes they start with. params: host arrays, or None where
+    they are made up at random or come from the run's own checkpoint. small_files: a directory with its tokenizer and
+    config files, or None for a preset.
     """
 
     config: InternVLUConfig

@@ -10,6 +10,7 @@ that axis. On a mesh the rows are global arrays and no axis is named.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -104,14 +105,14 @@ class Step:
         trained = optax.apply_updates(state.trained, updates)
         ema = _moved(state.ema, trained, self.optimizer.ema)
         new = TrainState(state.step + 1, trained, None, opt_state, ema)
-        kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state.replace(frozen=None))
+        kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, dataclasses.replace(state, frozen=None))
         metrics |= {
             "rate": schedule(self.optimizer, self.steps)(state.step),
             "param_norm": optax.tree.norm(kept.trained),
             "update_norm": optax.tree.norm(updates),
             "finite": finite,
         }
-        return kept.replace(frozen=state.frozen), metrics
+        return dataclasses.replace(kept, frozen=state.frozen), metrics
 
     def __call__(
         self, state: TrainState, batches: tuple[Batch, ...], key: PRNGKeyArray, axis_name: str | None = None

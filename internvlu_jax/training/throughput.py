@@ -8,6 +8,7 @@ from collections import deque
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from internvlu_jax.data.batch import Batch
@@ -58,9 +59,9 @@ class Operations:
         leaves, structure = jax.tree.flatten(shapes)
         name = (structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
         if name not in self._known:
-            scalar = jax.ShapeDtypeStruct((), np.float32)
             key = jax.eval_shape(lambda: jax.random.key(0))
-            self._known[name] = count_flops(self._step.gradients, self._state, shapes, Totals(scalar, scalar), key)
+            totals = jax.eval_shape(lambda: Totals(jnp.zeros(()), jnp.zeros(())))
+            self._known[name] = count_flops(self._step.gradients, self._state, shapes, totals, key)
         return self._known[name]
 
 
@@ -71,7 +72,7 @@ class Rate:
         self._marks: deque[tuple[float, float]] = deque(maxlen=window + 1)
         self._total = 0.0
 
-    def add(self, amount: float) -> None:
+    def add(self, amount: int | float) -> None:
         """Notes that a step which did `amount` has just ended."""
         self._total += amount
         self._marks.append((time.perf_counter(), self._total))

@@ -1,0 +1,146 @@
+"""What a stage needs of each device's memory, at the released sizes, without a device: shapes, lowering, compilation.
+
+    python -m experiments.memory --stage stage1|stage3 [--devices 8] [--mesh.fsdp 8] [--rows 8] [--remat full] [--json]
+
+Simulates the devices on the CPU, lays the state out as the run would, and compiles the step of each kind of micro-batch
+(text to image at 512 pixels in stage 1; in stage 3 at 1024, edits too, and packed conversations) without allocating
+anything. `temporaries` is what XLA's CPU compiler sets aside while a step runs. On a CPU it holds attention's scores
+and float32 copies of bfloat16 weights, which a GPU with flash attention does not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Mesh:
+    data: int = -1
+    fsdp: int = 8
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class Arguments:
+    stage: Literal["stage1", "stage3"]
+    devices: int = 8
+    mesh: Mesh = field(default_factory=Mesh)
+    rows: int = 8
+    """Of a micro-batch, over all devices."""
+    remat: Literal["none", "dots", "full"] = "full"
+    compile: bool = True
+    """Without it only the state is measured, and the programs are lowered."""
+    json: bool = False
+
+
+def batches(cfg: Any, model: Any, rows: int) -> dict[str, Any]:
+    """Shapes of one micro-batch of each kind that the stage reads."""
+    import jax
+    import numpy as np
+
+    from internvlu_jax.data.batch import Batch, Picture, Text
+
+    def array(dtype: Any, *shape: int) -> Any:
+        return jax.ShapeDtypeStruct((rows, *shape), dtype)
+
+    def text(length: int, tiles: int, packed: bool) -> Text:
+        size = model.vlm.vision_config.image_size
+        targets = (array(np.int32, length), array(np.float32, length)) if cfg.data.text_targets else (None, None)
+        seen = (array(np.uint8, tiles, size, size, 3), array(np.int32, length)) if tiles else (None, None)
+        segments = array(np.int32, length) if packed else None
+        return Text(array(np.int32, length), array(np.int32, length), segments, *seen, *targets)
+
+    def drawing(side: int, sources: int) -> Batch:
+        length = cfg.data.text_lengths[1] if not sources else cfg.data.text_lengths[-1]
+        tokens = (1 + sources) * (side // model.generation_decoder.pixel_multiple) ** 2 + length
+        picture = Picture(
+            target=array(np.uint8, side, side, 3),
+            context_lengths=array(np.int32),
+            positions=array(np.float32, tokens, 3),
+            weight=array(np.float32),
+            sources=(array(np.uint8, side, side, 3),) * sources,
+            context_index=array(np.int32, length),
+        )
+        return Batch(array(np.int32), text(length + 96, sources, False), picture)
+
+    if not cfg.data.text_targets:
+        return {"text to image, 512": drawing(512, 0)}
+    packed = Batch(array(np.int32), text(cfg.data.pack_length, cfg.data.pack_tiles, True))
+    return {"text to image, 1024": drawing(1024, 0), "edit, 1024": drawing(1024, 1), "conversations": packed}
+
+
+def share(tree: Any) -> int:
+    """Bytes of a tree of shapes with shardings on one device."""
+    import jax
+
+    return sum(prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def measure(arguments: Arguments) -> dict[str, Any]:
+    """Bytes on each device: of the parameters, the optimizer, and the temporaries of each kind of micro-batch."""
+    import jax
+    import jax.numpy as jnp
+
+    from experiments.configs import CONFIGS
+    from internvlu_jax.config import InternVLUConfig
+    from internvlu_jax.models.internvlu import param_shapes
+    from internvlu_jax.parallel.executors import MeshExecutor
+    from internvlu_jax.parallel.mesh import make_mesh, rows_sharding
+    from internvlu_jax.parallel.rules import shardings
+    from internvlu_jax.parallel.steps import mesh_step
+    from internvlu_jax.training.config import MeshConfig
+    from internvlu_jax.training.losses import Objective
+    from internvlu_jax.training.optimizer import factors
+    from internvlu_jax.training.step import Step
+
+    cfg, model = CONFIGS[arguments.stage], InternVLUConfig()
+    compute = dataclasses.replace(cfg.compute, remat=arguments.remat)
+    mesh = make_mesh(MeshConfig(**vars(arguments.mesh)))
+    executor = MeshExecutor(mesh)
+    released = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.bfloat16), param_shapes(model))
+    objective = Objective(model, compute, cfg.objective, tuple(range(10)), 1024 * executor.shards)
+    step = Step(objective, cfg.optimizer, factors(released, cfg.optimizer), cfg.steps)
+    state = executor.abstract(jax.eval_shape(step.init, released))
+    programs = mesh_step(step, mesh, shardings(state, mesh))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    found: dict[str, Any] = {
+        "parameters": share((state.trained, state.frozen)),
+        "optimizer": share(state.opt_state),
+        "gradients": share(state.trained),
+        "temporaries": {},
+    }
+    by_row = rows_sharding(mesh)
+    for name, shapes in batches(cfg, model, arguments.rows).items():
+        batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=by_row), shapes)
+        lowered = programs.lower(state, batch, key)
+        if arguments.compile:
+            memory = lowered.compile().memory_analysis()
+            assert memory is not None
+            found["temporaries"][name] = memory.temp_size_in_bytes
+            found["arguments"] = memory.argument_size_in_bytes
+    return found
+
+
+def main(arguments: Arguments) -> int:
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={arguments.devices}"
+    found = measure(arguments)
+    if arguments.json:
+        print(json.dumps({**dataclasses.asdict(arguments), **found}))
+        return 0
+    rows = {**{k: v for k, v in found.items() if isinstance(v, int)}, **found["temporaries"]}
+    for name, size in rows.items():
+        print(f"{name:24} {size / 1e9:8.2f} GB a device")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Arguments)))
