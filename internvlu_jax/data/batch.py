@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 Leaf = Any
-"""An array: of numpy on the host, of JAX within the step, or what a tree function puts in its place; None where absent."""
+"""An array: of numpy on the host, of JAX within the step, or what a tree function puts in its place; or None."""
 
 
 class Text(NamedTuple):

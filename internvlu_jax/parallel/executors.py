@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from internvlu_jax.training.config import MeshConfig
 Tree = Any
 
 
+@runtime_checkable
 class Executor(Protocol):
     """Where a run's state lives and how its steps run.
 

@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 _F, _T, _FT = ("fsdp",), ("tensor",), ("fsdp", "tensor")
 
@@ -41,7 +41,7 @@ _RULES: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...] = (
 _COMPILED = tuple((re.compile(f"(.*/)?(?:{pattern})"), axes) for pattern, axes in _RULES)
 
 
-def shardings(tree: Any, mesh: Mesh) -> Any:
+def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """A tree of NamedSharding like `tree`, of arrays or of shapes.
 
     An axis of the mesh that does not divide its dimension joins the other axis of the array, and is left out where it
@@ -50,7 +50,7 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, leaf: NamedSharding(mesh, spec(path, leaf.shape, mesh)), tree)
 
 
-def spec(path: Any, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def spec(path: Any, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """The axes of one array, from its path in a tree."""
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     fits = (axes for pattern, axes in _COMPILED if pattern.fullmatch(name) and len(axes) <= len(shape))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ Tree = Any
 Batches = tuple[Batch, ...]
 
 
+@runtime_checkable
 class Step(Protocol):
     """What is compiled: `training.step.Step`. Calling it is a whole step, and the methods are its parts.
 
