@@ -376,3 +376,21 @@ def test_pad_right():
     assert ids.dtype == lengths.dtype == np.int32
     with pytest.raises(ValueError, match="3 tokens does not fit 2"):
         pad_right(rows, 2, 9)
+
+
+# A tokenizer without a vocabulary to learn
+
+
+def test_byte_level_tokenizer(tmp_path):
+    tokenizer = Tokenizer.byte_level(chat.FIXED_TEXTS)
+    text = "Zwei rote Kreise, 两个红色的圆\n<|im_end|>"
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids, skip_special_tokens=False) == text
+    assert len(ids) == len(text.removesuffix("<|im_end|>").encode()) + 1
+    assert max(ids) < tokenizer.vocab_size <= 512
+    prompt = chat.render(chat.EDITING_SYSTEM, chat.TEXT_DROPPED, True)
+    assert len(tokenizer.encode(prompt)) < 40, "each fixed text is one token"
+    tokenizer.save(tmp_path)
+    again = Tokenizer.from_directory(tmp_path)
+    assert again.encode(text + prompt) == tokenizer.encode(text + prompt)
+    assert again.special_table_ids == tokenizer.special_table_ids

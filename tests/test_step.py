@@ -15,7 +15,7 @@ from internvlu_jax.training.optimizer import factors, make_optimizer, schedule
 from internvlu_jax.training.step import Step, not_finite
 from internvlu_jax.training.tree import from_paths, merge, numbers, paths, split
 from tests.conftest import Golden
-from tests.test_losses import objective_for, random_batch
+from tests.test_losses import objective_for, random_batch, with_latents
 
 HEAD_ONLY = (("head/.*", 1.0), (".*", 0.0))
 ALL_BUT_VAE = (("vae/.*", 0.0), (".*", 1.0))
@@ -36,7 +36,7 @@ def step_for(model, **optimizer) -> Step:
 def whole(model):
     """Everything but the VAE trained for one step: (step, state before, batch, state after, metrics)."""
     step = step_for(model, rates=ALL_BUT_VAE, weight_decay=0.01, ema=0.9)
-    state, batch = step.init(model.params), random_batch(objective_for(model), rows=4)
+    state, batch = step.init(model.params), with_latents(random_batch(objective_for(model), rows=4))
     return step, state, batch, *jax.jit(step)(state, (batch,), KEY)
 
 
