@@ -94,10 +94,10 @@ class Precomputer:
         if not rows:
             return
         try:
-            batch: Batch = self._collator.batch(rows, np.arange(len(rows)), False)
+            batch: Batch = self._collator.batch(drafts[0].kind, rows, np.arange(len(rows)))
         except BrokenRecord as error:
             log.warning("left out %s", error)
-            broken = next(n for n, draft in members if draft.record.where == error.where)
+            broken = next(n for n, draft in members if draft.where == error.where)
             arrays[broken] = None
             return self._compute(members, arrays)
         assert batch.picture is not None

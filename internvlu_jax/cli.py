@@ -28,7 +28,7 @@ class Model:
     """Which weights, and how they run."""
 
     checkpoint: str = DEFAULT_CHECKPOINT
-    """A directory (released layout, or written by `convert`), or a Hub id."""
+    """A directory (released layout, written by `convert`, or of a training run), or a Hub id."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Default: float32 on a CPU, bfloat16 on an accelerator."""
     attention: Literal["auto", "xla", "cudnn"] = "auto"

@@ -69,7 +69,7 @@ class InternVLUPipeline:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, dtype: Any = None, attention: str = "auto") -> InternVLUPipeline:
-        """Loads a checkpoint: a directory in the released layout or one that `convert` wrote, or a Hub id.
+        """Loads a checkpoint: a directory in the released layout, one that `convert` wrote, or a run's; or a Hub id.
 
         Args:
             dtype: of the computation, by name or as a dtype. None: float32 on a CPU, bfloat16 on an accelerator.

@@ -15,6 +15,7 @@ _PACKAGE = Path(__file__).parent.parent / "internvlu_jax"
 _HOOKED = [f"internvlu_jax.{p.stem}" for p in _PACKAGE.iterdir() if p.stem not in _BOUNDARY and p.stem[0] != "_"]
 install_import_hook([*_HOOKED, "converters"], "beartype.beartype")
 
+import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
@@ -38,6 +39,14 @@ class Golden:
 
     def case(self, name: str) -> dict[str, np.ndarray]:
         return dict(np.load(self.root / f"pipeline/{name}.npz"))
+
+
+@pytest.fixture(scope="module")
+def quick_compile():
+    """For modules whose time is spent in the compiler: programs are compiled fast, and run slower."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session", params=["base", "mlp"])

@@ -10,16 +10,20 @@ import pytest
 
 from internvlu_jax import loading
 from internvlu_jax.config import ConfigError
+from internvlu_jax.data.batch import Batch
 from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig
 from internvlu_jax.training.optimizer import factors, make_optimizer, schedule
 from internvlu_jax.training.step import Step, not_finite
 from internvlu_jax.training.tree import from_paths, merge, numbers, paths, split
 from tests.conftest import Golden
+from tests.helpers import assert_close
 from tests.test_losses import objective_for, random_batch, with_latents
 
 HEAD_ONLY = (("head/.*", 1.0), (".*", 0.0))
 ALL_BUT_VAE = (("vae/.*", 0.0), (".*", 1.0))
 KEY = jax.random.key(5)
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 @pytest.fixture(scope="module")
@@ -68,29 +72,37 @@ def test_stage_one_leaves_all_but_the_head_bit_identical(model):
     assert sum(leaf.size for leaf in held) < 2.1 * sum(leaf.size for leaf in jax.tree.leaves(model.params["head"]))
 
 
-def test_two_half_batches_equal_one(whole):
-    """Pooled by sums and weights: the halves have different numbers of target tokens."""
-    step, state, batch, want, metrics = whole
-    halves = tuple(jax.tree.map(lambda a, s=s: a[s], batch) for s in (slice(0, 1), slice(1, 4)))
-    got, pooled = jax.jit(step)(state, halves, KEY)
-    for name in ("loss", "flow_loss", "text_loss", "grad_norm"):
-        np.testing.assert_allclose(pooled[name], metrics[name], rtol=1e-5, err_msg=name)
-    # Where a gradient is zero but for rounding, Adam's first update is of either sign: such entries say nothing.
+def stored(objective) -> Batch:
+    """Pictures whose latents and contexts were computed beforehand: nothing but the head runs."""
+    batch = with_latents(random_batch(objective, rows=4))
+    rows, length = batch.picture.context_index.shape
+    context = np.random.default_rng(2).normal(size=(rows, length, objective.cfg.generation_decoder.input_hidden_size))
+    picture = batch.picture._replace(context=context.astype(np.float32), context_index=None)
+    return Batch(batch.index, None, picture)
+
+
+def spoken(objective) -> Batch:
+    """Rows of text alone, with different numbers of targets."""
+    batch = random_batch(objective, rows=4)
+    return Batch(batch.index, batch.text._replace(tiles=None, visual_index=None))
+
+
+@pytest.mark.parametrize("make", [stored, spoken])
+def test_two_unequal_parts_of_a_batch_equal_the_whole(model, make):
+    """Losses and gradients are pooled as sums over totals: a part with few targets counts for little."""
+    step = step_for(model, rates=ALL_BUT_VAE)
+    state, batch = jax.jit(step.init)(model.params), make(step.objective)
+    parts = [jax.tree.map(lambda a, s=s: a[s], batch) for s in (slice(0, 1), slice(1, 4))]
     totals = step.totals((batch,))
-    gradient = jax.jit(step.gradients)(state, batch, totals, KEY).of
-    ours, theirs = paths(got.trained), paths(want.trained)
-    for path, g in paths(gradient).items():
-        clear = np.abs(g) > 1e-4 * np.max(np.abs(g))
-        np.testing.assert_allclose(ours[path][clear], theirs[path][clear], atol=2e-6, err_msg=path)
-
-
-def test_pmap_of_one_device_equals_the_plain_step(whole):
-    step, state, batch, want, metrics = whole
-    stacked = jax.tree.map(lambda a: jnp.asarray(a)[None], (state, (batch,)))
-    run = jax.pmap(lambda s, b, key: step(s, b, key, axis_name="d"), axis_name="d", in_axes=(0, 0, None))
-    got, parallel = run(*stacked, KEY)
-    np.testing.assert_allclose(parallel["loss"][0], metrics["loss"], rtol=1e-6)
-    assert got.step[0] == want.step
+    jax.tree.map(np.testing.assert_array_equal, step.totals(tuple(parts)), totals)
+    gradients = jax.jit(step.gradients)
+    whole, first, second = (gradients(state, b, totals, KEY) for b in (batch, *parts))
+    both = jax.tree.map(jnp.add, first, second)
+    assert_close(both.flow, whole.flow, 1e-6)
+    assert_close(both.text, whole.text, 1e-6)
+    for path, got in paths(both.of).items():
+        want = paths(whole.of)[path]
+        np.testing.assert_allclose(got, want, atol=1e-5 * np.max(np.abs(want)) + 1e-9, err_msg=path)
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_names_the_part(model, whole):

@@ -18,22 +18,28 @@ _STEP = 4 / 3  # between the ratios of neighbouring buckets, at most
 
 @lru_cache
 def buckets(side: int, max_aspect: float, multiple: int) -> tuple[Size, ...]:
-    """Sizes in multiples of `multiple` with an area of at most side^2, evenly spread in the logarithm of their ratio.
+    """Sizes in multiples of `multiple` with an area of at most side^2 and ratios of at most `max_aspect` either way.
+
+    The ratios are about evenly spread in their logarithm, as far as the multiples allow.
 
     Raises:
         ValueError: `side` is below `multiple`, or the narrowest bucket would be.
     """
     count = math.ceil(math.log(max_aspect) / math.log(_STEP) - 1e-9)
     ratios = [max_aspect ** (k / count) for k in range(-count, count + 1)] if count else [1.0]
-    sizes = dict.fromkeys(
-        (_floor(side * math.sqrt(ratio), multiple), _floor(side / math.sqrt(ratio), multiple)) for ratio in ratios
-    )
+    sizes = dict.fromkeys(_bucket(side, ratio, max_aspect, multiple) for ratio in ratios)
     if min(min(size) for size in sizes) < multiple:
         raise ValueError(
             f"data.sides has {side}: with aspect ratios up to {max_aspect:g} a picture would be narrower than the "
             f"{multiple} pixels of one token; ask for a larger side or a smaller data.max_aspect"
         )
     return tuple(sizes)
+
+
+def _bucket(side: int, ratio: float, max_aspect: float, multiple: int) -> Size:
+    height, width = (_floor(side * math.sqrt(r), multiple) for r in (ratio, 1 / ratio))
+    # rounding down the shorter side may have made it too short for the longer
+    return min(height, _floor(width * max_aspect, multiple)), min(width, _floor(height * max_aspect, multiple))
 
 
 def _floor(value: float, multiple: int) -> int:

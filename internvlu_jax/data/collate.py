@@ -26,17 +26,25 @@ _ROUND = 8  # token rows are padded to a multiple of it
 
 @dataclass(frozen=True)
 class Loaded:
-    """Pixels of one row: its tiles, the picture to draw and the sources, as the kind of the row has them."""
+    """What a draft leaves unread, as its kind has it: pixels, or what was computed from them.
 
-    tiles: np.ndarray
-    target: np.ndarray | None
-    sources: tuple[np.ndarray, ...]
+    tiles: for the vision encoder. pictures: to draw, and then the sources. context: the hidden states of the prompt.
+    """
+
+    tiles: np.ndarray | None = None
+    pictures: tuple[np.ndarray, ...] = ()
+    context: np.ndarray | None = None
+
+
+Row = Sequence[tuple[Draft, Loaded | None]]
+"""The samples of a row, several where they are packed; those that cannot be read without what they lack."""
 
 
 class Collator:
     """Makes batches for one model and one data configuration.
 
-    pool: reads pictures side by side. report: is told of every row whose pictures cannot be read.
+    pool: reads pictures side by side. report: is told of every sample whose pictures cannot be read. It stays blank, and
+    nothing in it counts.
     """
 
     def __init__(
@@ -53,96 +61,114 @@ class Collator:
         second = [np.flatnonzero(np.array(ids) == tokenizer.im_start)[1] for ids in turn]
         self._system = int(np.max(second))
 
-    def batch(self, rows: Sequence[Sequence[Draft]], index: np.ndarray, has_tiles: bool) -> Batch:
+    def batch(self, kind: Kind, rows: Sequence[Sequence[Draft]], index: np.ndarray) -> Batch:
         """One batch.
 
         Args:
-            rows: the drafts of each row, several where they are packed; all of one kind.
+            kind: of all rows.
+            rows: the drafts of each row, several where they are packed.
             index: numbers of the rows within their step.
-            has_tiles: whether packed rows of the whole batch, on any host, have pictures.
         """
-        loaded = list(self._pool.map(self._load, rows))
-        kind = rows[0][0].kind if rows and rows[0] else None
+        found = iter(list(self._pool.map(self._load, (draft for row in rows for draft in row))))
+        loaded = [[(draft, self._usable(next(found))) for draft in row] for row in rows]
         index = np.asarray(index, np.int32)
-        if kind is None or kind.target is None:
-            tiles = self._data.pack_tiles if has_tiles else 0
-            return Batch(index, self._packed(rows, loaded, tiles))
-        drafts = [row[0] for row in rows]
-        text = None if kind.stored else self._prompts(drafts, loaded)
-        return Batch(index, text, self._pictures(drafts, loaded))
+        if kind.target is None:
+            return Batch(index, self._packed(kind, loaded))
+        singles = [row[0] for row in loaded]
+        return Batch(index, None if kind.stored else self._prompts(kind, singles), self._pictures(kind, singles))
+
+    def _usable(self, found: Loaded | BrokenRecord) -> Loaded | None:
+        if isinstance(found, Loaded):
+            return found
+        self._report(found)
+        return None
 
     # Token rows
 
-    def _prompts(self, drafts: Sequence[Draft], loaded: Sequence[Loaded | None]) -> Text:
-        kind = drafts[0].kind
+    def _prompts(self, kind: Kind, row: Row) -> Text:
         length = -(-(kind.text_length + self._system) // _ROUND) * _ROUND
-        ids, _ = pad_right([d.ids for d in drafts], length, self._tokenizer.pad)
-        positions = np.tile(np.arange(length, dtype=np.int32), (len(drafts), 1))
-        targets, weights = self._targets([[d] for d in drafts], loaded, length)
-        if not self._data.text_targets:
-            return Text(ids, positions, None, *self._tiles(ids, loaded, kind.tiles))
-        return Text(ids, positions, None, *self._tiles(ids, loaded, kind.tiles), targets, weights)
+        rows = [[sample] for sample in row]
+        positions = np.tile(np.arange(length, dtype=np.int32), (len(rows), 1))
+        targets = self._targets(rows, length) if self._data.text_targets else (None, None)
+        ids = self._ids(rows, length)
+        return Text(ids, positions, None, *self._tiles(kind, ids, rows), *targets)
 
-    def _packed(self, rows: Sequence[Sequence[Draft]], loaded: Sequence[Loaded | None], tiles: int) -> Text:
+    def _packed(self, kind: Kind, rows: Sequence[Row]) -> Text:
         length = self._data.pack_length
-        joined = [np.concatenate([d.ids for d in row]) if row else np.zeros(0, np.int32) for row in rows]
-        ids, _ = pad_right(joined, length, self._tokenizer.pad)
         positions, segments = np.zeros((2, len(rows), length), np.int32)
         for r, row in enumerate(rows):
-            sizes = [len(d.ids) for d in row]
-            used = sum(sizes)
-            positions[r, :used] = np.concatenate([np.zeros(0, int), *(np.arange(size) for size in sizes)])
-            segments[r, :used] = np.repeat(np.arange(1, len(sizes) + 1), sizes)
-        targets, weights = self._targets(rows, loaded, length)
-        return Text(ids, positions, segments, *self._tiles(ids, loaded, tiles), targets, weights)
+            start = 0
+            for number, (draft, _) in enumerate(row, 1):
+                stop = start + len(draft.ids)
+                positions[r, start:stop] = np.arange(stop - start)
+                segments[r, start:stop] = number
+                start = stop
+        ids = self._ids(rows, length)
+        return Text(ids, positions, segments, *self._tiles(kind, ids, rows), *self._targets(rows, length))
 
-    def _targets(
-        self, rows: Sequence[Sequence[Draft]], loaded: Sequence[Loaded | None], length: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _ids(self, rows: Sequence[Row], length: int) -> np.ndarray:
+        none = np.zeros(0, np.int32)
+        joined = [np.concatenate([none, *(draft.ids for draft, _ in row)]) for row in rows]
+        return pad_right(joined, length, self._tokenizer.pad)[0]
+
+    def _targets(self, rows: Sequence[Row], length: int) -> tuple[np.ndarray, np.ndarray]:
         """The next token of each position within its sample, and weight 1 where the model is to write it."""
         targets, weights = np.zeros((len(rows), length), np.int32), np.zeros((len(rows), length), np.float32)
         for r, row in enumerate(rows):
             start = 0
-            for draft in row:
+            for draft, loaded in row:
                 stop = start + len(draft.ids) - 1
                 targets[r, start:stop] = draft.ids[1:]
-                weights[r, start:stop] = draft.written[1:] if loaded[r] is not None else 0
+                weights[r, start:stop] = draft.written[1:] if loaded is not None else 0
                 start = stop + 1
         return targets, weights
 
     def _tiles(
-        self, ids: np.ndarray, loaded: Sequence[Loaded | None], count: int
+        self, kind: Kind, ids: np.ndarray, rows: Sequence[Row]
     ) -> tuple[np.ndarray | None, np.ndarray | None]:
         """(tiles, visual_index): the n-th visual place of a row shows the n-th visual token of its tiles."""
-        if not count:
+        if not kind.tiles:
             return None, None
         size = self._cfg.processor.image_processor_kwargs.size
-        tiles = np.zeros((len(ids), count, size.height, size.width, 3), np.uint8)
-        for out, row in zip(tiles, loaded, strict=True):
-            if row is not None:
-                out[: len(row.tiles)] = row.tiles
+        tiles = np.zeros((len(ids), kind.tiles, size.height, size.width, 3), np.uint8)
+        for r, row in enumerate(rows):
+            start = 0
+            for draft, loaded in row:
+                if loaded is not None and loaded.tiles is not None:
+                    tiles[r, start : start + draft.tiles] = loaded.tiles
+                start += draft.tiles
         visual = ids == self._tokenizer.img_context
         index = np.where(visual, np.cumsum(visual, axis=1) - 1, -1)
         return tiles, index.astype(np.int32)
 
     # Pictures
 
-    def _pictures(self, drafts: Sequence[Draft], loaded: Sequence[Loaded | None]) -> Picture:
-        kind = drafts[0].kind
+    def _pictures(self, kind: Kind, row: Row) -> Picture:
         assert kind.target is not None
-        starts = np.array([d.start for d in drafts], np.int32)
-        return Picture(
-            target=_stack((row and row.target for row in loaded), self._blank(kind.target, kind.stored)),
-            context_lengths=np.array([d.length for d in drafts], np.int32),
-            positions=np.stack([self._positions(d) for d in drafts]),
-            weight=np.array([row is not None for row in loaded], np.float32),
-            sources=tuple(
-                _stack((row and row.sources[n] for row in loaded), self._blank(size, kind.stored))
-                for n, size in enumerate(kind.sources)
-            ),
-            context_index=None if kind.stored else starts[:, None] + np.arange(kind.text_length, dtype=np.int32),
-            context=self._stored_contexts(drafts) if kind.stored else None,
+        target, *sources = (
+            np.stack([self._blank(size, kind) if loaded is None else loaded.pictures[n] for _, loaded in row])
+            for n, size in enumerate((kind.target, *kind.sources))
         )
+        starts = np.array([draft.start for draft, _ in row], np.int32)
+        return Picture(
+            target=target,
+            context_lengths=np.array([draft.length for draft, _ in row], np.int32),
+            positions=np.stack([self._positions(draft) for draft, _ in row]),
+            weight=np.array([loaded is not None for _, loaded in row], np.float32),
+            sources=tuple(sources),
+            context_index=None if kind.stored else starts[:, None] + np.arange(kind.text_length, dtype=np.int32),
+            context=self._contexts(kind, row) if kind.stored else None,
+        )
+
+    def _contexts(self, kind: Kind, row: Row) -> np.ndarray:
+        stored = [None if loaded is None else loaded.context for _, loaded in row]
+        width = self._cfg.context_width
+        dtype = next((context.dtype for context in stored if context is not None), np.dtype(np.float32))
+        out = np.zeros((len(row), kind.text_length, width), dtype)
+        for r, context in enumerate(stored):
+            if context is not None:
+                out[r, : len(context)] = context
+        return out
 
     def _blank(self, size: buckets.Size, stored: bool) -> np.ndarray:
         if not stored:

@@ -6,7 +6,7 @@ after it is tokenised on its own, as it will be when it writes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +23,10 @@ from internvlu_jax.processing.tokenizer import IM_END, Tokenizer
 from internvlu_jax.prompts import Runs, context_runs, context_start
 
 Drop = Literal["full", "text_dropped", "all_dropped"]
+
+
+class DataError(ValueError):
+    """The data cannot be used: too much of it is broken, or it is not what the configuration is for."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +52,20 @@ PACKED = Kind()
 class Draft:
     """One example without its pixels.
 
-    ids: tokens of the row. written: which of them the model is to write. seen: pictures for the vision encoder, in the
-    order of their visual tokens. start, length, runs: the part of the row that conditions the head, see `prompts`.
+    where: names its record in messages. read: gives the record again; a draft may wait for long, and the record with
+    the bytes of its pictures does not wait with it.
+    ids: tokens of the row. written: which of them the model is to write. seen: how many of the record's source
+    pictures, the first, are shown. tiles: of all these, in the order of their visual tokens.
+    start, length, runs: the part of the row that conditions the head, see `prompts`.
     """
 
-    record: Record
+    where: str
+    read: Callable[[], Record]
     kind: Kind
     drop: Drop
     ids: np.ndarray
     written: np.ndarray
-    seen: tuple[PictureFile, ...]
+    seen: int
     tiles: int
     start: int = 0
     length: int = 0
@@ -88,22 +96,39 @@ class Drafter:
             return "all_dropped"
         return "text_dropped" if u < all_dropped + text_dropped else "full"
 
-    def draft(self, record: Record, drop: Drop = "full") -> Draft:
-        """The example with its prompt whole or dropped.
+    def draft(self, record: Record, drop: Drop = "full", read: Callable[[], Record] | None = None) -> Draft:
+        """The example with its prompt whole or dropped. `read` gives the record again; by default it is kept.
 
         Raises:
             BrokenRecord: the record cannot be used.
+            DataError: the configuration is not for such records.
         """
+        self._check_targets(record)
+        read = read or (lambda: record)
         try:
-            return self._conversation(record) if record.task == "understanding" else self._drawing(record, drop)
+            if record.task == "understanding":
+                return self._conversation(record, read)
+            return self._drawing(record, drop, read)
         except BrokenRecord:
             raise
         except ValueError as error:
             raise BrokenRecord(record.where, str(error)) from error
 
+    def _check_targets(self, record: Record) -> None:
+        if record.task == "understanding" and not self._data.text_targets:
+            raise DataError(
+                f"{record.where}: a conversation has nothing but answers to learn, and data.text_targets is False; set "
+                "it, or leave this source out"
+            )
+        if record.stored and record.reasoning is not None and self._data.text_targets:
+            raise DataError(
+                f"{record.where}: reasoning cannot be learned from a context that was computed beforehand; set "
+                "data.text_targets to False, or train on the records with pictures"
+            )
+
     # Pictures to draw
 
-    def _drawing(self, record: Record, drop: Drop) -> Draft:
+    def _drawing(self, record: Record, drop: Drop, read: Callable[[], Record]) -> Draft:
         sources = () if drop == "all_dropped" else record.sources
         message = {
             "full": lambda: chat.user_message(record.prompt, len(sources)),
@@ -123,9 +148,10 @@ class Drafter:
         start = context_start(row, self._tokenizer)
         length = self._cfg.generation_decoder.context_length(len(row) - start)
         is_visual = row[start : start + length] == self._tokenizer.img_context
-        kind = Kind(*self._sizes(record, sources), self._text_length(length), sum(counts), bool(record.stored))
+        stored, tiles = bool(record.stored), 0 if record.stored else sum(counts)
+        kind = Kind(*self._sizes(record, sources), self._text_length(len(row) - start), tiles, stored)
         runs = context_runs(is_visual, self._cfg.vlm.tokens_per_tile)
-        return Draft(record, kind, drop, row, written, sources, sum(counts), start, length, runs)
+        return Draft(record.where, read, kind, drop, row, written, len(sources), tiles, start, length, runs)
 
     def _sizes(self, record: Record, sources: Sequence[PictureFile]) -> tuple[Size, tuple[Size, ...]]:
         """Sizes at which the target is drawn and the sources are given: the target's where they are equal."""
@@ -155,7 +181,7 @@ class Drafter:
 
     # Conversations
 
-    def _conversation(self, record: Record) -> Draft:
+    def _conversation(self, record: Record, read: Callable[[], Record]) -> Draft:
         counts = self._tile_counts(record.sources)
         messages = _messages([human for human, _ in record.turns], len(counts))
         tokens = iter([n * self._cfg.vlm.tokens_per_tile for n in counts])
@@ -177,7 +203,7 @@ class Drafter:
                 f"{self._data.pack_length} and data.pack_tiles {self._data.pack_tiles}"
             )
         row = np.array(ids, np.int32)
-        return Draft(record, PACKED, "full", row, np.array(written), record.sources, tiles)
+        return Draft(record.where, read, PACKED, "full", row, np.array(written), len(counts), tiles)
 
 
 def _as_written(reasoning: str) -> str:

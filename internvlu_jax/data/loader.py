@@ -15,8 +15,8 @@ from internvlu_jax.config import InternVLUConfig
 from internvlu_jax.data.batch import Batch
 from internvlu_jax.data.collate import Collator
 from internvlu_jax.data.config import DataConfig
-from internvlu_jax.data.examples import Drafter
-from internvlu_jax.data.plan import DataError, Plan, Planned, Tally
+from internvlu_jax.data.examples import DataError, Drafter
+from internvlu_jax.data.plan import Plan, Planned, Tally
 from internvlu_jax.data.sources import Source, open_source
 from internvlu_jax.processing.tokenizer import Tokenizer
 
@@ -54,8 +54,7 @@ class Loader:
         self._plan = Plan(Drafter(cfg, tokenizer, data), found, data, seed)
         self._unreadable = Tally(data.max_broken, sum(len(source) for source in found))
         self._pool = ThreadPoolExecutor(data.threads)
-        self._failure: DataError | None = None
-        self._collator = Collator(cfg, tokenizer, data, self._pool, self._report)
+        self._collator = Collator(cfg, tokenizer, data, self._pool, self._unreadable.bad)
         self._state = self._plan.state()
         self._ready: queue.Queue[Any] = queue.Queue(data.prefetch)
         self._stop = threading.Event()
@@ -65,6 +64,8 @@ class Loader:
         return self
 
     def __next__(self) -> tuple[Batch, ...]:
+        if self._stop.is_set():
+            raise RuntimeError("the loader is closed")
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, daemon=True)
             self._thread.start()
@@ -116,20 +117,10 @@ class Loader:
     def _step(self) -> tuple[Batch, ...]:
         planned = sorted((next(self._plan) for _ in range(self._accumulate)), key=lambda p: repr(astuple(p.kind)))
         first = np.cumsum([0, *(len(p.rows) for p in planned)])
-        batches = tuple(self._batch(p, int(start)) for p, start in zip(planned, first, strict=False))
-        if self._failure is not None:
-            raise self._failure
-        return batches
+        return tuple(self._batch(p, int(start)) for p, start in zip(planned, first, strict=False))
 
     def _batch(self, planned: Planned, first: int) -> Batch:
         own = np.asarray(self._rows(len(planned.rows)), np.int32)
-        has_tiles = any(draft.tiles for row in planned.rows for draft in row)
-        self._unreadable.read += sum(len(planned.rows[r]) for r in own)
-        return self._collator.batch([planned.rows[r] for r in own], own + first, has_tiles)
-
-    def _report(self, error: Any) -> None:
-        """Of a row whose pictures cannot be read; from the pool's threads."""
-        try:
-            self._unreadable.bad(error)
-        except DataError as failure:
-            self._failure = failure
+        rows = [planned.rows[r] for r in own]
+        self._unreadable.read += sum(map(len, rows))
+        return self._collator.batch(planned.kind, rows, own + first)

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from internvlu_jax.data.batch import Batch
-from internvlu_jax.parallel.mesh import make_mesh, replicated, rows_sharding, tracing_on
+from internvlu_jax.parallel.mesh import make_mesh, replicated, rows_sharding, settled, tracing_on
 from internvlu_jax.parallel.rules import shardings
 from internvlu_jax.parallel.steps import AXIS, Programs, Step, mesh_step, pmap_step, single_step
 from internvlu_jax.training.config import MeshConfig
@@ -158,7 +158,7 @@ class MeshExecutor:
     def init(self, function: Callable[..., Tree], *args: Any) -> Tree:
         where = shardings(jax.eval_shape(function, *args), self.mesh)
         with tracing_on(self.mesh):
-            return jax.jit(function, out_shardings=where)(*args)
+            return settled(jax.jit(function, out_shardings=where)(*args))
 
     def abstract(self, shapes: Tree) -> Tree:
         where = shardings(shapes, self.mesh)
@@ -183,9 +183,13 @@ class MeshExecutor:
         return tree
 
     def local(self, tree: Tree, dtype: str | None = None) -> Tree:
-        # Leaf by leaf: what the other devices take part in is then never more than one array.
         gather = _gather(self.mesh, dtype)
-        return jax.tree.map(lambda leaf: gather(leaf).addressable_data(0), tree)
+
+        def one(leaf: jax.Array) -> jax.Array:
+            # Waited for, so that what the other devices hold for it is never more than one array.
+            return jax.block_until_ready(gather(leaf)).addressable_data(0)
+
+        return jax.tree.map(one, tree)
 
 
 class PmapExecutor:
@@ -218,7 +222,7 @@ class PmapExecutor:
         axes = jax.tree.map(lambda leaf: None if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else 0, args)
         count = len(self.devices)  # pmap wants an argument that differs by device, and keys do not
         made = jax.pmap(lambda _, *given: function(*given), AXIS, in_axes=(0, *axes), devices=self.devices)
-        return made(np.zeros(count), *args)
+        return settled(made(np.zeros(count), *args))
 
     def abstract(self, shapes: Tree) -> Tree:
         return _on_device(shapes, self.devices[0])

@@ -110,3 +110,15 @@ def tracing_on(mesh: Mesh) -> Iterator[None]:
     """Gives the models' logical names of axes (`models.layers`) their meaning while a program is traced."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(_LOGICAL):
         yield
+
+
+def settled(tree: Any) -> Any:
+    """The result of a program, waited for where its devices are simulated on a CPU.
+
+    These share a pool of threads: of two programs under way at once each can hold the threads that the other waits for
+    (jaxlib 0.10). Accelerators run programs in the order they are given, and are not waited for.
+    """
+    leaf = jax.tree.leaves(tree)[0]
+    if leaf.sharding.num_devices > 1 and next(iter(leaf.devices())).platform == "cpu":
+        jax.block_until_ready(tree)
+    return tree
