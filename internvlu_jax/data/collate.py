@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from internvlu_jax.config import InternVLUConfig
 from internvlu_jax.data import buckets
 from internvlu_jax.data.batch import Batch, Picture, Text
+from internvlu_jax.data.buckets import Size
 from internvlu_jax.data.config import DataConfig
-from internvlu_jax.data.examples import Draft
-from internvlu_jax.data.records import BrokenRecord
+from internvlu_jax.data.examples import Draft, Kind
+from internvlu_jax.data.records import BrokenRecord, Record
 from internvlu_jax.ops.msrope import msrope_positions
 from internvlu_jax.processing import chat
 from internvlu_jax.processing.batch import pad_right
@@ -43,8 +43,8 @@ Row = Sequence[tuple[Draft, Loaded | None]]
 class Collator:
     """Makes batches for one model and one data configuration.
 
-    pool: reads pictures side by side. report: is told of every sample whose pictures cannot be read. It stays blank, and
-    nothing in it counts.
+    pool: reads pictures side by side. report: is told of every sample whose pictures cannot be read; it stays blank and
+    does not count.
     """
 
     def __init__(
@@ -123,9 +123,7 @@ class Collator:
                 start = stop + 1
         return targets, weights
 
-    def _tiles(
-        self, kind: Kind, ids: np.ndarray, rows: Sequence[Row]
-    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def _tiles(self, kind: Kind, ids: np.ndarray, rows: Sequence[Row]) -> tuple[np.ndarray | None, np.ndarray | None]:
         """(tiles, visual_index): the n-th visual place of a row shows the n-th visual token of its tiles."""
         if not kind.tiles:
             return None, None
@@ -161,20 +159,18 @@ class Collator:
         )
 
     def _contexts(self, kind: Kind, row: Row) -> np.ndarray:
-        stored = [None if loaded is None else loaded.context for _, loaded in row]
-        width = self._cfg.context_width
-        dtype = next((context.dtype for context in stored if context is not None), np.dtype(np.float32))
-        out = np.zeros((len(row), kind.text_length, width), dtype)
-        for r, context in enumerate(stored):
-            if context is not None:
-                out[r, : len(context)] = context
+        out = np.zeros((len(row), kind.text_length, self._cfg.generation_decoder.input_hidden_size), np.float32)
+        for padded, (_, loaded) in zip(out, row, strict=True):
+            if loaded is not None and loaded.context is not None:
+                padded[: len(loaded.context)] = loaded.context
         return out
 
-    def _blank(self, size: buckets.Size, stored: bool) -> np.ndarray:
-        if not stored:
-            return np.zeros((*size, 3), np.uint8)
+    def _blank(self, size: Size, kind: Kind) -> np.ndarray:
+        return np.zeros(self._latents(size), np.float32) if kind.stored else np.zeros((*size, 3), np.uint8)
+
+    def _latents(self, size: Size) -> tuple[int, int, int]:
         factor = self._cfg.vae.downsample_factor
-        return np.zeros((size[0] // factor, size[1] // factor, self._cfg.vae.z_dim), np.float32)
+        return size[0] // factor, size[1] // factor, self._cfg.vae.z_dim
 
     def _positions(self, draft: Draft) -> np.ndarray:
         dit, multiple = self._cfg.generation_decoder.decoder_config, self._cfg.generation_decoder.pixel_multiple
@@ -191,53 +187,44 @@ class Collator:
             context_length=kind.text_length,
         )
 
-    def _stored_contexts(self, drafts: Sequence[Draft]) -> np.ndarray:
-        length = drafts[0].kind.text_length
-        contexts = [d.record.stored[f"context/{d.drop}"][: d.length] for d in drafts]
-        return np.stack([np.pad(c, ((0, length - len(c)), (0, 0))) for c in contexts])
+    # What is read
 
-    def _stored_latents(self, draft: Draft) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        kind, stored = draft.kind, draft.record.stored
-        assert kind.target is not None
-        names = ["target", *(f"source/{n}" for n in range(len(kind.sources)))]
-        for name, size in zip(names, (kind.target, *kind.sources), strict=True):
-            wanted, found = self._blank(size, True).shape, np.shape(stored[name]) if name in stored else None
-            if wanted != found:
-                raise ValueError(
-                    f"{name} was stored with shape {found}, and this configuration needs {wanted}; store it again with "
-                    "the same data.sides, data.max_aspect and data.condition_latents"
-                )
-        return stored["target"], tuple(stored[name] for name in names[1:])
-
-    # Pixels
-
-    def _load(self, row: Sequence[Draft]) -> Loaded | None:
-        """The row's pixels; None, reported, if one of its pictures cannot be read."""
+    def _load(self, draft: Draft) -> Loaded | BrokenRecord:
+        """What the draft leaves unread, or why it cannot be read."""
         try:
-            return self._read(row)
+            record = draft.read()
+            return self._stored(draft, record) if draft.kind.stored else self._pixels(draft, record)
         except BrokenRecord as error:
-            self._report(error)
-        return None
+            return error
+        except ValueError as error:
+            return BrokenRecord(draft.where, str(error))
 
-    def _read(self, row: Sequence[Draft]) -> Loaded:
-        kwargs, size = self._cfg.processor.image_processor_kwargs, self._cfg.processor.image_processor_kwargs.size
-        tiles = [np.zeros((0, size.height, size.width, 3), np.uint8)]
-        target: np.ndarray | None = None
-        sources: tuple[np.ndarray, ...] = ()
-        for draft in row:
-            try:
-                if draft.kind.stored:
-                    target, sources = self._stored_latents(draft)
-                    continue
-                pixels = [picture.pixels() for picture in draft.seen]
-                tiles += [cut_tiles(p, kwargs, self._data.max_tiles) for p in pixels]
-                if draft.kind.target is not None and draft.record.image is not None:
-                    target = buckets.fit(draft.record.image.pixels(), draft.kind.target)
-                    sources = tuple(buckets.fit(p, s) for p, s in zip(pixels, draft.kind.sources, strict=False))
-            except (ValueError, KeyError) as error:
-                raise BrokenRecord(draft.record.where, str(error)) from error
-        return Loaded(np.concatenate(tiles), target, sources)
+    def _pixels(self, draft: Draft, record: Record) -> Loaded:
+        kind, kwargs = draft.kind, self._cfg.processor.image_processor_kwargs
+        seen = [picture.pixels() for picture in record.sources[: draft.seen]]
+        tiles = [tile for picture in seen for tile in cut_tiles(picture, kwargs, self._data.max_tiles)]
+        if len(tiles) != draft.tiles:
+            raise ValueError(
+                f"its pictures make {len(tiles)} tiles, but {draft.tiles} by the sizes that the record has for them; "
+                "correct its sizes, or leave them out"
+            )
+        pictures = []
+        if kind.target is not None and record.image is not None:
+            pictures = [buckets.fit(record.image.pixels(), kind.target)]
+            pictures += [buckets.fit(picture, size) for picture, size in zip(seen, kind.sources, strict=False)]
+        return Loaded(np.stack(tiles) if tiles else None, tuple(pictures))
 
-
-def _stack(arrays: Iterable[Any], blank: np.ndarray) -> np.ndarray:
-    return np.stack([blank if array is None else array for array in arrays])
+    def _stored(self, draft: Draft, record: Record) -> Loaded:
+        kind = draft.kind
+        assert kind.target is not None
+        context = f"context/{draft.drop}", (draft.length, self._cfg.generation_decoder.input_hidden_size)
+        pictures = {"target": kind.target, **{f"source/{n}": size for n, size in enumerate(kind.sources)}}
+        wanted = dict([context]) | {name: self._latents(size) for name, size in pictures.items()}
+        for name, shape in wanted.items():
+            found = np.shape(record.stored[name]) if name in record.stored else "nothing"
+            if found != shape:
+                raise ValueError(
+                    f"{name} should be {shape} in this configuration, and {found} is stored; compute it again with the "
+                    "same model and the same data.sides, max_aspect, max_tiles and condition_latents"
+                )
+        return Loaded(None, tuple(record.stored[name] for name in pictures), record.stored[context[0]])

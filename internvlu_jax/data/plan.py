@@ -32,7 +32,7 @@ _ENOUGH = 20  # records after which the share of broken ones says something
 
 @dataclass(frozen=True)
 class Planned:
-    """A batch to be, on all hosts: its kind, which now says whether packed samples need tiles, and the drafts by row."""
+    """A batch to be: its kind, which now says whether packed samples need tiles, and the drafts of each row."""
 
     kind: Kind
     rows: Sequence[Sequence[Draft]]
