@@ -159,9 +159,14 @@ _QWEN_IMAGE_STD = (
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """Qwen-Image autoencoder (vae/config.json)."""
+    """Qwen-Image autoencoder (vae/config.json).
+
+    patch_size: pixels a side that enter the first convolution, and leave the last, as channels of a place. The released
+    autoencoder has 1 and its code knows no other; small models start at a lower resolution, which is far cheaper.
+    """
 
     base_dim: int = 96
+    patch_size: int = 1
     z_dim: int = 16
     dim_mult: tuple[int, ...] = (1, 2, 4, 4)
     num_res_blocks: int = 2
@@ -171,7 +176,7 @@ class VAEConfig:
 
     @property
     def downsample_factor(self) -> int:
-        return 2 ** (len(self.dim_mult) - 1)
+        return self.patch_size * 2 ** (len(self.dim_mult) - 1)
 
 
 @dataclass(frozen=True)

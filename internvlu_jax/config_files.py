@@ -212,7 +212,9 @@ def write_config(cfg: InternVLUConfig, directory: str | Path) -> None:
 
 
 def _as_released(part: str, data: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `_released_quirks`."""
+    """The inverse of `_released_quirks`; a key that the released code lacks is left out at its default."""
+    if part == "vae" and data["patch_size"] == 1:
+        del data["patch_size"]
     if part == "vlm":
         data["tie_word_embeddings"] = data["llm_config"]["tie_word_embeddings"]
         data["force_image_size"] = data["vision_config"]["image_size"]

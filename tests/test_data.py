@@ -6,6 +6,8 @@ import json
 import logging
 import threading
 import weakref
+from io import BytesIO
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -41,15 +43,13 @@ def pixels(seed: int, height: int = 64, width: int = 64) -> np.ndarray:
 
 
 def t2i(n: int, height: int = 64, width: int = 64, **more) -> Record:
-    return Record(
-        "t2i", f"t2i:{n}", prompt=f"picture {n}", image=picture_of(f"{n}.png", pixels(n, height, width)), **more
-    )
+    image = picture_of(f"{n}.png", pixels(n, height, width))
+    return Record("t2i", f"t2i:{n}", prompt=f"picture {n}", image=image, **more)
 
 
 def edit(n: int, *sizes: tuple[int, int], **more) -> Record:
-    sources = tuple(
-        picture_of(f"{n}-{k}.png", pixels(100 * n + k, *size)) for k, size in enumerate(sizes or [(64, 64)])
-    )
+    found = [pixels(100 * n + k, *size) for k, size in enumerate(sizes or [(64, 64)])]
+    sources = tuple(picture_of(f"{n}-{k}.png", picture) for k, picture in enumerate(found))
     image = picture_of(f"{n}-edited.png", pixels(n))
     return Record("edit", f"edit:{n}", prompt=f"change {n}", image=image, sources=sources, **more)
 
@@ -105,11 +105,10 @@ def test_a_prompt_is_what_inference_makes_of_it(drop, max_tiles):
     """Ids of all three guidance branches, and the tiles, which the device normalises."""
     record = edit(3, (40, 130), (64, 64))
     pictures = [Image.fromarray(source.pixels()) for source in record.sources]
-    request = Processor(CFG.processor, TOKENIZER).process(
-        record.prompt, [pictures], "image", max_tiles=max_tiles
-    )[0]  # fmt: skip
-    data = dataclasses.replace(DATA, max_tiles=max_tiles, drop_all_edit=drop == "all_dropped", batch_size=1,
-                               drop_text_edit=drop == "text_dropped")  # fmt: skip
+    processor = Processor(CFG.processor, TOKENIZER)
+    request = processor.process(record.prompt, [pictures], "image", max_tiles=max_tiles)[0]
+    shares = {"drop_all_edit": float(drop == "all_dropped"), "drop_text_edit": float(drop == "text_dropped")}
+    data = dataclasses.replace(DATA, batch_size=1, max_tiles=max_tiles, **shares)
     batch = one([record], data)
     expected = {"full": request.cond, "text_dropped": request.text_dropped, "all_dropped": request.all_dropped}[drop]
     np.testing.assert_array_equal(batch.text.ids[0, : len(expected)], expected)
@@ -236,19 +235,19 @@ def test_choice_of_a_bucket(size, bucket):
 
 def test_fit_keeps_the_middle():
     picture = np.zeros((40, 100, 3), np.uint8)
-    picture[:, 30:70] = 255
+    picture[:, 24:76] = 255
     fitted = buckets.fit(picture, (20, 20))
     assert fitted.shape == (20, 20, 3) and np.all(fitted == 255)
     np.testing.assert_array_equal(buckets.fit(picture, (40, 100)), picture)
 
 
 def test_a_batch_has_one_shape():
-    """Sizes of target and sources, lengths and tiles part the records; a source of the target's size shares its bucket."""
+    """Sizes of target and sources part the records; a source of the target's size shares its bucket."""
     sizes = [((64, 64),), ((64, 64),), ((64, 32),), ((64, 32),), ((64, 64), (64, 32)), ((64, 64), (64, 32))]
     records = [edit(n, *own) for n, own in enumerate(sizes)]
     made = steps(loader([records], dataclasses.replace(DATA, shuffle=False)), 3)
     shapes = [[source.shape[1:3] for source in batch.picture.sources] for (batch,) in made]
-    assert shapes == [[(64, 64)], [(32, 32)], [(64, 64), (32, 32)]]
+    assert shapes == [[(64, 64)], [(32, 16)], [(64, 64), (32, 16)]]
     assert all(batch.picture.target.shape == (2, 64, 64, 3) for (batch,) in made)
     without = one([edit(0)], dataclasses.replace(DATA, batch_size=1, condition_latents=False))
     assert without.picture.sources == () and without.text.tiles.shape[:2] == (1, 1)
@@ -259,7 +258,7 @@ def test_pixels_of_a_batch():
     batch = one([record], dataclasses.replace(DATA, batch_size=1))
     np.testing.assert_array_equal(batch.picture.target[0], record.image.pixels())
     np.testing.assert_array_equal(batch.picture.sources[0][0], record.sources[0].pixels())
-    np.testing.assert_array_equal(batch.picture.sources[1][0], buckets.fit(record.sources[1].pixels(), (80, 32)))
+    np.testing.assert_array_equal(batch.picture.sources[1][0], buckets.fit(record.sources[1].pixels(), (64, 32)))
 
 
 # Packing
@@ -292,17 +291,17 @@ def test_packed_is_unpacked():
 
 
 def test_packing_is_first_fit():
-    """Rows of 160 tokens and 3 tiles: what is too long, or has too many tiles, for the first row goes to the next."""
-    made = plan([[ask(n, pictures) for n, pictures in enumerate([2, 2, 1, 1, 3, 0])]], dataclasses.replace(
-        DATA, pack_length=1000, shuffle=False))  # fmt: skip
+    """What has too many tiles, or tokens, for the first row goes into the next; what fits in none ends the batch."""
+    data = dataclasses.replace(DATA, pack_length=1000, shuffle=False)
+    made = plan([[ask(n, pictures) for n, pictures in enumerate([2, 2, 1, 1, 3, 0])]], data)
     planned = next(made)
     assert [[draft.where for draft in row] for row in planned.rows] == [["ask:0", "ask:2"], ["ask:1", "ask:3"]]
     assert planned.kind == dataclasses.replace(PACKED, tiles=3)
     assert made.state()["waiting"] == [4]
-    long = len(Drafter(CFG, TOKENIZER, DATA).draft(ask(0)).ids)
-    data = dataclasses.replace(DATA, pack_length=2 * long, shuffle=False)
-    rows = next(plan([[ask(0, 0), ask(4), ask(8), ask(12), ask(16)]], data)).rows
-    assert [[draft.where for draft in row] for row in rows] == [["ask:0", "ask:4"], ["ask:8", "ask:12"]]
+    short, long = (len(Drafter(CFG, TOKENIZER, DATA).draft(ask(n, 0)).ids) for n in (0, 3))
+    data = dataclasses.replace(data, pack_length=short + long)
+    rows = next(plan([[ask(n, 0) for n in (3, 7, 0, 4, 8)]], data)).rows
+    assert [[draft.where for draft in row] for row in rows] == [["ask:3", "ask:0"], ["ask:7", "ask:4"]]
 
 
 def test_packed_samples_without_pictures_have_no_tiles():
@@ -406,7 +405,7 @@ def test_what_waits_keeps_no_record():
     """A shard's record holds the bytes of its pictures, and thousands may wait."""
 
     class Fresh:
-        made: weakref.WeakSet = weakref.WeakSet()
+        made: ClassVar[weakref.WeakSet] = weakref.WeakSet()
 
         def __len__(self) -> int:
             return 3
@@ -428,7 +427,7 @@ def test_what_waits_keeps_no_record():
 
 def truncated(name: str) -> PictureFile:
     data = picture_of("p", pixels(0)).read()
-    return PictureFile(name, lambda: __import__("io").BytesIO(data[: len(data) // 2]))
+    return PictureFile(name, lambda: BytesIO(data[: len(data) // 2]))
 
 
 def test_broken_records_are_skipped_and_reported_once(tmp_path, caplog):
@@ -470,11 +469,10 @@ def test_a_packed_sample_whose_picture_cannot_be_read_leaves_its_neighbours(capl
     assert "ask:1: half.png" in caplog.text
 
 
-def test_sizes_that_are_not_those_of_the_picture(caplog):
+def test_sizes_that_are_not_those_of_the_picture():
     wrong = PictureFile("a.png", picture_of("a.png", pixels(0, 56, 56)).open, (56, 112))
-    batch = one([dataclasses.replace(edit(0), sources=(wrong,))], dataclasses.replace(DATA, batch_size=1, max_tiles=2))
-    assert batch.picture.weight == [0]
-    assert "edit:0: its pictures make 1 tiles, but 3 by the sizes" in caplog.text
+    with pytest.raises(DataError, match=r"edit:0: its pictures make 1 tiles, but 3 by the sizes"):
+        one([dataclasses.replace(edit(0), sources=(wrong,))], dataclasses.replace(DATA, batch_size=1, max_tiles=2))
 
 
 def test_a_source_without_a_valid_record():
@@ -486,9 +484,8 @@ def test_a_source_without_a_valid_record():
 
 
 def test_pictures_that_can_never_be_read():
-    with loader([[dataclasses.replace(t2i(0), image=truncated("half.png"))]]) as made:
-        with pytest.raises(DataError, match=r"2 of the 2 records .*t2i:0: half.png: the picture is truncated"):
-            next(made)
+    with pytest.raises(DataError, match=r"2 of the 2 records .*t2i:0: half.png: the picture is truncated"):
+        one([dataclasses.replace(t2i(0), image=truncated("half.png"))])
 
 
 @pytest.mark.parametrize(("share", "every", "stops"), [(0.01, 200, False), (0.01, 30, True), (0.0, 500, True)])
@@ -540,13 +537,8 @@ def stored(record: Record, **changes) -> Record:
 def test_stored_records_in_place_of_pictures(tmp_path):
     record = stored(edit(0))
     sizes = {name: list(picture.size()) for name, picture in record.pictures().items()}
-    described = {
-        "task": "edit",
-        "prompt": record.prompt,
-        "source": ["0-0.png"],
-        "image": "0-edited.png",
-        "sizes": sizes,
-    }
+    described = {"task": "edit", "prompt": record.prompt, "source": ["0-0.png"], "image": "0-edited.png"}
+    described["sizes"] = sizes
     write_shards(tmp_path / "shards", [entry(described, arrays=record.stored)], 10)
     batch = one(open_source(tmp_path / "shards"), dataclasses.replace(DATA, batch_size=1))
     fresh = one([edit(0)], dataclasses.replace(DATA, batch_size=1))
@@ -574,11 +566,9 @@ def test_stored_contexts_follow_the_drop():
         ({"context/full": np.zeros((3, 5), np.float32)}, r"context/full should be \(\d+, \d+\) .* \(3, 5\) is stored"),
     ],
 )
-def test_what_was_stored_for_another_configuration(changes, said, caplog):
-    batch = one([stored(t2i(0), **changes)] * 2)
-    assert not np.any(batch.picture.weight)
+def test_what_was_stored_for_another_configuration(changes, said):
     with pytest.raises(DataError, match=said):
-        raise DataError(caplog.text)
+        one([stored(t2i(0), **changes)] * 2)
 
 
 def test_reasoning_cannot_be_learned_from_stored_contexts():

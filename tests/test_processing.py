@@ -394,3 +394,15 @@ def test_byte_level_tokenizer(tmp_path):
     again = Tokenizer.from_directory(tmp_path)
     assert again.encode(text + prompt) == tokenizer.encode(text + prompt)
     assert again.special_table_ids == tokenizer.special_table_ids
+
+
+def test_trained_tokenizer():
+    """Frequent words become one token each, and everything else still goes through."""
+    texts = ["two red circles left of a blue square", "a red star", "两个红色的圆"] * 20
+    tokenizer = Tokenizer.trained(texts, 60, chat.FIXED_TEXTS)
+    assert len(tokenizer.encode("two red circles")) == 3
+    text = "a red zebra in 上海"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.vocab_size <= 256 + 60 + 13 + len(chat.FIXED_TEXTS)
+    again = Tokenizer.trained(texts, 60, chat.FIXED_TEXTS)
+    assert again.encode(text) == tokenizer.encode(text)

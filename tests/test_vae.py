@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from converters.engine import convert
+from converters.engine import convert, export
 from converters.tensors import open_part
 from converters.vae import vae_rules
 from internvlu_jax.config import Compute, VAEConfig
@@ -15,6 +15,7 @@ from internvlu_jax.config_files import read_config
 from internvlu_jax.models import vae as vae_module
 from internvlu_jax.models.vae import VAE
 from tests.helpers import assert_close, channels_first, channels_last
+from tests.vlm_parts import Memory
 
 
 def shapes(cfg: VAEConfig):
@@ -116,3 +117,20 @@ def _released_size(row, params) -> int:
 def test_sides_must_be_multiples_of_eight(model):
     with pytest.raises(ValueError, match="60x64; expected multiples of 8"):
         run(model, "encode", jnp.zeros((1, 60, 64, 3)))
+
+
+def test_patches_as_channels():
+    """With patches of 4 the first convolution works at a quarter of the resolution; sizes and the way back are kept."""
+    cfg = VAEConfig(base_dim=8, patch_size=4, dim_mult=(1, 2), num_res_blocks=1, temperal_downsample=(False,))
+    assert cfg.downsample_factor == 8
+    vae = VAE(cfg)
+    params = vae.init(jax.random.key(0), method="build")
+    assert params["params"]["encoder"]["conv_in"]["kernel"].shape == (3, 3, 48, 8)
+    pixels = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 16, 24, 3)), jnp.float32)
+    latents = vae.apply(params, pixels, method="encode_latents")
+    assert latents.shape == (2, 2, 3, 16)
+    assert vae.apply(params, latents, method="decode_latents").shape == pixels.shape
+    rules = vae_rules(cfg)
+    tensors = export(rules, params["params"])
+    back, _ = convert(rules, Memory({name: tensor.read() for name, tensor in tensors.items()}), params["params"])
+    jax.tree.map(np.testing.assert_array_equal, back, jax.device_get(params["params"]))

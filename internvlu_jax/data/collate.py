@@ -227,4 +227,5 @@ class Collator:
                     f"{name} should be {shape} in this configuration, and {found} is stored; compute it again with the "
                     "same model and the same data.sides, max_aspect, max_tiles and condition_latents"
                 )
-        return Loaded(None, tuple(record.stored[name] for name in pictures), record.stored[context[0]])
+        latents = tuple(np.asarray(record.stored[name], np.float32) for name in pictures)
+        return Loaded(None, latents, record.stored[context[0]])

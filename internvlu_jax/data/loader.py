@@ -121,6 +121,6 @@ class Loader:
 
     def _batch(self, planned: Planned, first: int) -> Batch:
         own = np.asarray(self._rows(len(planned.rows)), np.int32)
-        rows = [planned.rows[r] for r in own]
+        rows = [planned.rows[r] for r in own.tolist()]
         self._unreadable.read += sum(map(len, rows))
         return self._collator.batch(planned.kind, rows, own + first)

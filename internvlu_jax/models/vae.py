@@ -201,7 +201,9 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, pixels: Float[Array, "b Y X 3"]) -> Float[Array, "b y x c"]:
-        x = conv(self.cfg.base_dim, 3, self.compute, "conv_in")(pixels)
+        patch = self.cfg.patch_size
+        patches = rearrange(pixels, "b (y p) (x q) c -> b y x (p q c)", p=patch, q=patch)
+        x = conv(self.cfg.base_dim, 3, self.compute, "conv_in")(patches)
         levels = encoder_levels(self.cfg)
         for i, level in enumerate(levels):
             x = Down(level, self.compute, name=f"down_{i}")(x)
@@ -220,7 +222,9 @@ class Decoder(nn.Module):
         x = Middle(levels[0].widths_in[0], self.compute, name="mid")(x)
         for i, level in enumerate(levels):
             x = Up(level, self.compute, name=f"up_{i}")(x)
-        return conv(PIXEL_CHANNELS, 3, self.compute, "conv_out")(nn.silu(ChannelNorm(name="norm_out")(x)))
+        patch = self.cfg.patch_size
+        x = conv(PIXEL_CHANNELS * patch**2, 3, self.compute, "conv_out")(nn.silu(ChannelNorm(name="norm_out")(x)))
+        return rearrange(x, "b y x (p q c) -> b (y p) (x q) c", p=patch, q=patch)
 
 
 class VAE(nn.Module):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
@@ -72,10 +72,17 @@ class Tokenizer:
     @classmethod
     def byte_level(cls, phrases: Sequence[str] = ()) -> Tokenizer:
         """256 bytes, the special tokens and a token for each of `phrases`: for models that are made up from scratch."""
-        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        backend = tokenizers.Tokenizer(models.BPE({char: n for n, char in enumerate(alphabet)}, []))
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        backend.decoder = decoders.ByteLevel()
+        return cls.trained((), 0, phrases)
+
+    @classmethod
+    def trained(cls, texts: Iterable[str], merges: int, phrases: Sequence[str] = ()) -> Tokenizer:
+        """A byte-level tokenizer with the `merges` most frequent pieces of words in `texts`, else as `byte_level`."""
+        backend = _split_to_bytes(tokenizers.Tokenizer(models.BPE()))
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=len(alphabet) + merges, initial_alphabet=sorted(alphabet), show_progress=False
+        )
+        backend.train_from_iterator(texts, trainer)
         backend.add_special_tokens([AddedToken(t, normalized=False) for t in (PAD, IM_START, IM_END, *SPECIAL_TABLE)])
         backend.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
         return cls(backend)
@@ -145,7 +152,11 @@ def _read_backend(directory: Path) -> tokenizers.Tokenizer:
 
 def _byte_level_bpe(vocab: Path, merges: Path) -> tokenizers.Tokenizer:
     """The tokenizer that tokenizer.json would describe, from the two files of the older format."""
-    backend = tokenizers.Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
+    return _split_to_bytes(tokenizers.Tokenizer(models.BPE.from_file(str(vocab), str(merges))))
+
+
+def _split_to_bytes(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Sets the parts around the merges: NFC, words cut as Qwen cuts them, bytes."""
     backend.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(tokenizers.Regex(_SPLIT), behavior="isolated")
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
