@@ -25,7 +25,7 @@ class DataConfig:
     condition_latents: whether the head sees the source pictures' latents, or knows them through the context alone.
     drop_all_t2i, drop_all_edit, drop_text_edit: shares of the examples whose prompt is dropped for guidance.
     text_targets: whether answers and reasoning are targets of the language model.
-    max_broken: the run stops when more than this share of the records read so far could not be used.
+    max_broken: the run stops when clearly more than this share of the records read so far could not be used.
     threads: that read pictures; prefetch: micro-batches made ahead.
     """
 

@@ -1,0 +1,83 @@
+"""The world's own letters: five columns and seven rows of cells, each letter reaching all four edges."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Bool
+
+COLUMNS, ROWS = 5, 7
+
+_DRAWN = """
+A .###. #...# #...# ##### #...# #...# #...#
+B ####. #...# #...# ####. #...# #...# ####.
+C .#### #.... #.... #.... #.... #.... .####
+D ###.. #..#. #...# #...# #...# #..#. ###..
+E ##### #.... #.... ####. #.... #.... #####
+F ##### #.... #.... ####. #.... #.... #....
+G .#### #.... #.... #..## #...# #...# .####
+H #...# #...# #...# ##### #...# #...# #...#
+I ##### ..#.. ..#.. ..#.. ..#.. ..#.. #####
+J ..### ...#. ...#. ...#. ...#. #..#. .##..
+K #...# #..#. #.#.. ##... #.#.. #..#. #...#
+L #.... #.... #.... #.... #.... #.... #####
+M #...# ##.## #.#.# #.#.# #...# #...# #...#
+N #...# ##..# ##..# #.#.# #..## #..## #...#
+O .###. #...# #...# #...# #...# #...# .###.
+P ####. #...# #...# ####. #.... #.... #....
+Q .###. #...# #...# #...# #.#.# #..#. .##.#
+R ####. #...# #...# ####. #.#.. #..#. #...#
+S .#### #.... #.... .###. ....# ....# ####.
+T ##### ..#.. ..#.. ..#.. ..#.. ..#.. ..#..
+U #...# #...# #...# #...# #...# #...# .###.
+V #...# #...# #...# #...# .#.#. .#.#. ..#..
+W #...# #...# #...# #.#.# #.#.# ##.## #...#
+X #...# #...# .#.#. ..#.. .#.#. #...# #...#
+Y #...# #...# .#.#. ..#.. ..#.. ..#.. ..#..
+Z ##### ....# ...#. ..#.. .#... #.... #####
+0 ##### #..## #..## #.#.# ##..# ##..# #####
+1 ..#.. .##.. #.#.. ..#.. ..#.. ..#.. #####
+2 .###. #...# ....# ..##. .#... #.... #####
+3 ##### ....# ...#. ..##. ....# #...# .###.
+4 ...#. ..##. .#.#. #..#. ##### ...#. ...#.
+5 ##### #.... ####. ....# ....# #...# .###.
+6 ..##. .#... #.... ####. #...# #...# .###.
+7 ##### ....# ....# ...#. ..#.. ..#.. ..#..
+8 .###. #...# #...# .###. #...# #...# .###.
+9 .###. #...# #...# .#### ....# ...#. .##..
+"""
+
+
+def _glyphs() -> dict[str, Bool[np.ndarray, "7 5"]]:
+    glyphs = {}
+    for line in _DRAWN.split("\n"):
+        if line:
+            name, *rows = line.split()
+            glyphs[name] = np.array([[cell == "#" for cell in row] for row in rows])
+    return glyphs
+
+
+GLYPHS = _glyphs()
+"""Letters as cells, by name."""
+
+LETTERS = "".join(GLYPHS)
+
+
+def word_columns(letters: int) -> int:
+    """Columns of cells that a word takes: one is left free between letters."""
+    return (COLUMNS + 1) * letters - 1
+
+
+@lru_cache(4096)
+def word_cells(text: str) -> Bool[np.ndarray, "7 n"]:
+    """The cells of a word.
+
+    Raises:
+        ValueError: a letter that is not A-Z or 0-9, or none.
+    """
+    if not text or any(letter not in GLYPHS for letter in text):
+        raise ValueError(f"the word is {text!r}; expected letters out of {LETTERS}")
+    gap = np.zeros((ROWS, 1), bool)
+    parts = [part for letter in text for part in (GLYPHS[letter], gap)]
+    return np.concatenate(parts[:-1], axis=1)
