@@ -158,7 +158,7 @@ def main() -> int:
         print(f"error: expected one of {', '.join(CONFIGS)} as the first argument", file=sys.stderr)
         return 2
     defaults = Arguments(tyro.MISSING, CONFIGS[sys.argv[1]])
-    arguments = tyro.cli(Arguments, args=sys.argv[2:], default=defaults)
+    arguments = tyro.cli(Arguments, args=sys.argv[2:], default=defaults, config=(tyro.conf.AvoidSubcommands,))
     try:
         written = precompute(arguments.run, arguments.target)
     except (ValueError, FileExistsError) as error:

@@ -59,7 +59,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: there is no configuration {argv[0]!r}; expected one of {names}{hint}", file=sys.stderr)
         return 2
     defaults = Arguments(tyro.MISSING, CONFIGS[argv[0]])
-    arguments = tyro.cli(Arguments, args=argv[1:], default=defaults, prog=f"experiments.train {argv[0]}")
+    arguments = tyro.cli(
+        Arguments,
+        args=argv[1:],
+        default=defaults,
+        prog=f"experiments.train {argv[0]}",
+        config=(tyro.conf.AvoidSubcommands,),
+    )
     return run(arguments)
 
 

@@ -124,6 +124,18 @@ def test_a_number_that_is_not_finite_ends_the_run(tmp_path):
         train(huge, tmp_path, quiet=True)
 
 
+def test_the_debug_configuration_from_the_shell(tmp_path, capsys):
+    """From scratch: random parameters, byte-level tokenizer, the shipped toy data."""
+    once = ["--steps", "1", "--accumulate", "1", "--save-every", "1", "--optimizer.warmup", "0"]
+    assert command(["debug", "--workdir", str(tmp_path), *once]) == 0
+    said = capsys.readouterr().err
+    assert "head/mmdit/blocks/image/q/kernel" in said
+    assert "frozen" in said
+    assert "done at step 1" in said
+    assert [line["step"] for line in lines(tmp_path)] == [1]
+    assert InternVLUPipeline.from_pretrained(tmp_path)("Hello?", max_new_tokens=3).tokens[0].size <= 3
+
+
 # Ended from outside
 
 

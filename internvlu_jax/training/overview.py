@@ -13,6 +13,9 @@ from internvlu_jax.training.step import TrainState
 from internvlu_jax.training.tree import merge, paths
 
 
+_WIDTH = 110
+
+
 def parameter_table(state: TrainState, found: Factors) -> Table:
     """One row per parameter: path, shape, dtype, sharding, and the factor of its learning rate."""
     table = Table("parameter", "shape", "dtype", "sharding", "trained")
@@ -39,7 +42,8 @@ def summary(state: TrainState) -> str:
 
 
 def show(state: TrainState, found: Factors) -> None:
-    """Prints both on standard error."""
+    """Prints both on standard error, paths whole however narrow the terminal is."""
     console = Console(stderr=True)
+    console.width = max(console.width, _WIDTH)
     console.print(parameter_table(state, found))
     console.print(summary(state))
