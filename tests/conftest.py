@@ -6,6 +6,8 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # nothing is written outside the tests' own folders
+# Compiling is most of the tests' time. With "false" they check the programs as users run them, in half as long again.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
 from jaxtyping import install_import_hook
 
@@ -15,7 +17,6 @@ _PACKAGE = Path(__file__).parent.parent / "internvlu_jax"
 _HOOKED = [f"internvlu_jax.{p.stem}" for p in _PACKAGE.iterdir() if p.stem not in _BOUNDARY and p.stem[0] != "_"]
 install_import_hook([*_HOOKED, "converters"], "beartype.beartype")
 
-import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
@@ -39,14 +40,6 @@ class Golden:
 
     def case(self, name: str) -> dict[str, np.ndarray]:
         return dict(np.load(self.root / f"pipeline/{name}.npz"))
-
-
-@pytest.fixture(scope="module")
-def quick_compile():
-    """For modules whose time is spent in the compiler: programs are compiled fast, and run slower."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session", params=["base", "mlp"])

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.configs.debug import TOY
+from experiments.toy.make import make
+from internvlu_jax.config import ConfigError
 from internvlu_jax.data import buckets
+from internvlu_jax.data.config import DataConfig
 from internvlu_jax.data.examples import PACKED, DataError, Drafter
 from internvlu_jax.data.loader import Loader
 from internvlu_jax.data.records import BrokenRecord, Record, picture_of
@@ -14,6 +18,9 @@ from internvlu_jax.data.sources import entry, open_source, write_shards
 from internvlu_jax.processing import chat
 from internvlu_jax.processing.images import normalise
 from internvlu_jax.processing.processor import Processor
+from internvlu_jax.processing.tokenizer import Tokenizer
+from internvlu_jax.prompts import context_start
+from internvlu_jax.writing import kept_text
 from tests.data_parts import (
     CFG,
     DATA,
@@ -65,8 +72,25 @@ def test_the_context_is_the_users_turn_up_to_the_picture():
     ):
         said.append(TOKENIZER.decode(row[index[:length]], skip_special_tokens=False))
     turn = "<|im_start|>user\nPicture {}.<|im_end|>\n<|im_start|>assistant\n"
-    assert said == [turn.format(0) + "a thought\n<img>", turn.format(1) + "<img>"]
+    assert said == [turn.format(0) + "a thought<img>", turn.format(1) + "<img>"]
     assert batch.picture.positions.shape == (2, 4 * 4 + 64, 3)
+
+
+@pytest.mark.parametrize("reasoning", ["a thought", "So it is.", "So it is.\n", "one\n\ntwo.\n\n"])
+def test_a_picture_after_reasoning_is_drawn_from_what_inference_keeps_of_it(reasoning):
+    """Also where the tokenizer would join the full stop and the line break."""
+    tokenizer = Tokenizer.trained(["So it is.\nAnd so.\n"] * 5, 60)
+    assert len(tokenizer.encode(".\n")) == 1
+    data = dataclasses.replace(DATA, text_lengths=(160,))
+    draft = Drafter(CFG, tokenizer, data).draft(edit(0, (64, 64), reasoning=reasoning))
+    picture = Image.fromarray(edit(0).sources[0].pixels())
+    request = Processor(CFG.processor, tokenizer).process("change 0", picture, "text_image")[0]
+    np.testing.assert_array_equal(draft.ids[~draft.written], request.cond)
+    kept = kept_text(draft.ids[draft.written])
+    assert tokenizer.decode(kept) == reasoning.removesuffix("\n")
+    whole = np.concatenate([request.cond[context_start(request.cond, tokenizer) :], kept, [tokenizer.img_start]])
+    np.testing.assert_array_equal(draft.ids[draft.context], whole)
+    assert sum(length for _, length in draft.runs) == draft.length == len(whole)
 
 
 def test_reasoning_and_the_start_of_the_picture_are_targets():
@@ -172,6 +196,25 @@ def test_fit_keeps_the_middle():
     fitted = buckets.fit(picture, (20, 20))
     assert fitted.shape == (20, 20, 3) and np.all(fitted == 255)
     np.testing.assert_array_equal(buckets.fit(picture, (40, 100)), picture)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(39, 29, (112, 112)), (880, 1624, (1440, 672)), (1, 7, (32, 32))]
+)
+def test_fit_whatever_the_rounding(height, width, size):
+    picture = np.full((height, width, 3), 9, np.uint8)
+    np.testing.assert_array_equal(buckets.fit(picture, size), np.full((*size, 3), 9))
+
+
+def test_fit_cuts_nothing_but_what_hangs_over():
+    """Sizes at random: the part that is kept has the bucket's ratio and touches two edges of the picture."""
+    rng = np.random.default_rng(0)
+    for height, width, *size in rng.integers(16, 200, (500, 4)).tolist():
+        ramp = np.broadcast_to(np.linspace(0, 255, width).astype(np.uint8)[None, :, None], (height, width, 3))
+        fitted = buckets.fit(np.ascontiguousarray(ramp), tuple(size))
+        assert fitted.shape == (*size, 3)
+        kept = min(1.0, height * size[1] / size[0] / width)
+        assert np.ptp(fitted[0, :, 0].astype(int)) <= 255 * kept + 8
 
 
 def test_a_batch_has_one_shape():
@@ -294,3 +337,57 @@ def test_reasoning_cannot_be_learned_from_stored_contexts():
         one([record])
     batch = one([record], dataclasses.replace(DATA, text_targets=False, batch_size=1))
     assert batch.picture.weight == [1]
+
+
+# Configuration, and the data that is shipped
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"batch_size": 0}, "data.batch_size is 0; expected at least 1"),
+        ({"packed_rows": 0}, "data.packed_rows is 0; expected at least 1"),
+        ({"max_broken": 1.5}, "data.max_broken is 1.5; expected a share"),
+        ({"drop_all_edit": 0.7, "drop_text_edit": 0.6}, "0.7 and data.drop_text_edit 0.6; .* at most 1 together"),
+        ({"sides": (1024, 512)}, r"data.sides is \(1024, 512\); expected positive numbers in increasing order"),
+        ({"text_lengths": ()}, r"data.text_lengths is \(\)"),
+        ({"max_aspect": 0.5}, "data.max_aspect is 0.5"),
+        ({"max_aspect": float("inf")}, "data.max_aspect is inf"),
+        ({"sources": (("a", 0.0),)}, "every weight must be a number over 0"),
+        ({"sources": (("a", float("nan")),)}, "every weight must be a number over 0"),
+    ],
+)
+def test_configurations_that_cannot_be(given, said):
+    with pytest.raises(ConfigError, match=said):
+        DataConfig(**given)
+
+
+def test_the_toy_data_is_what_its_script_makes(tmp_path):
+    """Text byte for byte, pictures pixel for pixel: their bytes are a matter of the version of zlib."""
+    make(tmp_path)
+    names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*"))
+    assert len(names) == 3 + 16
+    assert names == sorted(str(path.relative_to(TOY)) for path in [*TOY.glob("*.jsonl"), *TOY.glob("pictures/*")])
+    for name in names:
+        if name.endswith(".jsonl"):
+            assert (tmp_path / name).read_bytes() == (TOY / name).read_bytes()
+        else:
+            with Image.open(tmp_path / name) as made, Image.open(TOY / name) as shipped:
+                assert made.mode == shipped.mode == "RGB"
+                np.testing.assert_array_equal(np.asarray(made), np.asarray(shipped))
+    assert sum(path.stat().st_size for path in TOY.rglob("*.*") if path.suffix != ".pyc") < 60_000
+
+
+@pytest.mark.parametrize(("name", "task"), [("t2i", "t2i"), ("edit", "edit"), ("questions", "understanding")])
+def test_every_toy_record_can_be_read(name, task):
+    data = dataclasses.replace(DATA, text_lengths=(64, 160), batch_size=8, packed_rows=8, shuffle=False)
+    source = open_source(TOY / f"{name}.jsonl")
+    found = [Drafter(CFG, TOKENIZER, data).draft(source[n]) for n in range(len(source))]
+    assert len(found) == 8 and {source[n].task for n in range(8)} == {task}
+    if task == "understanding":
+        assert all(np.any(draft.written) for draft in found)
+        assert sum(draft.tiles for draft in found) == 7
+    else:
+        assert {draft.kind.target for draft in found} == {(64, 64)}
+        pixels = [source[n].image.pixels().tobytes() for n in range(8)]
+        assert len(set(pixels)) == 8

@@ -237,6 +237,16 @@ def test_no_sources():
         Loader(CFG, TOKENIZER, DATA, seed=0)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_that_are_none(seed):
+    with pytest.raises(ValueError, match=rf"seed is {seed}; expected a whole number from 0 to 4294967295"):
+        loader(seed=seed)
+
+
+def test_the_largest_seed():
+    assert_same(*(steps(loader(seed=2**32 - 1), 2) for _ in range(2)))
+
+
 # The loader's thread
 
 

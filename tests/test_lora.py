@@ -20,8 +20,6 @@ from tests.test_losses import objective_for, random_batch, with_latents
 
 PATTERN, RANK, SCALE = LoraConfig().pattern, 3, 0.5
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture(scope="module")
 def base():

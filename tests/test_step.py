@@ -23,8 +23,6 @@ HEAD_ONLY = (("head/.*", 1.0), (".*", 0.0))
 ALL_BUT_VAE = (("vae/.*", 0.0), (".*", 1.0))
 KEY = jax.random.key(5)
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture(scope="module")
 def model():

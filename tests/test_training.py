@@ -27,8 +27,6 @@ from tests.training_parts import CHECKPOINT, TINY, leaves_equal, with_data
 
 ROOT = Path(__file__).parent.parent
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory):

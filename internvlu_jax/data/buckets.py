@@ -60,5 +60,6 @@ def fit(picture: UInt8[np.ndarray, "y x 3"], size: Size) -> UInt8[np.ndarray, "p
     scale = min(height / size[0], width / size[1])
     kept_height, kept_width = size[0] * scale, size[1] * scale
     top, left = (height - kept_height) / 2, (width - kept_width) / 2
-    box = (left, top, left + kept_width, top + kept_height)
+    # rounding may put an edge a hair outside the picture, which Pillow refuses
+    box = (max(left, 0), max(top, 0), min(left + kept_width, width), min(top + kept_height, height))
     return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box))

@@ -147,14 +147,14 @@ class Collator:
             np.stack([self._blank(size, kind) if loaded is None else loaded.pictures[n] for _, loaded in row])
             for n, size in enumerate((kind.target, *kind.sources))
         )
-        starts = np.array([draft.start for draft, _ in row], np.int32)
+        index, lengths = pad_right([draft.context for draft, _ in row], kind.text_length, 0)
         return Picture(
             target=target,
-            context_lengths=np.array([draft.length for draft, _ in row], np.int32),
+            context_lengths=lengths,
             positions=np.stack([self._positions(draft) for draft, _ in row]),
             weight=np.array([loaded is not None for _, loaded in row], np.float32),
             sources=tuple(sources),
-            context_index=None if kind.stored else starts[:, None] + np.arange(kind.text_length, dtype=np.int32),
+            context_index=None if kind.stored else index,
             context=self._contexts(kind, row) if kind.stored else None,
         )
 

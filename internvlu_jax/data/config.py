@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from internvlu_jax.config import ConfigError
@@ -26,7 +27,7 @@ class DataConfig:
     drop_all_t2i, drop_all_edit, drop_text_edit: shares of the examples whose prompt is dropped for guidance.
     text_targets: whether answers and reasoning are targets of the language model.
     max_broken: the run stops when clearly more than this share of the records read so far could not be used.
-    threads: that read pictures; prefetch: micro-batches made ahead.
+    threads: that read pictures; prefetch: steps made ahead.
     """
 
     sources: tuple[tuple[str, float], ...] = ()
@@ -53,14 +54,20 @@ class DataConfig:
         for name, share in {**shares, "max_broken": self.max_broken}.items():
             if not 0 <= share <= 1:
                 raise ConfigError(f"data.{name} is {share}; expected a share from 0 to 1")
-        for name in ("batch_size", "pack_length", "pack_tiles", "max_tiles", "threads", "prefetch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"data.{name} is {getattr(self, name)}; expected at least 1")
+        if self.drop_all_edit + self.drop_text_edit > 1:
+            raise ConfigError(
+                f"data.drop_all_edit is {self.drop_all_edit} and data.drop_text_edit {self.drop_text_edit}; expected "
+                "shares that are at most 1 together"
+            )
+        for name in ("batch_size", "packed_rows", "pack_length", "pack_tiles", "max_tiles", "threads", "prefetch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"data.{name} is {value}; expected at least 1")
         for name in ("sides", "text_lengths"):
             values = getattr(self, name)
             if not values or min(values) < 1 or list(values) != sorted(set(values)):
                 raise ConfigError(f"data.{name} is {values}; expected positive numbers in increasing order")
-        if self.max_aspect < 1:
-            raise ConfigError(f"data.max_aspect is {self.max_aspect}; expected at least 1")
-        if any(weight <= 0 for _, weight in self.sources):
-            raise ConfigError("data.sources: every weight must be over 0; leave a source out instead")
+        if not 1 <= self.max_aspect < math.inf:
+            raise ConfigError(f"data.max_aspect is {self.max_aspect}; expected a number of at least 1")
+        if not all(0 < weight < math.inf for _, weight in self.sources):
+            raise ConfigError("data.sources: every weight must be a number over 0; leave a source out instead")

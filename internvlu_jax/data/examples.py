@@ -7,7 +7,7 @@ after it is tokenised on its own, as it will be when it writes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -56,7 +56,7 @@ class Draft:
     the bytes of its pictures does not wait with it.
     ids: tokens of the row. written: which of them the model is to write. seen: how many of the record's source
     pictures, the first, are shown. tiles: of all these, in the order of their visual tokens.
-    start, length, runs: the part of the row that conditions the head, see `prompts`.
+    context: places in the row of the tokens that condition the head. runs: of these, see `prompts`.
     """
 
     where: str
@@ -67,9 +67,13 @@ class Draft:
     written: np.ndarray
     seen: int
     tiles: int
-    start: int = 0
-    length: int = 0
-    runs: Runs = ()  # type: ignore[assignment]
+    context: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    runs: Runs = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """Of the context."""
+        return len(self.context)
 
 
 class Drafter:
@@ -142,16 +146,27 @@ class Drafter:
         ids = self._tokenizer.encode(chat.render(system, expanded, final_img=reasoning is None))
         prompt = len(ids)
         if reasoning is not None:
-            ids += [*self._tokenizer.encode(_as_written(reasoning)), self._tokenizer.img_start]
+            ids += self._as_written(reasoning)
         row = np.array(ids, np.int32)
         written = np.arange(len(row)) >= prompt
-        start = context_start(row, self._tokenizer)
-        length = self._cfg.generation_decoder.context_length(len(row) - start)
-        is_visual = row[start : start + length] == self._tokenizer.img_context
+        places = np.arange(context_start(row, self._tokenizer), len(row), dtype=np.int32)
         stored, tiles = bool(record.stored), 0 if record.stored else sum(counts)
-        kind = Kind(*self._sizes(record, sources), self._text_length(len(row) - start), tiles, stored)
-        runs = context_runs(is_visual, self._cfg.vlm.tokens_per_tile)
-        return Draft(record.where, read, kind, drop, row, written, len(sources), tiles, start, length, runs)
+        kind = Kind(*self._sizes(record, sources), self._text_length(len(places)), tiles, stored)
+        if reasoning is not None:
+            places = np.delete(places, -2)  # the line break, see `_as_written`
+        context = places[: self._cfg.generation_decoder.context_length(len(places))]
+        runs = context_runs(row[context] == self._tokenizer.img_context, self._cfg.vlm.tokens_per_tile)
+        return Draft(record.where, read, kind, drop, row, written, len(sources), tiles, context, runs)
+
+    def _as_written(self, reasoning: str) -> list[int]:
+        """Ids of the reasoning, a line break and the start of the picture.
+
+        The released sampler draws without the last token before the one that stops it (`writing.kept_text`). The line
+        break is there to be lost, in training too; it is a token of its own, for a tokenizer may join a full stop and a
+        line break.
+        """
+        text = chat.check_written_text(reasoning, "reasoning").removesuffix("\n")
+        return [*self._tokenizer.encode(text), *self._tokenizer.encode("\n"), self._tokenizer.img_start]
 
     def _sizes(self, record: Record, sources: Sequence[PictureFile]) -> tuple[Size, tuple[Size, ...]]:
         """Sizes at which the target is drawn and the sources are given: the target's where they are equal."""
@@ -204,16 +219,6 @@ class Drafter:
             )
         row = np.array(ids, np.int32)
         return Draft(record.where, read, PACKED, "full", row, np.array(written), len(counts), tiles)
-
-
-def _as_written(reasoning: str) -> str:
-    """The reasoning with a line break at its end.
-
-    The released sampler drops the last token before the one that stops it (`writing.kept_text`), so that one should be
-    worth nothing.
-    """
-    text = chat.check_written_text(reasoning, "reasoning")
-    return text if text.endswith("\n") else text + "\n"
 
 
 def _messages(texts: Sequence[str], pictures: int) -> list[str]:

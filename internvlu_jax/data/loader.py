@@ -49,7 +49,7 @@ class Loader:
         if not data.sources:
             raise DataError("data.sources is empty; expected one source of records at least, such as t2i.jsonl")
         found = [open_source(path) for path, _ in data.sources] if sources is None else list(sources)
-        self._accumulate, self._prefetch = accumulate, data.prefetch
+        self._accumulate = accumulate
         self._rows: Rows = range if rows is None else rows
         self._plan = Plan(Drafter(cfg, tokenizer, data), found, data, seed)
         self._unreadable = Tally(data.max_broken, sum(len(source) for source in found))

@@ -28,6 +28,7 @@ from internvlu_jax.data.sources import Source
 
 log = logging.getLogger("internvlu_jax.data")
 _ENOUGH = 20  # records after which the share of broken ones says something
+_SEEDS = 2**32  # of grain
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,13 @@ class Plan:
     """Iterator over `Planned`, without end.
 
     Raises:
+        ValueError: the seed is not one.
         DataError: on the way, see `Tally.bad`.
     """
 
     def __init__(self, drafter: Drafter, sources: Sequence[Source], data: DataConfig, seed: int) -> None:
+        if not 0 <= seed < _SEEDS:
+            raise ValueError(f"seed is {seed}; expected a whole number from 0 to {_SEEDS - 1}")
         self._drafter, self._sources, self._data, self._seed = drafter, sources, data, seed
         self._order = _order([len(source) for source in sources], data, seed)
         self._position = 0
@@ -157,6 +161,6 @@ def _order(sizes: Sequence[int], data: DataConfig, seed: int) -> Any:
     for number, size in enumerate(sizes):
         numbered = grain.MapDataset.range(size).map(lambda index, n=number: (n, int(index)))
         if data.shuffle:
-            numbered = numbered.shuffle(seed=seed + number)
+            numbered = numbered.shuffle(seed=(seed + number) % _SEEDS)
         datasets.append(numbered.repeat())
     return grain.MapDataset.mix(datasets, [weight for _, weight in data.sources])

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from internvlu_jax.data.world.config import World
-from internvlu_jax.data.world.layout import Half, NoPlaceError, free_place, free_places
+from internvlu_jax.data.world.layout import Half, NoPlaceError, Place, box_at, edge_place, fits, free_place, free_places
 from internvlu_jax.data.world.scene import SIZES, Item, Scene, Word, word_extent
 from internvlu_jax.data.world.shapes import extent
 
@@ -147,29 +147,29 @@ def _placed(wanted: Wanted, items: list[Item], world: World, rng: np.random.Gene
     halves: list[Half] = [extent(item.kind, item.radius) for item in items]
     places = free_places(halves, taken, rng)
     if wanted.relation is not None:
-        first = wanted.groups[0].count
-        places = _sorted(places, wanted.relation, first)
-        if not all(_fits_there(places, halves)):
+        places = _sorted(places, wanted.relation)
+        if not _all_fit(places, halves):
             raise NoPlaceError("the objects do not fit in this order")
     placed = tuple(Item(i.kind, i.colour, i.size, *place) for i, place in zip(items, places, strict=True))
-    if wanted.relation is not None and not _clear(placed, first, wanted.relation):
+    if wanted.relation is not None and not _clear(placed, wanted.groups[0].count, wanted.relation):
         raise NoPlaceError("the relation is not clear")
+    if word is not None and not all(_beyond(word, item, wanted.word_place) for item in placed):
+        raise NoPlaceError("an object is beside the word")
     return Scene(placed, background, word)
 
 
-def _sorted(places: list[tuple[float, float]], relation: str, first: int) -> list[tuple[float, float]]:
-    """The places in the order that the relation asks for, the first group's before all others."""
+def _sorted(places: Sequence[Place], relation: str) -> list[Place]:
+    """The places in the order that the relation asks for."""
     axis = 0 if relation in ("left of", "right of") else 1
-    ordered = sorted(places, key=lambda place: place[axis], reverse=relation in ("right of", "below"))
-    assert first < len(ordered)
-    return ordered
+    return sorted(places, key=lambda place: place[axis], reverse=relation in ("right of", "below"))
 
 
-def _fits_there(places: Sequence[tuple[float, float]], halves: Sequence[Half]) -> list[bool]:
-    from internvlu_jax.data.world.layout import box_at, fits
-
+def _all_fit(places: Sequence[Place], halves: Sequence[Half]) -> bool:
     boxes = [box_at(place, half) for place, half in zip(places, halves, strict=True)]
-    return [fits(p, h, boxes[:n] + boxes[n + 1 :]) for n, (p, h) in enumerate(zip(places, halves, strict=True))]
+    return all(
+        fits(place, half, boxes[:n] + boxes[n + 1 :])
+        for n, (place, half) in enumerate(zip(places, halves, strict=True))
+    )
 
 
 def _clear(items: Sequence[Item], first: int, relation: str) -> bool:
@@ -182,13 +182,18 @@ def _clear(items: Sequence[Item], first: int, relation: str) -> bool:
     return True
 
 
-def _word_place(wanted: Wanted, rng: np.random.Generator) -> tuple[float, float]:
+def _beyond(word: Word, item: Item, word_place: str | None) -> bool:
+    """Whether the object is wholly on the other side of the word."""
+    if word_place is None:
+        return True
+    return item.box[1] >= word.box[3] if word_place == "above" else item.box[3] <= word.box[1]
+
+
+def _word_place(wanted: Wanted, rng: np.random.Generator) -> Place:
+    """Anywhere, or at the top or bottom where there are objects too."""
     half = word_extent(len(wanted.word or ""))
-    x, y = free_place(half, [], rng)
-    if wanted.word_place == "above":
-        y = half[1] + 3 / 64
-    elif wanted.word_place == "below":
-        y = 1 - half[1] - 3 / 64
-    elif wanted.groups:
-        y = y if len(wanted.groups) == 0 else float(rng.choice([half[1] + 3 / 64, 1 - half[1] - 3 / 64]))
-    return x, y
+    place = free_place(half, [], rng)
+    if not wanted.groups:
+        return place
+    above = wanted.word_place == "above" or (wanted.word_place is None and rng.random() < 0.5)
+    return edge_place(place, half, "top" if above else "bottom")

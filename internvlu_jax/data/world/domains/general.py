@@ -1,0 +1,58 @@
+"""General and compositional: objects with kinds, colours, sizes, numbers and places, on plain backgrounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from internvlu_jax.data.world.captions import caption, pick, plain
+from internvlu_jax.data.world.config import World
+from internvlu_jax.data.world.edits import EDITS, edit
+from internvlu_jax.data.world.example import Example, Maker
+from internvlu_jax.data.world.questions import QUESTIONS, question
+from internvlu_jax.data.world.wanted import scene_of
+from internvlu_jax.data.world.wishes import CATEGORIES, background, described, wish
+
+
+def picture(world: World, rng: np.random.Generator, held_out: bool) -> Example:
+    """A prompt of one of GenEval's categories, or of a mixed scene."""
+    category = pick((*CATEGORIES, "mixed", "mixed"), rng)
+    wanted = wish(world, category, rng, held_out)
+    if category != "mixed":
+        wanted = replace(wanted, background=background(world, rng))
+    return Example("t2i", category, caption(wanted, rng), wanted, scene_of(world, wanted, rng, held_out))
+
+
+def edited(world: World, rng: np.random.Generator, held_out: bool) -> Example:
+    """An edit of any kind but that of words."""
+    return edit_example(world, pick([kind for kind in EDITS if kind != "text"], rng), rng, held_out)
+
+
+def edit_example(world: World, kind: str, rng: np.random.Generator, held_out: bool) -> Example:
+    """An edit of one kind."""
+    made = edit(world, kind, rng, held_out)
+    return Example("edit", made.kind, made.instruction, made, made.after, made.before)
+
+
+def asked(world: World, rng: np.random.Generator, held_out: bool) -> Example:
+    """A question of any kind but reading."""
+    return question_example(world, pick([kind for kind in QUESTIONS if kind != "reading"], rng), rng, held_out)
+
+
+def question_example(world: World, kind: str, rng: np.random.Generator, held_out: bool) -> Example:
+    """A question of one kind."""
+    made = question(world, kind, rng, held_out)
+    return Example("understanding", made.kind, made.text, made, source=made.scene, answer=made.answer)
+
+
+def told(world: World, rng: np.random.Generator, held_out: bool) -> Example:
+    """The request to say what a picture shows; its answer names the objects from left to right."""
+    scene = scene_of(world, wish(world, "mixed", rng, held_out), rng, held_out)
+    wanted = described(scene)
+    text = pick(("Describe the picture.", "What is in the picture?", "What do you see?"), rng)
+    return Example("understanding", "description", text, wanted, source=scene, answer=plain(wanted))
+
+
+TASKS: Mapping[str, Maker] = {"picture": picture, "edit": edited, "question": asked, "description": told}

@@ -1,0 +1,46 @@
+"""Text-centric: words and numbers in the picture, asked for in English and Chinese."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from internvlu_jax.data.world.captions import caption, chinese, pick
+from internvlu_jax.data.world.config import World
+from internvlu_jax.data.world.domains.general import edit_example, question_example
+from internvlu_jax.data.world.example import Example, Maker
+from internvlu_jax.data.world.wanted import Group, Wanted, scene_of
+from internvlu_jax.data.world.wishes import background
+
+
+def wish(world: World, rng: np.random.Generator, held_out: bool = False) -> Wanted:
+    """A word, sometimes with its colour said, sometimes above or below an object."""
+    groups: tuple[Group, ...] = ()
+    place = None
+    if rng.random() < 0.25:
+        colour, kind = pick(world.pairs, rng)
+        groups, place = (Group(kind, colour),), pick(("above", "below"), rng)
+    word_colour = pick(world.colours, rng) if rng.random() < 0.5 else None
+    return Wanted(groups, None, background(world, rng), world.word(rng, held_out), word_colour, place)
+
+
+def picture(world: World, rng: np.random.Generator, held_out: bool) -> Example:
+    """A prompt for a word, one in three in Chinese."""
+    wanted = wish(world, rng, held_out)
+    in_chinese = rng.random() < 1 / 3
+    text = chinese(wanted, rng) if in_chinese else caption(wanted, rng)
+    return Example("t2i", "chinese" if in_chinese else "english", text, wanted, scene_of(world, wanted, rng, held_out))
+
+
+def edited(world: World, rng: np.random.Generator, held_out: bool) -> Example:
+    """One word put in the place of another."""
+    return edit_example(world, "text", rng, held_out)
+
+
+def read(world: World, rng: np.random.Generator, held_out: bool) -> Example:
+    """The question what is written."""
+    return question_example(world, "reading", rng, held_out)
+
+
+TASKS: Mapping[str, Maker] = {"picture": picture, "edit": edited, "question": read}

@@ -1,0 +1,189 @@
+"""Questions about a scene, with short answers. The answer is drawn first, so that none can be guessed from the question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from internvlu_jax.data.world.captions import article, name, pick, plural
+from internvlu_jax.data.world.config import World
+from internvlu_jax.data.world.edits import reference
+from internvlu_jax.data.world.layout import NoPlaceError
+from internvlu_jax.data.world.scene import Item, Scene
+from internvlu_jax.data.world.wanted import APART, OPPOSITE, RELATIONS, Group, Wanted, holds, related, scene_of
+from internvlu_jax.data.world.wishes import background, wish
+
+
+@dataclass(frozen=True)
+class Question:
+    """kind: one of `QUESTIONS`. answer: a word, a number in digits, or what is written."""
+
+    kind: str
+    text: str
+    answer: str
+    scene: Scene
+
+
+def question(world: World, kind: str, rng: np.random.Generator, held_out: bool = False) -> Question:
+    """A question of one kind; something held out is in its scene, or nothing is.
+
+    Raises:
+        ValueError: there is no such kind.
+        NoPlaceError: none was found, which is bad luck.
+    """
+    if kind not in _MAKERS:
+        raise ValueError(f"the kind of question is {kind!r}; expected one of {', '.join(_MAKERS)}")
+    for _ in range(400):
+        try:
+            made = _MAKERS[kind](world, rng, held_out)
+        except NoPlaceError:
+            continue
+        if world.holds(made.scene) == held_out:
+            return made
+    raise NoPlaceError(f"no question {kind!r} was found with held_out {held_out}")
+
+
+def _mixed(world: World, rng: np.random.Generator, held_out: bool, least: int = 1) -> Scene:
+    """Objects of all kinds, at least so many."""
+    for _ in range(100):
+        wanted = wish(world, "mixed", rng, held_out)
+        if wanted.count >= least:
+            return scene_of(world, wanted, rng, held_out)
+    raise NoPlaceError(f"no scene with {least} objects was found")
+
+
+def _yes(fact: bool) -> str:
+    return "yes" if fact else "no"
+
+
+def _existence(world: World, rng: np.random.Generator, held_out: bool) -> Question:
+    scene = _mixed(world, rng, held_out)
+    item, coloured, there = pick(scene.items, rng), rng.random() < 0.7, rng.random() < 0.5
+    group = Group(item.kind, item.colour if coloured else None)
+    if not there:
+        # what is missing looks like what is there: its colour or its kind is that of an object
+        colour = pick(world.colours, rng) if rng.random() < 0.5 else pick(scene.items, rng).colour
+        kind = pick(world.kinds, rng) if rng.random() < 0.5 else item.kind
+        group = Group(kind, colour if coloured else None)
+        if any(map(group.fits, scene.items)) or (not held_out and holds(world, Wanted((group,)))):
+            raise NoPlaceError("it is there, or must not be spoken of")
+    text = pick(("Is there {} in the picture?", "Is there {}?", "Can you see {}?"), rng)
+    return Question("existence", text.format(article(name(group))), _yes(there), scene)
+
+
+def _count(world: World, rng: np.random.Generator, held_out: bool) -> Question:
+    """Every number is as likely as any other."""
+    number = int(rng.integers(0, world.most + 1))
+    asked = Group(pick(world.kinds, rng), pick(world.colours, rng) if rng.random() < 0.4 else None, count=number)
+    if rng.random() < 0.15 and number > 0:
+        scene = _mixed(world, rng, held_out)
+        return Question("count", "How many objects are there?", str(len(scene.items)), scene)
+    others = [
+        Group(pick(world.kinds, rng), pick(world.colours, rng))
+        for _ in range(rng.integers(number == 0, world.most - number + 1))
+    ]
+    if not held_out and (asked.colour, asked.kind) in world.held_pairs:
+        raise NoPlaceError("it must not be spoken of")
+    groups = tuple([asked] * bool(number) + others)
+    scene = scene_of(world, Wanted(groups, background=background(world, rng)), rng, held_out)
+    if sum(map(asked.fits, scene.items)) != number:
+        raise NoPlaceError("there are others")
+    called = " ".join(word for word in (asked.colour, plural(asked.kind)) if word)
+    text = pick(("How many {} are there?", "How many {} are in the picture?", "How many {} do you see?"), rng)
+    return Question("count", text.format(called), str(number), scene)
+
+
+def _colour(world: World, rng: np.random.Generator, held_out: bool) -> Question:
+    spelling = pick(("colour", "color"), rng)
+    if rng.random() < 0.15:
+        back = pick(world.backgrounds, rng)
+        scene = replace(_mixed(world, rng, held_out), background=back)
+        return Question("colour", f"What {spelling} is the background?", back, scene)
+    scene = _mixed(world, rng, held_out)
+    item = pick(scene.items, rng)
+    if sum(other.kind == item.kind for other in scene.items) > 1:
+        raise NoPlaceError("the kind is there twice")
+    return Question("colour", f"What {spelling} is the {item.kind}?", item.colour, scene)
+
+
+def _shape(world: World, rng: np.random.Generator, held_out: bool) -> Question:
+    scene = _mixed(world, rng, held_out)
+    item = pick(scene.items, rng)
+    if sum(other.colour == item.colour for other in scene.items) > 1:
+        raise NoPlaceError("the colour is there twice")
+    text = pick(("What shape is the {} object?", "Which shape is {}?"), rng)
+    return Question("shape", text.format(item.colour), item.kind, scene)
+
+
+def _pair(scene: Scene, rng: np.random.Generator) -> tuple[Item, Item]:
+    a, b = rng.choice(len(scene.items), 2, replace=False)
+    return scene.items[a], scene.items[b]
+
+
+def _relation(world: World, rng: np.random.Generator, held_out: bool) -> Question:
+    scene = _mixed(world, rng, held_out, least=2)
+    (a, b), relation = _pair(scene, rng), pick(RELATIONS, rng)
+    true, false = related(relation, a, b, 1.5 * APART), related(OPPOSITE[relation], a, b, 1.5 * APART)
+    if not (true or false):
+        raise NoPlaceError("neither is clear")
+    first, second = reference(a, scene, rng), reference(b, scene, rng)
+    if rng.random() < 0.5:
+        answer = (relation if true else OPPOSITE[relation]).split()[0]
+        ways = {"left of": "left or right of", "right of": "left or right of"}.get(relation, "above or below")
+        return Question("relation", f"Is the {first} {ways} the {second}?", answer, scene)
+    return Question("relation", f"Is the {first} {relation} the {second}?", _yes(true), scene)
+
+
+def _comparison(world: World, rng: np.random.Generator, held_out: bool) -> Question:
+    scene = _mixed(world, rng, held_out, least=2)
+    form = rng.integers(3)
+    if form == 0:
+        item = pick(scene.items, rng)
+        return Question("comparison", f"Is the {reference_but_size(item, scene, rng)} small or large?", item.size, scene)
+    (a, b), more = _pair(scene, rng), pick(("more", "fewer"), rng)
+    if form == 1:
+        numbers = [sum(item.kind == x.kind for item in scene.items) for x in (a, b)]
+        if a.kind == b.kind or numbers[0] == numbers[1]:
+            raise NoPlaceError("there is nothing to compare")
+        answer = _yes((numbers[0] > numbers[1]) == (more == "more"))
+        return Question("comparison", f"Are there {more} {plural(a.kind)} than {plural(b.kind)}?", answer, scene)
+    if a.kind == b.kind or a.size == b.size:
+        raise NoPlaceError("there is nothing to compare")
+    larger = pick(("larger", "smaller"), rng)
+    names = [reference_but_size(x, scene, rng) for x in (a, b)]
+    winner = a if (a.radius > b.radius) == (larger == "larger") else b
+    return Question("comparison", f"Which is {larger}, the {names[0]} or the {names[1]}?", winner.kind, scene)
+
+
+def reference_but_size(item: Item, scene: Scene, rng: np.random.Generator) -> str:
+    """Words that mean this object alone and do not tell its size."""
+    called = reference(item, scene, rng)
+    if item.size in called.split():
+        raise NoPlaceError("its size tells it from another")
+    return called
+
+
+def _reading(world: World, rng: np.random.Generator, held_out: bool) -> Question:
+    wanted = wish(world, "mixed", rng)
+    groups = wanted.groups[:1] if wanted.groups[0].count == 1 and rng.random() < 0.3 else ()
+    word = world.word(rng, held_out)
+    scene = scene_of(world, Wanted(groups, background=wanted.background, word=word), rng, held_out)
+    ways = ("What does the word say?", "What is written in the picture?", "Read the text.", "图片上写着什么？")
+    return Question("reading", pick(ways, rng), word, scene)
+
+
+_MAKERS: dict[str, Callable[[World, np.random.Generator, bool], Question]] = {
+    "existence": _existence,
+    "count": _count,
+    "colour": _colour,
+    "shape": _shape,
+    "relation": _relation,
+    "comparison": _comparison,
+    "reading": _reading,
+}
+
+QUESTIONS = tuple(_MAKERS)
+"""Kinds of questions."""

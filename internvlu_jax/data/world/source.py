@@ -1,0 +1,124 @@
+"""The world as a source of records: number i is drawn when it is asked for, and is always the same."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from internvlu_jax.data.records import PictureFile, Record, picture_of
+from internvlu_jax.data.world.config import WORLDS, World
+from internvlu_jax.data.world.domains import TASKS
+from internvlu_jax.data.world.example import Example
+from internvlu_jax.data.world.layout import NoPlaceError
+from internvlu_jax.data.world.scene import Drawable
+from internvlu_jax.processing.chat import IMAGE_MARK
+
+Split = Literal["train", "seen", "heldout"]
+"""Examples to train on; others of the same combinations; others that all have a held-out combination in them."""
+
+SPLITS = ("train", "seen", "heldout")
+
+WEIGHTS: Mapping[str, float] = {
+    "general/picture": 4,
+    "general/edit": 3,
+    "general/question": 2,
+    "general/description": 0.5,
+    "text/picture": 1.5,
+    "text/edit": 0.5,
+    "text/question": 0.5,
+    "reasoning/picture": 1.5,
+    "reasoning/direct": 0.5,
+}
+"""How often each task comes up, unless said otherwise."""
+
+_TRIES = 500
+
+
+class WorldSource:
+    """Records of the world by number, like those of any other source.
+
+    Args:
+        world: what exists, or the name of one of `WORLDS`.
+        weights: how often each task comes up; a task that is left out does not.
+        seed: another seed is another sequence of examples.
+        side: of the pictures, in pixels.
+        length: how many records there are said to be; all are different.
+
+    Raises:
+        ValueError: there is no such world, task or split, or a weight is not over 0.
+    """
+
+    def __init__(
+        self,
+        world: World | str = "small",
+        weights: Mapping[str, float] = WEIGHTS,
+        *,
+        seed: int = 0,
+        split: Split = "train",
+        side: int = 64,
+        length: int = 10_000_000,
+    ) -> None:
+        self.world = _known_world(world)
+        if split not in SPLITS:
+            raise ValueError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
+        unknown = [task for task in weights if task not in TASKS]
+        if unknown or not weights:
+            raise ValueError(f"weights has {unknown or 'nothing'}; expected some of {', '.join(TASKS)}")
+        if min(weights.values()) <= 0:
+            raise ValueError(f"weights is {dict(weights)}; expected every weight over 0: leave a task out instead")
+        if length < 1 or side < 8 or seed < 0:
+            raise ValueError(f"length {length}, side {side}, seed {seed}; expected at least 1, 8 and 0")
+        self._tasks = tuple(weights)
+        self._shares = np.cumsum([weights[task] for task in self._tasks]) / sum(weights.values())
+        self._seed, self._split, self._side, self._length = seed, split, side, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < self._length:
+            raise IndexError(f"record {index} of {self._length}")
+        return record_of(self.example(index), f"world/{self._split}/{self._seed}:{index}", self._side)
+
+    def example(self, index: int) -> Example:
+        """The example behind a record, with its truth."""
+        rng = np.random.default_rng([self._seed, zlib.crc32(self._split.encode()), index])
+        task = self._tasks[int(np.searchsorted(self._shares, rng.random(), side="right"))]
+        for _ in range(_TRIES):
+            try:
+                return TASKS[task](self.world, rng, self._split == "heldout")
+            except NoPlaceError:
+                continue
+        raise ValueError(f"task {task!r} made no example in {_TRIES} tries; the world may be too small for it")
+
+
+def record_of(example: Example, where: str, side: int) -> Record:
+    """The example in the form of a stored record; its pictures are drawn when they are read."""
+    image = None if example.image is None else _drawn("image.png", example.image, side)
+    sources = () if example.source is None else (_drawn("source.png", example.source, side),)
+    if example.task == "understanding":
+        asked = f"{IMAGE_MARK}\n{example.prompt}" if sources else example.prompt
+        turns = ((asked, example.answer),)
+        said = [{"from": "human", "value": asked}, {"from": "gpt", "value": example.answer}]
+        data: dict[str, Any] = {"task": example.task, "conversations": said}
+        data.update({"image": "source.png"} if sources else {})
+        return Record(example.task, where, sources=sources, turns=turns, data=data)
+    data = {"task": example.task, "prompt": example.prompt, "image": "image.png"}
+    data.update({"source": ["source.png"]} if sources else {})
+    data.update({"reasoning": example.reasoning} if example.reasoning else {})
+    return Record(example.task, where, example.prompt, example.reasoning, image, sources, data=data)
+
+
+def _drawn(name: str, picture: Drawable, side: int) -> PictureFile:
+    return PictureFile(name, lambda: picture_of(name, picture.draw(side)).open(), (side, side))
+
+
+def _known_world(world: World | str) -> World:
+    if isinstance(world, World):
+        return world
+    if world not in WORLDS:
+        raise ValueError(f"the world is {world!r}; expected one of {', '.join(WORLDS)}")
+    return WORLDS[world]
