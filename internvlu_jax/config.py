@@ -309,4 +309,41 @@ def debug_config() -> InternVLUConfig:
     )
 
 
-PRESETS = {"internvl-u-4b": InternVLUConfig, "debug": debug_config}
+def small_config() -> InternVLUConfig:
+    """The preset `small`: about ten million parameters for pictures of 64 x 64, the model in the box.
+
+    One visual token spans 16 x 16 pixels, one token of the head 8 x 8: the autoencoder starts at a quarter of the
+    resolution, halves it once, and the head takes its latents one by one.
+    """
+    vision = VisionConfig(
+        hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=384, patch_size=8, image_size=64
+    )
+    llm = Qwen3Config(
+        vocab_size=1536, hidden_size=192, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=3,
+        head_dim=32, intermediate_size=512, rope_theta=1e4,
+    )  # fmt: skip
+    vae = VAEConfig(
+        base_dim=32, patch_size=4, z_dim=8, dim_mult=(1, 2), num_res_blocks=1, temperal_downsample=(False,),
+        latents_mean=(0.0,) * 8, latents_std=(1.0,) * 8,
+    )  # fmt: skip
+    dit = MMDiTConfig(
+        num_layers=5, num_attention_heads=6, attention_head_dim=32, patch_size=1, in_channels=8, out_channels=8,
+        joint_attention_dim=384, axes_dims_rope=(8, 12, 12),
+    )  # fmt: skip
+    head = HeadConfig(
+        decoder_config=dit, input_hidden_size=384, output_hidden_size=384, max_sequence_length=128,
+        gen_image_height=64, gen_image_width=64, flow_shift=1.0,
+    )  # fmt: skip
+    pictures = GenerationImageProcessorConfig(
+        min_dynamic_patch=64, max_dynamic_patch=256, max_length=128, gen_down_sample_ratio=1.0
+    )
+    return InternVLUConfig(
+        vlm=VLMConfig(vision_config=vision, llm_config=llm),
+        generation_decoder=head,
+        vae=vae,
+        scheduler=SchedulerConfig(flow_shift=1.0),
+        processor=ProcessorConfig(16, ImageProcessorConfig(SizeConfig(64, 64)), pictures),
+    )
+
+
+PRESETS = {"internvl-u-4b": InternVLUConfig, "debug": debug_config, "small": small_config}

@@ -206,15 +206,19 @@ def test_fit_whatever_the_rounding(height, width, size):
     np.testing.assert_array_equal(buckets.fit(picture, size), np.full((*size, 3), 9))
 
 
-def test_fit_cuts_nothing_but_what_hangs_over():
-    """Sizes at random: the part that is kept has the bucket's ratio and touches two edges of the picture."""
+def test_fit_takes_every_pixel_from_its_place():
+    """Columns and rows numbered in two channels: evenly spaced in the middle of the picture, as far as its edges."""
     rng = np.random.default_rng(0)
-    for height, width, *size in rng.integers(16, 200, (500, 4)).tolist():
-        ramp = np.broadcast_to(np.linspace(0, 255, width).astype(np.uint8)[None, :, None], (height, width, 3))
-        fitted = buckets.fit(np.ascontiguousarray(ramp), tuple(size))
-        assert fitted.shape == (*size, 3)
-        kept = min(1.0, height * size[1] / size[0] / width)
-        assert np.ptp(fitted[0, :, 0].astype(int)) <= 255 * kept + 8
+    for height, width, *size in rng.integers(24, 200, (300, 4)).tolist():
+        y, x = np.mgrid[:height, :width].astype(np.uint8)
+        fitted = buckets.fit(np.stack([y, x, x], axis=-1), tuple(size)).astype(float)
+        scale = min(height / size[0], width / size[1])
+        for axis, side in enumerate((height, width)):
+            places = (np.arange(size[axis]) + 0.5 - size[axis] / 2) * scale + side / 2 - 0.5
+            assert places[0] >= -0.5 - 1e-9 and places[-1] <= side - 0.5 + 1e-9
+            inner = (places >= 2 * max(scale, 1)) & (places <= side - 1 - 2 * max(scale, 1))
+            found = np.moveaxis(fitted[..., axis], axis, 0)[inner]
+            np.testing.assert_allclose(found, np.broadcast_to(places[inner][:, None], found.shape), atol=1)
 
 
 def test_a_batch_has_one_shape():

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from internvlu_jax.data.world.render import Box
+
 Mask = Bool[np.ndarray, "y x"]
 Plane = Float[np.ndarray, "y x"]
+
+
+@dataclass(frozen=True, eq=False)
+class Blob:
+    """One blob cut out of the picture. shares: how much of each pixel it covers; row, column: of the first.
+    even: whether it has one colour."""
+
+    colour: str | None
+    shares: Plane
+    row: int
+    column: int
+    box: Box
+    even: bool
 
 
 def labels(mask: Mask) -> tuple[Int[np.ndarray, "y x"], int]:
@@ -55,11 +74,17 @@ def dilated(mask: Mask) -> Mask:
     return across[:-2] | across[1:-1] | across[2:]
 
 
-def smoothed(plane: Plane) -> Plane:
-    """Blurred by about one pixel, the plane taken as 0 outside."""
-    weights = np.array([0.06, 0.24, 0.4, 0.24, 0.06])
-    for axis in (0, 1):
-        padded = np.pad(plane, [(2, 2) if a == axis else (0, 0) for a in (0, 1)])
-        size = plane.shape[axis]
-        plane = sum(w * np.take(padded, range(k, k + size), axis) for k, w in enumerate(weights))  # type: ignore[assignment]
-    return plane
+def smoothed(plane: Plane, sigma: float) -> Plane:
+    """A Gaussian blur of so many pixels, the plane taken as 0 outside."""
+    reach = math.ceil(3 * sigma)
+    weights = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
+    down, across = (_banded(size, tuple(weights / np.sum(weights))) for size in plane.shape)
+    return down @ plane @ across
+
+
+@lru_cache(256)
+def _banded(size: int, weights: tuple[float, ...]) -> Plane:
+    """The matrix that convolves so many values."""
+    reach = len(weights) // 2
+    distance = np.arange(size)[:, None] - np.arange(size)
+    return np.where(np.abs(distance) <= reach, np.array(weights)[np.clip(distance + reach, 0, 2 * reach)], 0.0)

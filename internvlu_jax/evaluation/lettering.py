@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
 from internvlu_jax.data.world.letters import COLUMNS, GLYPHS, LETTERS, ROWS
-from internvlu_jax.data.world.scene import CELL, Box
-from internvlu_jax.evaluation.blobs import Plane
-from internvlu_jax.evaluation.reader import Blob, FoundWord
+from internvlu_jax.data.world.render import Box
+from internvlu_jax.data.world.scene import CELL
+from internvlu_jax.evaluation.blobs import Blob, Plane, smoothed
+from internvlu_jax.evaluation.reading import FoundWord
 
 LETTER = 0.8
 """Least agreement of a letter: one minus the mean difference of its cells."""
 
-_LEAD = 0.02
+_LEAD = 0.01
 _SHIFTS = (-0.5, 0.0, 0.5)  # pixels, where a blurred word may begin
-_STACK = np.stack([GLYPHS[name] for name in LETTERS]).astype(np.float32)
+_BLURS = (0.4, 0.75, 1.1)  # pixels, where a letter's cells are two wide and three tall
 _TALL = (0.75, 1.25)  # a word's height in those of a letter
 
 
@@ -83,15 +85,29 @@ def _best(shares: Plane, middle: tuple[float, float], count: int, cell: tuple[fl
         for dy in _SHIFTS:
             left, top = middle[0] + dx - wide * cell[0] / 2, middle[1] + dy - ROWS * cell[1] / 2
             cells = _cell_means(shares, left, top, wide, cell)
-            letters, fits = zip(*(_letter(cells[:, n * (COLUMNS + 1) :][:, :COLUMNS]) for n in range(count)), strict=True)
+            letters, fits = zip(
+                *(_letter(cells[:, n * (COLUMNS + 1) :][:, :COLUMNS]) for n in range(count)), strict=True
+            )
             fit = float(np.mean(fits))
             if fit > best[1]:
                 best = ("".join(letters), fit)
     return best
 
 
+@cache
+def _templates() -> np.ndarray:
+    """The mean cells of every letter, blurred more or less: [blur, letter, row, column]."""
+    found = []
+    for sigma in _BLURS:
+        for name in LETTERS:
+            pixels = np.pad(np.kron(GLYPHS[name], np.ones((3, 2))), 6)
+            cells = smoothed(pixels, sigma)[6:-6, 6:-6].reshape(ROWS, 3, COLUMNS, 2).mean((1, 3))
+            found.append(cells)
+    return np.stack(found).reshape(len(_BLURS), len(LETTERS), ROWS, COLUMNS)
+
+
 def _letter(cells: Plane) -> tuple[str, float]:
-    agreement = 1 - np.abs(_STACK - cells).mean((1, 2))
+    agreement = np.max(1 - np.abs(_templates() - cells).mean((2, 3)), axis=0)
     order = np.argsort(agreement)
     best, second = float(agreement[order[-1]]), float(agreement[order[-2]])
     return (LETTERS[order[-1]] if best >= LETTER and best - second >= _LEAD else "?"), best

@@ -11,22 +11,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from internvlu_jax.data.world.layout import box_at
 from internvlu_jax.data.world.render import FULL, shape_counts
-from internvlu_jax.data.world.scene import BACKGROUNDS, COLOURS, SIZES, Box
+from internvlu_jax.data.world.scene import BACKGROUNDS, COLOURS, SIZES
 from internvlu_jax.data.world.shapes import KINDS, measures
-from internvlu_jax.evaluation.blobs import Mask, Plane, dilated, eroded, labels, smoothed
+from internvlu_jax.evaluation.blobs import Blob, Mask, Plane, dilated, eroded, labels, smoothed
+from internvlu_jax.evaluation.lettering import read_words
+from internvlu_jax.evaluation.reading import Found, Reading
 
 OUT = 45.0
 """Difference of colour, in levels, from which on a pixel is not background."""
 
-FIT = 0.87
+FIT = 0.9
 """Least agreement of a blob with a shape, 0 to 1."""
 
 LEAD = 0.02
@@ -39,53 +42,9 @@ _SPECK = 6 / 4096  # share of the picture below which a blob is noise
 _LEAST, _MOST = 0.75 * min(SIZES.values()), 1.3 * max(SIZES.values())
 _LARGE = math.sqrt(min(SIZES.values()) * max(SIZES.values()))
 _PAD = 3
-
-
-@dataclass(frozen=True)
-class Found:
-    """An object; x, y is the middle of its box, and all lengths are fractions of the side. fit: see `FIT`."""
-
-    kind: str
-    colour: str
-    size: str
-    x: float
-    y: float
-    radius: float
-    box: Box
-    fit: float
-
-
-@dataclass(frozen=True)
-class FoundWord:
-    """A word; letters that could not be read are "?"."""
-
-    text: str
-    colour: str
-    x: float
-    y: float
-    box: Box
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a picture shows. background: None is a colour without a name. malformed: boxes of what is no object."""
-
-    items: tuple[Found, ...]
-    background: str | None
-    words: tuple[FoundWord, ...] = ()
-    malformed: tuple[Box, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Blob:
-    """One blob cut out of the picture. shares: how much of each pixel it covers; row, column: of their first pixel."""
-
-    colour: str | None
-    shares: Plane
-    row: int
-    column: int
-    box: Box
-    even: bool = field(default=True)
+_BLUR = 0.9  # pixels, of blobs before they are compared
+_TEMPLATE_BLUR = 1.1  # of shapes: between what comes of a sharp and of a slightly blurred picture
+_MIXED = {True: 0.65, False: 0.85}  # least share of its colour in the middle of a stroke, and of a wider blob
 
 
 def read(picture: UInt8[np.ndarray, "y x 3"], kinds: tuple[str, ...] = KINDS) -> Reading:
@@ -94,20 +53,17 @@ def read(picture: UInt8[np.ndarray, "y x 3"], kinds: tuple[str, ...] = KINDS) ->
     Raises:
         ValueError: the picture is not square, or has under 32 pixels a side.
     """
-    from internvlu_jax.evaluation.lettering import read_words
-
     side = picture.shape[0]
     if picture.shape[1] != side or side < 32:
         raise ValueError(f"the picture has {side} x {picture.shape[1]} pixels; expected a square of at least 32")
     pixels = _at_reading_size(picture)
     background = _background(pixels)
-    items, others = [], []
-    for blob in _blobs(pixels, background):
-        item = _item(blob, len(pixels), kinds)
-        (items if item else others).append(item or blob)  # type: ignore[arg-type]
-    words, malformed = read_words([blob for blob in others if isinstance(blob, Blob)], len(pixels))
+    blobs = _blobs(pixels, background)
+    items = [_item(blob, len(pixels), kinds) for blob in blobs]
+    others = [blob for blob, item in zip(blobs, items, strict=True) if item is None]
+    words, malformed = read_words(others, len(pixels))
     name = _nearest(background, BACKGROUNDS, _BACKGROUND)
-    return Reading(tuple(i for i in items if isinstance(i, Found)), name, tuple(words), tuple(malformed))
+    return Reading(tuple(item for item in items if item is not None), name, tuple(words), tuple(malformed))
 
 
 def _at_reading_size(picture: np.ndarray) -> Float[np.ndarray, "y x 3"]:
@@ -123,8 +79,18 @@ def _background(pixels: np.ndarray) -> Float[np.ndarray, "3"]:
     return np.median(ring, axis=0)
 
 
-def _nearest(colour: np.ndarray, names: object, limit: float) -> str | None:
-    assert isinstance(names, dict)
+def _colour_name(colour: np.ndarray, background: np.ndarray, least: float) -> str | None:
+    """The colour of objects that this may be, with up to 1 - least of the background mixed in."""
+    distances = {}
+    for name, value in COLOURS.items():
+        towards = np.array(value) - background
+        share = np.clip((colour - background) @ towards / max(float(towards @ towards), 1.0), least, 1)
+        distances[name] = float(np.linalg.norm(colour - background - share * towards))
+    best = min(distances, key=distances.__getitem__)
+    return best if distances[best] <= _COLOUR else None
+
+
+def _nearest(colour: np.ndarray, names: Mapping[str, tuple[int, int, int]], limit: float) -> str | None:
     distances = {name: float(np.linalg.norm(colour - np.array(value))) for name, value in names.items()}
     best = min(distances, key=distances.__getitem__)
     return best if distances[best] <= limit else None
@@ -147,19 +113,21 @@ def _blob(pixels: np.ndarray, background: np.ndarray, difference: Plane, mask: M
     box = (columns[0] / side, rows[0] / side, (columns[-1] + 1) / side, (rows[-1] + 1) / side)
     top, left = max(rows[0] - _PAD, 0), max(columns[0] - _PAD, 0)
     cut = np.s_[top : rows[-1] + 1 + _PAD, left : columns[-1] + 1 + _PAD]
-    inner = eroded(mask[cut])
-    if np.sum(inner) < 4:  # strokes of letters have no middle
-        inner = mask[cut] & (difference[cut] >= np.quantile(difference[mask], 0.6))
+    # the fringe of a dark blob differs from the background as much as the middle of a light one
+    inner = eroded(mask[cut] & (difference[cut] >= 0.6 * np.quantile(difference[mask], 0.9)))
+    stroke = bool(np.sum(inner) < 0.1 * np.sum(mask))
+    if stroke:  # of a letter, which has no middle
+        inner = mask[cut] & (difference[cut] >= np.quantile(difference[mask], 0.8))
     middle = pixels[cut][inner]
     core = np.median(middle, axis=0)
     even = bool(np.mean(np.linalg.norm(middle - core, axis=1) < _COLOUR) >= 0.85)
     towards = core - background
-    shares = np.clip((pixels[cut] - background) @ towards / float(towards @ towards), 0, 1)
+    shares = np.clip((pixels[cut] - background) @ towards / float(towards @ towards), -0.25, 1)
     others = (numbered[cut] > 0) & ~mask[cut]
     shares = np.where(dilated(others), 0.0, shares)
     # further out than one pixel from the blob there is nothing of it, only noise
     shares = np.where(dilated(dilated(mask[cut])), shares, 0.0)
-    return Blob(_nearest(core, COLOURS, _COLOUR), shares, int(top), int(left), box, even)
+    return Blob(_colour_name(core, background, _MIXED[stroke]), shares, int(top), int(left), box, even)
 
 
 def _item(blob: Blob, side: int, kinds: tuple[str, ...]) -> Found | None:
@@ -170,7 +138,7 @@ def _item(blob: Blob, side: int, kinds: tuple[str, ...]) -> Found | None:
     area = float(np.sum(shares))
     y = float(np.sum(shares.sum(1) * (np.arange(shares.shape[0]) + 0.5))) / area
     x = float(np.sum(shares.sum(0) * (np.arange(shares.shape[1]) + 0.5))) / area
-    blurred = smoothed(np.pad(shares, 2))
+    blurred = np.maximum(smoothed(np.pad(shares, 2), _BLUR), 0)
     fits: list[tuple[float, str, float]] = []
     for kind in kinds:
         radius = math.sqrt(area / measures(kind)[0])
@@ -183,10 +151,9 @@ def _item(blob: Blob, side: int, kinds: tuple[str, ...]) -> Found | None:
     _, centroid, half = measures(kind)
     middle = (blob.column + x - centroid[0] * radius) / side, (blob.row + y - centroid[1] * radius) / side
     radius /= side
-    box = (middle[0] - half[0] * radius, middle[1] - half[1] * radius)
-    box += (middle[0] + half[0] * radius, middle[1] + half[1] * radius)  # type: ignore[assignment]
     size = "large" if radius > _LARGE else "small"
-    return Found(kind, blob.colour, size, middle[0], middle[1], radius, box, fit)  # type: ignore[arg-type]
+    box = box_at(middle, (half[0] * radius, half[1] * radius))
+    return Found(kind, blob.colour, size, *middle, radius, box, fit)
 
 
 def _agreement(blurred: Plane, kind: str, radius: float, x: float, y: float) -> float:
@@ -198,7 +165,8 @@ def _agreement(blurred: Plane, kind: str, radius: float, x: float, y: float) -> 
     drawn = np.zeros_like(blurred)
     top, left = math.floor(y) - reach[1], math.floor(x) - reach[0]
     rows, columns = _overlap(top, shape.shape[0], len(drawn)), _overlap(left, shape.shape[1], drawn.shape[1])
-    drawn[rows[0] : rows[1], columns[0] : columns[1]] = shape[rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left]
+    inside = shape[rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left]
+    drawn[rows[0] : rows[1], columns[0] : columns[1]] = inside
     missed = float(np.sum(shape)) - float(np.sum(drawn))  # of the shape, outside the cut
     smaller = float(np.sum(np.minimum(blurred, drawn)))
     return smaller / (float(np.sum(np.maximum(blurred, drawn))) + missed)
@@ -212,4 +180,4 @@ def _overlap(start: int, length: int, size: int) -> tuple[int, int]:
 def _template(kind: str, radius: float, x: float, y: float) -> tuple[Plane, tuple[int, int]]:
     """The blurred shape with its middle at x, y of a pixel, and the pixels left of and above that one."""
     counts, reach = shape_counts(kind, radius, x, y)
-    return smoothed(np.pad(counts / FULL, 2)), (reach[0] + 2, reach[1] + 2)
+    return smoothed(np.pad(counts / FULL, 3), _TEMPLATE_BLUR), (reach[0] + 3, reach[1] + 3)

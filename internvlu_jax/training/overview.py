@@ -12,7 +12,6 @@ from internvlu_jax.training.optimizer import Factors
 from internvlu_jax.training.step import TrainState
 from internvlu_jax.training.tree import merge, paths
 
-
 _WIDTH = 110
 
 

@@ -1,0 +1,28 @@
+"""A small world with known answers. A scene is the truth; pictures, prompts, edits, questions and scores derive from it.
+
+config.py     what exists, and what is kept from training     scene.py, render.py  scenes, and how they are drawn
+wanted.py     what a prompt means, scenes that fulfil it      captions.py          meanings as text
+edits.py, questions.py, riddles.py                            domains/             one module of tasks for each domain
+source.py     all of it as records to train on
+"""
+
+from internvlu_jax.data.world.config import FULL, SMALL, WORLDS, World
+from internvlu_jax.data.world.example import Example
+from internvlu_jax.data.world.scene import Item, Scene, Word
+from internvlu_jax.data.world.source import WEIGHTS, WorldSource
+from internvlu_jax.data.world.wanted import Group, Wanted
+
+__all__ = [
+    "FULL",
+    "SMALL",
+    "WEIGHTS",
+    "WORLDS",
+    "Example",
+    "Group",
+    "Item",
+    "Scene",
+    "Wanted",
+    "Word",
+    "World",
+    "WorldSource",
+]

@@ -24,7 +24,13 @@ _RELATIONS = {
 _CHINESE = {
     **{"red": "红色", "green": "绿色", "blue": "蓝色", "yellow": "黄色", "purple": "紫色", "orange": "橙色"},
     **{"black": "黑色", "pink": "粉色", "cyan": "青色", "brown": "棕色", "gray": "灰色"},
-    **{"white": "白色", "light blue": "浅蓝色", "light yellow": "浅黄色", "light green": "浅绿色", "light gray": "浅灰色"},
+    **{
+        "white": "白色",
+        "light blue": "浅蓝色",
+        "light yellow": "浅黄色",
+        "light green": "浅绿色",
+        "light gray": "浅灰色",
+    },
     **{"circle": "圆形", "square": "正方形", "triangle": "三角形", "star": "星星", "diamond": "菱形", "cross": "十字"},
     **{"heart": "爱心", "ring": "圆环", "small": "小", "large": "大"},
 }
@@ -112,4 +118,6 @@ def chinese(wanted: Wanted, rng: np.random.Generator) -> str:
 
 def _chinese_group(group: Group) -> str:
     colour = _CHINESE[group.colour] + "的" if group.colour else ""
-    return f"{_CHINESE_NUMBERS[group.count]}个{colour}{_CHINESE[group.size] if group.size else ''}{_CHINESE[group.kind]}"
+    return (
+        f"{_CHINESE_NUMBERS[group.count]}个{colour}{_CHINESE[group.size] if group.size else ''}{_CHINESE[group.kind]}"
+    )

@@ -10,7 +10,8 @@ import numpy as np
 from internvlu_jax.data.world.captions import article, name, pick
 from internvlu_jax.data.world.config import World
 from internvlu_jax.data.world.layout import NoPlaceError, edge_place, fits, free_place
-from internvlu_jax.data.world.scene import SIZES, Box, Item, Scene, word_extent
+from internvlu_jax.data.world.render import Box
+from internvlu_jax.data.world.scene import SIZES, Item, Scene, word_extent
 from internvlu_jax.data.world.shapes import extent
 from internvlu_jax.data.world.wanted import Group, Wanted, scene_of
 from internvlu_jax.data.world.wishes import wish
@@ -24,7 +25,7 @@ class Edit:
     """One change.
 
     kind: one of `EDITS`. old: the object that is changed, None where there is none; new: what becomes of it. free:
-    whether the instruction leaves open where the new object is.
+    whether the instruction leaves open where the new object is; sized: whether it says, or keeps, the size.
     """
 
     kind: str
@@ -34,6 +35,7 @@ class Edit:
     old: Item | None = None
     new: Item | None = None
     free: bool = False
+    sized: bool = True
 
 
 def edit(world: World, kind: str, rng: np.random.Generator, held_out: bool = False) -> Edit:
@@ -140,7 +142,7 @@ def _resize(world: World, scene: Scene, rng: np.random.Generator, held_out: bool
 def _move(world: World, scene: Scene, rng: np.random.Generator, held_out: bool) -> Edit:
     old = pick(scene.items, rng)
     goal = pick(SIDES + CORNERS, rng)
-    x, y = edge_place((old.x, old.y), extent(old.kind, old.radius), goal)
+    x, y = edge_place((old.x, old.y), extent(old.kind, old.radius), world.grid, goal)
     if abs(x - old.x) + abs(y - old.y) < 0.15:
         raise NoPlaceError("it is there already")
     corner = " corner" if goal in CORNERS else ""
@@ -155,16 +157,16 @@ def _add(world: World, scene: Scene, rng: np.random.Generator, held_out: bool) -
     kind, colour, size = pick(world.kinds, rng), pick(world.colours, rng), said or pick(world.sizes, rng)
     half, free = extent(kind, SIZES[size]), rng.random() < 0.5
     if free:
-        place, where = free_place(half, _others(scene), rng), ""
+        place, where = free_place(half, _others(scene), world.grid, rng), ""
     else:
         corner = pick(CORNERS, rng)
-        place, where = edge_place((0.5, 0.5), half, corner), f" in the {corner} corner"
+        place, where = edge_place((0.5, 0.5), half, world.grid, corner), f" in the {corner} corner"
     new = Item(kind, colour, size, *place)
     if not fits(place, half, _others(scene)):
         raise NoPlaceError("there is no room")
     text = pick(("add {}{}", "add {}{}", "put {}{}"), rng) if where else pick(("add {}{}", "also draw {}{}"), rng)
     text = text.format(article(name(Group(kind, colour, said))), where)
-    return Edit("add", text, scene, replace(scene, items=(*scene.items, new)), None, new, free)
+    return Edit("add", text, scene, replace(scene, items=(*scene.items, new)), None, new, free, said is not None)
 
 
 def _remove(world: World, scene: Scene, rng: np.random.Generator, held_out: bool) -> Edit:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from internvlu_jax.data.world.scene import GRID, Box
+from internvlu_jax.data.world.render import Box
 
 GAP = 3.5 / 64
 """Free space between the boxes of two objects."""
@@ -39,23 +40,26 @@ def fits(place: Place, half: Half, taken: Sequence[Box]) -> bool:
     return inside and all(apart(box, other) for other in taken)
 
 
-def free_place(half: Half, taken: Sequence[Box], rng: np.random.Generator, tries: int = 40) -> Place:
-    """A place for one more box, uniform over those that there are.
+def free_place(half: Half, taken: Sequence[Box], grid: int, rng: np.random.Generator, tries: int = 40) -> Place:
+    """A place for one more box, uniform over those that there are: multiples of 1 / grid.
 
     Raises:
         NoPlaceError: none was found.
     """
-    lows = [_up(h + MARGIN) for h in half]
-    highs = [_down(1 - MARGIN - h) for h in half]
+    lows, highs = _ends(half, grid)
+    if any(low > high for low, high in zip(lows, highs, strict=True)):
+        raise NoPlaceError(f"a box of half width and height {half} does not fit into the picture")
     xs = rng.integers(lows[0], highs[0] + 1, tries)
     ys = rng.integers(lows[1], highs[1] + 1, tries)
     for x, y in zip(xs.tolist(), ys.tolist(), strict=True):
-        if fits((x / GRID, y / GRID), half, taken):
-            return x / GRID, y / GRID
+        if fits((x / grid, y / grid), half, taken):
+            return x / grid, y / grid
     raise NoPlaceError(f"there is no place for a box of half width and height {half} among {len(taken)}")
 
 
-def free_places(halves: Sequence[Half], taken: Sequence[Box], rng: np.random.Generator, tries: int = 12) -> list[Place]:
+def free_places(
+    halves: Sequence[Half], taken: Sequence[Box], grid: int, rng: np.random.Generator, tries: int = 12
+) -> list[Place]:
     """Places for all of them.
 
     Raises:
@@ -65,7 +69,7 @@ def free_places(halves: Sequence[Half], taken: Sequence[Box], rng: np.random.Gen
         boxes, places = list(taken), []
         try:
             for half in halves:
-                places.append(free_place(half, boxes, rng))
+                places.append(free_place(half, boxes, grid, rng))
                 boxes.append(box_at(places[-1], half))
         except NoPlaceError:
             continue
@@ -73,18 +77,17 @@ def free_places(halves: Sequence[Half], taken: Sequence[Box], rng: np.random.Gen
     raise NoPlaceError(f"{len(halves)} boxes do not fit among {len(taken)}")
 
 
-def edge_place(place: Place, half: Half, side: str) -> Place:
+def edge_place(place: Place, half: Half, grid: int, side: str) -> Place:
     """The place moved straight to an edge, or into a corner: left, right, top, bottom, or two of them."""
     x, y = place
-    lows, highs = [_up(h + MARGIN) / GRID for h in half], [_down(1 - MARGIN - h) / GRID for h in half]
+    lows, highs = ([end / grid for end in ends] for ends in _ends(half, grid))
     x = lows[0] if "left" in side else highs[0] if "right" in side else x
     y = lows[1] if "top" in side else highs[1] if "bottom" in side else y
     return x, y
 
 
-def _up(value: float) -> int:
-    return int(np.ceil(value * GRID - 1e-9))
-
-
-def _down(value: float) -> int:
-    return int(np.floor(value * GRID + 1e-9))
+def _ends(half: Half, grid: int) -> tuple[list[int], list[int]]:
+    """The first and the last place along each axis, in steps of the grid."""
+    lows = [math.ceil((h + MARGIN) * grid - 1e-9) for h in half]
+    highs = [math.floor((1 - MARGIN - h) * grid + 1e-9) for h in half]
+    return lows, highs

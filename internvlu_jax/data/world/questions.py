@@ -1,5 +1,4 @@
-"""Questions about a scene, with short answers. The answer is drawn first, so that none can be guessed from the question.
-"""
+"""Questions about a scene, with short answers. The answer is drawn first, so that none can be guessed from the question."""
 
 from __future__ import annotations
 
@@ -142,7 +141,9 @@ def _comparison(world: World, rng: np.random.Generator, held_out: bool) -> Quest
     form = rng.integers(3)
     if form == 0:
         item = pick(scene.items, rng)
-        return Question("comparison", f"Is the {reference_but_size(item, scene, rng)} small or large?", item.size, scene)
+        return Question(
+            "comparison", f"Is the {reference_but_size(item, scene, rng)} small or large?", item.size, scene
+        )
     (a, b), more = _pair(scene, rng), pick(("more", "fewer"), rng)
     if form == 1:
         numbers = [sum(item.kind == x.kind for item in scene.items) for x in (a, b)]

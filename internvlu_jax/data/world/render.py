@@ -1,16 +1,14 @@
-"""A scene as pixels, anti-aliased by counting the samples of each pixel that lie inside an outline."""
+"""Shapes and words as pixels, anti-aliased by counting the samples of each pixel that lie inside an outline."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
 from jaxtyping import UInt8
 
 from internvlu_jax.data.world.letters import word_cells
-from internvlu_jax.data.world.scene import BACKGROUNDS, CELL, COLOURS, Colour, Item, Scene, Word
 from internvlu_jax.data.world.shapes import extent, inside
 
 SAMPLES = 4
@@ -19,24 +17,48 @@ SAMPLES = 4
 FULL = SAMPLES * SAMPLES
 Counts = UInt8[np.ndarray, "h w"]
 """How many of a pixel's samples are covered, 0 to FULL."""
+Picture = UInt8[np.ndarray, "y x 3"]
+Colour = tuple[int, int, int]
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
 
 
-def render(scene: Scene, side: int) -> UInt8[np.ndarray, "y x 3"]:
-    """The picture, `side` by `side` pixels. Nothing outside an object's own outline depends on the object.
+def canvas(side: int, background: Colour) -> Picture:
+    """An empty picture, `side` by `side` pixels.
 
     Raises:
-        ValueError: side is under 8, or the scene has a kind, colour or letter that there is not.
+        ValueError: side is under 8.
     """
     if side < 8:
         raise ValueError(f"side is {side}; expected at least 8 pixels")
-    background = _colour(scene.background, BACKGROUNDS)
     picture = np.empty((side, side, 3), np.uint8)
     picture[:] = background
-    for item in scene.items:
-        _paint(picture, *_item_counts(item, side), background, _colour(item.colour, COLOURS))
-    if scene.word is not None:
-        _paint(picture, *_word_counts(scene.word, side), background, _colour(scene.word.colour, COLOURS))
     return picture
+
+
+def paint_shape(
+    picture: Picture, kind: str, radius: float, place: tuple[float, float], under: Colour, over: Colour
+) -> None:
+    """Draws a shape of a colour over a background; no pixel outside its outline changes.
+
+    Args:
+        radius, place: in sides of the picture; the place is the middle of the shape's box.
+    """
+    side = len(picture)
+    x, y = place[0] * side, place[1] * side
+    column, row = math.floor(x), math.floor(y)
+    counts, reach = shape_counts(kind, radius * side, x - column, y - row)
+    _paint(picture, counts, row - reach[1], column - reach[0], under, over)
+
+
+def paint_word(picture: Picture, text: str, box: Box, under: Colour, over: Colour) -> None:
+    """Draws a word that fills the box, which is in sides of the picture."""
+    cells = word_cells(text)
+    left, top, right, bottom = (edge * len(picture) for edge in box)
+    columns, across, column = _cells_along(left, right, cells.shape[1])
+    rows, down, row = _cells_along(top, bottom, cells.shape[0])
+    found = cells[np.clip(rows, 0, cells.shape[0] - 1)][:, np.clip(columns, 0, cells.shape[1] - 1)]
+    _paint(picture, _counts(found & down[:, None] & across), row, column, under, over)
 
 
 @lru_cache(1024)
@@ -55,29 +77,13 @@ def shape_counts(kind: str, radius: float, x: float, y: float) -> tuple[Counts, 
     return _counts(inside(kind, *np.broadcast_arrays(across[None, :], down[:, None]))), reach
 
 
-def _item_counts(item: Item, side: int) -> tuple[Counts, int, int]:
-    """Covered samples of the pixels around an object, and the first row and column of them."""
-    x, y = item.x * side, item.y * side
-    column, row = math.floor(x), math.floor(y)
-    counts, reach = shape_counts(item.kind, item.radius * side, x - column, y - row)
-    return counts, row - reach[1], column - reach[0]
-
-
-def _word_counts(word: Word, side: int) -> tuple[Counts, int, int]:
-    cells = word_cells(word.text)
-    left, top, right, bottom = (edge * side for edge in word.box)
-    columns, across, column = _cells_along(left, right, CELL[0] * side)
-    rows, down, row = _cells_along(top, bottom, CELL[1] * side)
-    found = cells[np.clip(rows, 0, cells.shape[0] - 1)][:, np.clip(columns, 0, cells.shape[1] - 1)]
-    return _counts(found & down[:, None] & across), row, column
-
-
-def _cells_along(low: float, high: float, cell: float) -> tuple[np.ndarray, np.ndarray, int]:
+def _cells_along(low: float, high: float, cells: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Along one axis: the cell of each sample, whether it is in the word at all, and the first pixel."""
     start = math.floor(low)
     pixels = math.ceil(high) - start
     samples = start + (np.arange(pixels * SAMPLES) + 0.5) / SAMPLES
-    return np.floor((samples - low) / cell + 1e-9).astype(int), (samples > low) & (samples < high), start
+    cell = np.floor((samples - low) / ((high - low) / cells) + 1e-9).astype(int)
+    return cell, (samples > low) & (samples < high), start
 
 
 def _counts(covered: np.ndarray) -> Counts:
@@ -85,7 +91,7 @@ def _counts(covered: np.ndarray) -> Counts:
     return covered.reshape(height, SAMPLES, width, SAMPLES).sum((1, 3), dtype=np.uint8)
 
 
-def _paint(picture: np.ndarray, counts: Counts, row: int, column: int, under: Colour, over: Colour) -> None:
+def _paint(picture: Picture, counts: Counts, row: int, column: int, under: Colour, over: Colour) -> None:
     """Colours what is covered; whatever reaches over the picture's edge is cut off."""
     top, left = max(row, 0), max(column, 0)
     counts = counts[top - row : picture.shape[0] - row, left - column : picture.shape[1] - column]
@@ -99,9 +105,3 @@ def _mixtures(under: Colour, over: Colour) -> UInt8[np.ndarray, "n 3"]:
     """The colour of a pixel by its covered samples."""
     share = np.arange(FULL + 1)[:, None]
     return ((np.array(under) * (FULL - share) + np.array(over) * share + FULL // 2) // FULL).astype(np.uint8)
-
-
-def _colour(name: str, known: Mapping[str, Colour]) -> Colour:
-    if name not in known:
-        raise ValueError(f"the colour is {name!r}; expected one of {', '.join(known)}")
-    return known[name]

@@ -39,7 +39,11 @@ _MIXED = {
 _KINDS = {
     "circle": ("the shape of a wheel", "the shape of a full moon", "a shape without corners"),
     "square": ("a shape with four equal sides", "the shape with one corner more than a triangle"),
-    "triangle": ("a shape with three sides", "the shape of a slice of pizza", "the shape with one corner less than a square"),
+    "triangle": (
+        "a shape with three sides",
+        "the shape of a slice of pizza",
+        "the shape with one corner less than a square",
+    ),
     "star": ("the shape on top of a Christmas tree", "the shape with five points"),
     "diamond": ("a square that stands on its corner",),
     "cross": ("the shape of a plus sign",),
@@ -59,7 +63,10 @@ def number(count: int, rng: np.random.Generator) -> tuple[str, str]:
     if form == 2:
         a = int(rng.integers(1, 7))
         if a >= count or rng.random() < 0.5:
-            return f"{NUMBERS[a + count]} minus {NUMBERS[a]} {{}}", f"{NUMBERS[a + count]} minus {NUMBERS[a]} is {said}."
+            return (
+                f"{NUMBERS[a + count]} minus {NUMBERS[a]} {{}}",
+                f"{NUMBERS[a + count]} minus {NUMBERS[a]} is {said}.",
+            )
         return f"{NUMBERS[a]} plus {NUMBERS[count - a]} {{}}", f"{NUMBERS[a]} plus {NUMBERS[count - a]} is {said}."
     return f"half of {NUMBERS[2 * count]} {{}}", f"Half of {NUMBERS[2 * count]} is {said}."
 

@@ -13,11 +13,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from internvlu_jax.data.world.letters import ROWS, word_columns
+from internvlu_jax.data.world.render import Box, Colour, canvas, paint_shape, paint_word
 from internvlu_jax.data.world.shapes import extent
-
-Colour = tuple[int, int, int]
-Box = tuple[float, float, float, float]
-"""Left, top, right, bottom."""
 
 COLOURS: Mapping[str, Colour] = {
     "red": (215, 25, 40),
@@ -45,9 +42,6 @@ BACKGROUNDS: Mapping[str, Colour] = {
 
 SIZES: Mapping[str, float] = {"small": 8 / 64, "large": 12 / 64}
 """Radius of each size."""
-
-GRID = 256
-"""Positions are multiples of 1 / GRID, so that at 64 pixels every outline falls on the samples that draw it."""
 
 CELL = (1 / 32, 3 / 64)
 """Width and height of one cell of a letter."""
@@ -101,10 +95,18 @@ class Scene:
     word: Word | None = None
 
     def draw(self, side: int) -> UInt8[np.ndarray, "y x 3"]:
-        """The picture, side by side pixels."""
-        from internvlu_jax.data.world.render import render
+        """The picture, side by side pixels.
 
-        return render(self, side)
+        Raises:
+            ValueError: side is under 8, or there is no such kind, colour or letter.
+        """
+        under = _named(self.background, BACKGROUNDS)
+        picture = canvas(side, under)
+        for item in self.items:
+            paint_shape(picture, item.kind, item.radius, (item.x, item.y), under, _named(item.colour, COLOURS))
+        if self.word is not None:
+            paint_word(picture, self.word.text, self.word.box, under, _named(self.word.colour, COLOURS))
+        return picture
 
 
 def word_extent(letters: int) -> tuple[float, float]:
@@ -114,3 +116,9 @@ def word_extent(letters: int) -> tuple[float, float]:
 
 def _around(x: float, y: float, half: tuple[float, float]) -> Box:
     return x - half[0], y - half[1], x + half[0], y + half[1]
+
+
+def _named(name: str, colours: Mapping[str, Colour]) -> Colour:
+    if name not in colours:
+        raise ValueError(f"the colour is {name!r}; expected one of {', '.join(colours)}")
+    return colours[name]

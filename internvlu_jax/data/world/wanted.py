@@ -142,10 +142,10 @@ def _placed(wanted: Wanted, items: list[Item], world: World, rng: np.random.Gene
     word = None
     if wanted.word is not None:
         colour = wanted.word_colour or world.colours[rng.integers(len(world.colours))]
-        word = Word(wanted.word, colour, *_word_place(wanted, rng))
+        word = Word(wanted.word, colour, *_word_place(wanted, world.grid, rng))
     taken = [word.box] if word else []
     halves: list[Half] = [extent(item.kind, item.radius) for item in items]
-    places = free_places(halves, taken, rng)
+    places = free_places(halves, taken, world.grid, rng)
     if wanted.relation is not None:
         places = _sorted(places, wanted.relation)
         if not _all_fit(places, halves):
@@ -189,11 +189,11 @@ def _beyond(word: Word, item: Item, word_place: str | None) -> bool:
     return item.box[1] >= word.box[3] if word_place == "above" else item.box[3] <= word.box[1]
 
 
-def _word_place(wanted: Wanted, rng: np.random.Generator) -> Place:
+def _word_place(wanted: Wanted, grid: int, rng: np.random.Generator) -> Place:
     """Anywhere, or at the top or bottom where there are objects too."""
     half = word_extent(len(wanted.word or ""))
-    place = free_place(half, [], rng)
+    place = free_place(half, [], grid, rng)
     if not wanted.groups:
         return place
     above = wanted.word_place == "above" or (wanted.word_place is None and rng.random() < 0.5)
-    return edge_place(place, half, "top" if above else "bottom")
+    return edge_place(place, half, grid, "top" if above else "bottom")

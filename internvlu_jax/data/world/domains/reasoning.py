@@ -80,7 +80,9 @@ def _swap(world: World, rng: np.random.Generator, held_out: bool) -> Riddle:
 
 def _letter(world: World, rng: np.random.Generator, held_out: bool) -> Riddle:
     """One letter, or a number; of all these only numbers are ever held out."""
-    words = [word for word in riddles.READABLE if set(word) <= set(world.letters) and world.holds_word(word) == held_out]
+    words = [
+        word for word in riddles.READABLE if set(word) <= set(world.letters) and world.holds_word(word) == held_out
+    ]
     if not words:
         raise NoPlaceError("no such word is held out")
     word = pick(words, rng)

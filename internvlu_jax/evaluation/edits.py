@@ -1,0 +1,96 @@
+"""Whether an edit was done, and how well the rest of the picture was kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from internvlu_jax.data.world.config import World
+from internvlu_jax.data.world.edits import Edit
+from internvlu_jax.data.world.scene import Item
+from internvlu_jax.evaluation.blobs import dilated
+from internvlu_jax.evaluation.geneval import RIGHT, Verdict
+from internvlu_jax.evaluation.reader import read
+from internvlu_jax.evaluation.reading import Found, Reading
+from internvlu_jax.evaluation.scores import psnr
+
+SAME = 0.06
+"""How far, in sides of the picture, an object may be from where it was."""
+
+MOVED = 0.12
+"""How far it may be from where it was to go."""
+
+_NEAR = 2  # pixels around what changes that count as changed
+
+
+def score(world: World, edit: Edit, picture: UInt8[np.ndarray, "y x 3"]) -> tuple[Verdict, float | None]:
+    """The verdict on an edited picture, and the PSNR of what was not to be touched.
+
+    The second is None where there is no such thing. Where the new object is, if it was found, counts as touched.
+    """
+    reading = read(picture, world.kinds)
+    verdict, target = judge(edit, reading)
+    kept = untouched(edit, len(picture), target)
+    return verdict, psnr(picture, edit.before.draw(len(picture)), kept) if np.any(kept) else None
+
+
+def judge(edit: Edit, reading: Reading) -> tuple[Verdict, Found | None]:
+    """The verdict, and the object that the edit was about, if it was found."""
+    left = list(reading.items)
+    rest = [item for item in edit.after.items if item is not edit.new]
+    missing = [item for item in rest if not _take(left, item, SAME)]
+    target = _take(left, edit.new, _reach(edit), edit.sized) if edit.new is not None else None
+    word = edit.after.word
+    for reason, wrong in (
+        ("malformed", bool(reading.malformed)),
+        ("rest", bool(missing)),
+        ("target", edit.new is not None and target is None),
+        ("count", bool(left)),
+        (
+            "text",
+            [(found.text, found.colour) for found in reading.words] != ([(word.text, word.colour)] if word else []),
+        ),
+        ("background", reading.background != edit.after.background),
+    ):
+        if wrong:
+            return Verdict(False, reason), target
+    return RIGHT, target
+
+
+def _reach(edit: Edit) -> float:
+    if edit.free:
+        return 1.0
+    return MOVED if edit.kind in ("move", "add") else SAME
+
+
+def _take(left: list[Found], item: Item, reach: float, sized: bool = True) -> Found | None:
+    """Takes the nearest object out that is this one."""
+    found = [
+        other
+        for other in left
+        if (other.kind, other.colour) == (item.kind, item.colour)
+        and (not sized or other.size == item.size)
+        and max(abs(other.x - item.x), abs(other.y - item.y)) <= reach
+    ]
+    if not found:
+        return None
+    nearest = min(found, key=lambda other: abs(other.x - item.x) + abs(other.y - item.y))
+    left.remove(nearest)
+    return nearest
+
+
+def untouched(edit: Edit, side: int, target: Found | None = None) -> Bool[np.ndarray, "y x"]:
+    """The pixels that the edit does not change, apart from those near what it does."""
+    changed = (edit.before.draw(side) != edit.after.draw(side)).any(2)
+    if target is not None:
+        rows, columns = (_within(target.box[n::2], side) for n in (1, 0))
+        changed[rows, columns] = True
+    for _ in range(_NEAR):
+        changed = dilated(changed)
+    return ~changed
+
+
+def _within(ends: Sequence[float], side: int) -> slice:
+    return slice(max(int(ends[0] * side), 0), max(int(np.ceil(ends[1] * side)), 0))

@@ -1,0 +1,97 @@
+"""Prompts in GenEval's six categories, and the verdict on a picture that was drawn for one.
+
+After Ghosh et al. 2023 (GenEval), with the small world's own reader in the place of a detector. Stricter than theirs in
+one thing: what was not asked for must not be there, be it an object or a malformed blob.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import UInt8
+
+from internvlu_jax.data.world.captions import caption
+from internvlu_jax.data.world.config import World
+from internvlu_jax.data.world.wanted import Wanted, assignments, related
+from internvlu_jax.data.world.wishes import CATEGORIES, wish
+from internvlu_jax.evaluation.reader import read
+from internvlu_jax.evaluation.reading import Reading
+
+
+@dataclass(frozen=True)
+class Prompt:
+    category: str
+    text: str
+    wanted: Wanted
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """reason: what is wrong, the first of "malformed", "text", "count", "kind", "colour", "size", "position",
+    "background"; of edits also "target" and "rest". Empty where nothing is."""
+
+    right: bool
+    reason: str = ""
+
+
+RIGHT = Verdict(True)
+
+
+def prompts(world: World, count: int, seed: int = 0, held_out: bool = False) -> list[Prompt]:
+    """So many prompts, the categories in turn; always the same for a seed. With `held_out` each names a combination
+    that training never shows."""
+    rng = np.random.default_rng([seed, held_out, len(CATEGORIES)])
+    found = []
+    for n in range(count):
+        category = CATEGORIES[n % len(CATEGORIES)]
+        wanted = wish(world, category, rng, held_out)
+        found.append(Prompt(category, caption(wanted, rng), wanted))
+    return found
+
+
+def score(world: World, wanted: Wanted, picture: UInt8[np.ndarray, "y x 3"]) -> Verdict:
+    """The verdict on a picture; its shapes can only be those of the world."""
+    return judge(wanted, read(picture, world.kinds))
+
+
+def judge(wanted: Wanted, reading: Reading) -> Verdict:
+    """Whether the picture shows what was asked for and nothing else."""
+    for reason, wrong in (
+        ("malformed", bool(reading.malformed)),
+        ("text", [word.text for word in reading.words] != ([wanted.word] if wanted.word is not None else [])),
+        ("count", len(reading.items) != wanted.count),
+    ):
+        if wrong:
+            return Verdict(False, reason)
+    reason = _objects(wanted, reading) or _surroundings(wanted, reading)
+    return Verdict(False, reason) if reason else RIGHT
+
+
+def _objects(wanted: Wanted, reading: Reading) -> str:
+    """What is wrong with the objects: the first of their properties with which they cannot be what was asked for."""
+    groups = wanted.groups
+    for reason, simpler in (
+        ("kind", tuple(replace(group, colour=None, size=None) for group in groups)),
+        ("colour", tuple(replace(group, size=None) for group in groups)),
+        ("size", groups),
+    ):
+        if not assignments(simpler, reading.items):
+            return reason
+    relation = wanted.relation
+    if relation is None:
+        return ""
+    ways = assignments(groups, reading.items)
+    holds = any(all(related(relation, a, b) for a in way[0] for b in way[1]) for way in ways)
+    return "" if holds else "position"
+
+
+def _surroundings(wanted: Wanted, reading: Reading) -> str:
+    if wanted.word is not None:
+        word = reading.words[0]
+        if wanted.word_colour not in (None, word.colour):
+            return "colour"
+        sign = {"above": 1, "below": -1, None: 0}[wanted.word_place]
+        if any(sign * (item.y - word.y) < 0 for item in reading.items):
+            return "position"
+    return "background" if reading.background != (wanted.background or "white") else ""
