@@ -316,11 +316,11 @@ def small_config() -> InternVLUConfig:
     resolution, halves it once, and the head takes its latents one by one.
     """
     vision = VisionConfig(
-        hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=384, patch_size=8, image_size=64
+        hidden_size=96, num_hidden_layers=3, num_attention_heads=3, intermediate_size=288, patch_size=8, image_size=64
     )
     llm = Qwen3Config(
-        vocab_size=1536, hidden_size=192, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=3,
-        head_dim=32, intermediate_size=512, rope_theta=1e4,
+        vocab_size=1536, hidden_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=32, intermediate_size=384, rope_theta=1e4,
     )  # fmt: skip
     vae = VAEConfig(
         base_dim=32, patch_size=4, z_dim=8, dim_mult=(1, 2), num_res_blocks=1, temperal_downsample=(False,),
@@ -328,14 +328,14 @@ def small_config() -> InternVLUConfig:
     )  # fmt: skip
     dit = MMDiTConfig(
         num_layers=5, num_attention_heads=6, attention_head_dim=32, patch_size=1, in_channels=8, out_channels=8,
-        joint_attention_dim=384, axes_dims_rope=(8, 12, 12),
+        joint_attention_dim=256, axes_dims_rope=(8, 12, 12),
     )  # fmt: skip
     head = HeadConfig(
-        decoder_config=dit, input_hidden_size=384, output_hidden_size=384, max_sequence_length=128,
+        decoder_config=dit, input_hidden_size=256, output_hidden_size=256, max_sequence_length=128,
         gen_image_height=64, gen_image_width=64, flow_shift=1.0,
     )  # fmt: skip
     pictures = GenerationImageProcessorConfig(
-        min_dynamic_patch=64, max_dynamic_patch=256, max_length=128, gen_down_sample_ratio=1.0
+        min_dynamic_patch=64, max_dynamic_patch=64, max_length=128, gen_down_sample_ratio=1.0
     )
     return InternVLUConfig(
         vlm=VLMConfig(vision_config=vision, llm_config=llm),

@@ -29,6 +29,7 @@ from safetensors.numpy import save
 from converters.rules import DTYPES
 from internvlu_jax.checkpoint import new_directory
 from internvlu_jax.data.records import BrokenRecord, Open, Record, parse
+from internvlu_jax.data.world.names import PREFIX, open_world
 
 SHARD_SUFFIX = ".array_record"
 _FILE = "file/"
@@ -48,11 +49,13 @@ class Source(Protocol):
 
 
 def open_source(path: str | Path) -> Source:
-    """The records at `path`: JSON lines, or a directory of shards.
+    """The records at `path`: JSON lines, a directory of shards, or the small world by a name (`data.world.names`).
 
     Raises:
         ValueError: there is nothing of that kind there, no record in it, or a shard is damaged.
     """
+    if str(path).startswith(PREFIX):
+        return open_world(str(path))
     path = Path(path).expanduser().absolute()
     if path.is_dir():
         return Shards(path)

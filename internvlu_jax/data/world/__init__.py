@@ -1,9 +1,10 @@
-"""A small world with known answers. A scene is the truth; pictures, prompts, edits, questions and scores derive from it.
+"""A small world with known answers. A scene is the truth: pictures, prompts, edits, questions and scores come from it.
 
 config.py     what exists, and what is kept from training     scene.py, render.py  scenes, and how they are drawn
 wanted.py     what a prompt means, scenes that fulfil it      captions.py          meanings as text
-edits.py, questions.py, riddles.py                            domains/             one module of tasks for each domain
-source.py     all of it as records to train on
+edits.py, questions.py, riddles.py                            figure.py, things.py what is drawn of lines and letters
+source.py     all of it as records to train on                domains/             the tasks of each domain
+names.py      worlds as sources of a training run
 """
 
 from internvlu_jax.data.world.config import FULL, SMALL, WORLDS, World

@@ -39,7 +39,7 @@ _CHINESE_NUMBERS = "零一两三四"
 
 def pick(options: Sequence[_T], rng: np.random.Generator) -> _T:
     """One of them at random."""
-    return options[rng.integers(len(options))]
+    return options[int(rng.integers(len(options)))]
 
 
 def article(text: str) -> str:
@@ -76,7 +76,12 @@ def caption(wanted: Wanted, rng: np.random.Generator) -> str:
     """One of the ways to say it."""
     relation = pick(_RELATIONS[wanted.relation], rng) if wanted.relation else None
     background = pick(("on a {} background", "on a {} background", "on {}"), rng)
-    return pick(_FRAMES, rng).format(_said(wanted, relation, background, rng))
+    return frame(rng).format(_said(wanted, relation, background, rng))
+
+
+def frame(rng: np.random.Generator) -> str:
+    """Words around what a picture shows: often none, sometimes those of a request."""
+    return pick(_FRAMES, rng)
 
 
 def _said(wanted: Wanted, relation: str | None, background: str, rng: np.random.Generator | None = None) -> str:

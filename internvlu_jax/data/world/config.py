@@ -24,7 +24,8 @@ class World:
     """Everything that scenes are made of.
 
     most: objects of one scene. grid: positions are multiples of 1 / grid; 256 puts every outline at 64 pixels on the
-    samples that draw it, a coarse one is easier to learn. plain: share of the scenes that have the first background, which prompts do not mention.
+    samples that draw it, a coarse one is easier to learn. plain: share of the scenes that have the first background,
+    which prompts do not mention.
     letters, word_length: of words. words: these and any other string of the letters are drawn, each half of the time.
     held_pairs: (colour, kind) and held_counts: (count, kind): no scene of training has such an object, or exactly so
     many of that kind. One in eight words is held out too, see `holds_word`.
@@ -114,7 +115,13 @@ def _check_known(name: str, values: Iterable, options: Iterable) -> None:
 
 
 WORDS = tuple(
-    ["ANT", "APE", "ARM", "ART", "BAG", "BALL", "BAT", "BED", "BEE", "BELL", "BIRD", "BLUE", "BOAT", "BOOK", "BOX", "BOY", "BUS", "CAKE", "CAR", "CAT", "COW", "CUP", "DAY", "DOG", "DOOR", "DUCK", "EAR", "EGG", "EYE", "FAN", "FISH", "FLAG", "FOX", "FROG", "GAME", "GIFT", "GOAT", "GO", "GOLD", "HAND", "HAT", "HEN", "HOME", "ICE", "INK", "JAM", "JAR", "KEY", "KING", "KITE", "LAMP", "LEAF", "LION", "MAP", "MILK", "MOON", "NEST", "NET", "NO", "NOTE", "OIL", "OK", "OPEN", "OWL", "PAN", "PEN", "PIG", "PIN", "PLUM", "RAIN", "RED", "RING", "ROAD", "ROSE", "SEA", "SHIP", "SKY", "SNOW", "STAR", "STOP", "SUN", "TEA", "TEN", "TOP", "TOY", "TREE", "UP", "VAN", "WAX", "WEB", "WOLF", "YES", "ZOO", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "12", "24", "42", "50", "99", "100", "365", "2024", "A1", "B2", "C3"]
+    """
+    ANT APE ARM ART BAG BALL BAT BED BEE BELL BIRD BLUE BOAT BOOK BOX BOY BUS CAKE CAR CAT COW CUP DAY DOG DOOR DUCK
+    EAR EGG EYE FAN FISH FLAG FOX FROG GAME GIFT GOAT GO GOLD HAND HAT HEN HOME ICE INK JAM JAR KEY KING KITE LAMP
+    LEAF LION MAP MILK MOON NEST NET NO NOTE OIL OK OPEN OWL PAN PEN PIG PIN PLUM RAIN RED RING ROAD ROSE SEA SHIP
+    SKY SNOW STAR STOP SUN TEA TEN TOP TOY TREE UP VAN WAX WEB WOLF YES ZOO 1 2 3 4 5 6 7 8 9 10 12 24 42 50 99 100
+    365 2024 A1 B2 C3
+    """.split()
 )
 """Words that a picture may say, numbers among them."""
 

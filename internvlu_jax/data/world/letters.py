@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -49,19 +50,26 @@ Z ##### ....# ...#. ..#.. .#... #.... #####
 """
 
 
-def _glyphs() -> dict[str, Bool[np.ndarray, "7 5"]]:
+_MARKS = """
+! ..#.. ..#.. ..#.. ..#.. ..#.. ..... ..#..
+? .###. #...# ....# ..##. ..#.. ..... ..#..
+"""
+
+
+def _glyphs(drawn: str) -> dict[str, Bool[np.ndarray, "7 5"]]:
     glyphs = {}
-    for line in _DRAWN.split("\n"):
-        if line:
-            name, *rows = line.split()
-            glyphs[name] = np.array([[cell == "#" for cell in row] for row in rows])
+    for line in drawn.strip().split("\n"):
+        name, *rows = line.split()
+        glyphs[name] = np.array([[cell == "#" for cell in row] for row in rows])
     return glyphs
 
 
-GLYPHS = _glyphs()
+GLYPHS = _glyphs(_DRAWN)
 """Letters as cells, by name."""
 
 LETTERS = "".join(GLYPHS)
+
+_IN_LINES = {**GLYPHS, **_glyphs(_MARKS), " ": np.zeros((ROWS, COLUMNS), bool)}
 
 
 def word_columns(letters: int) -> int:
@@ -78,6 +86,22 @@ def word_cells(text: str) -> Bool[np.ndarray, "7 n"]:
     """
     if not text or any(letter not in GLYPHS for letter in text):
         raise ValueError(f"the word is {text!r}; expected letters out of {LETTERS}")
+    return _row(text, GLYPHS)
+
+
+@lru_cache(4096)
+def line_cells(text: str) -> Bool[np.ndarray, "7 n"]:
+    """The cells of a line of words and marks; a space is as wide as a letter.
+
+    Raises:
+        ValueError: something that is not A-Z, 0-9, !, ? or a space, or nothing.
+    """
+    if not text or any(letter not in _IN_LINES for letter in text):
+        raise ValueError(f"the line is {text!r}; expected characters out of {''.join(_IN_LINES)!r}")
+    return _row(text, _IN_LINES)
+
+
+def _row(text: str, glyphs: Mapping[str, Bool[np.ndarray, "7 5"]]) -> Bool[np.ndarray, "7 n"]:
     gap = np.zeros((ROWS, 1), bool)
-    parts = [part for letter in text for part in (GLYPHS[letter], gap)]
+    parts = [part for letter in text for part in (glyphs[letter], gap)]
     return np.concatenate(parts[:-1], axis=1)

@@ -1,4 +1,4 @@
-"""Questions about a scene, with short answers. The answer is drawn first, so that none can be guessed from the question."""
+"""Questions about a scene, with short answers; the answer is drawn first, so that no question gives it away."""
 
 from __future__ import annotations
 

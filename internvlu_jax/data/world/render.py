@@ -1,12 +1,13 @@
-"""Shapes and words as pixels, anti-aliased by counting the samples of each pixel that lie inside an outline."""
+"""Shapes, words and regions as pixels, anti-aliased by counting the samples of each pixel that lie inside an outline."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 
 from internvlu_jax.data.world.letters import word_cells
 from internvlu_jax.data.world.shapes import extent, inside
@@ -53,12 +54,29 @@ def paint_shape(
 
 def paint_word(picture: Picture, text: str, box: Box, under: Colour, over: Colour) -> None:
     """Draws a word that fills the box, which is in sides of the picture."""
-    cells = word_cells(text)
-    left, top, right, bottom = (edge * len(picture) for edge in box)
-    columns, across, column = _cells_along(left, right, cells.shape[1])
-    rows, down, row = _cells_along(top, bottom, cells.shape[0])
-    found = cells[np.clip(rows, 0, cells.shape[0] - 1)][:, np.clip(columns, 0, cells.shape[1] - 1)]
-    _paint(picture, _counts(found & down[:, None] & across), row, column, under, over)
+    _paint(picture, *_cell_counts(word_cells(text), box, len(picture)), under, over)
+
+
+def paint_cells(picture: Picture, cells: Bool[np.ndarray, "h w"], box: Box, over: Colour) -> None:
+    """Draws cells that fill the box, which is in sides of the picture, over whatever is there."""
+    _blend(picture, *_cell_counts(cells, box, len(picture)), over)
+
+
+def paint_region(
+    picture: Picture, box: Box, covers: Callable[[np.ndarray, np.ndarray], np.ndarray], over: Colour
+) -> None:
+    """Draws what lies in a region over whatever is there.
+
+    Args:
+        box: around the region, in sides of the picture.
+        covers: from a row of x and a column of y, in sides, to whether the points are in the region.
+    """
+    side = len(picture)
+    left, top = (max(math.floor(edge * side), 0) for edge in box[:2])
+    right, bottom = (min(math.ceil(edge * side), side) for edge in box[2:])
+    if left < right and top < bottom:
+        x, y = ((np.arange(a * SAMPLES, b * SAMPLES) + 0.5) / (SAMPLES * side) for a, b in ((left, right), (top, bottom)))
+        _blend(picture, _counts(covers(x[None, :], y[:, None])), top, left, over)
 
 
 @lru_cache(1024)
@@ -77,6 +95,15 @@ def shape_counts(kind: str, radius: float, x: float, y: float) -> tuple[Counts, 
     return _counts(inside(kind, *np.broadcast_arrays(across[None, :], down[:, None]))), reach
 
 
+def _cell_counts(cells: Bool[np.ndarray, "h w"], box: Box, side: int) -> tuple[Counts, int, int]:
+    """Covered samples of cells that fill the box, and the first row and column of pixels."""
+    left, top, right, bottom = (edge * side for edge in box)
+    columns, across, column = _cells_along(left, right, cells.shape[1])
+    rows, down, row = _cells_along(top, bottom, cells.shape[0])
+    found = cells[np.clip(rows, 0, cells.shape[0] - 1)][:, np.clip(columns, 0, cells.shape[1] - 1)]
+    return _counts(found & down[:, None] & across), row, column
+
+
 def _cells_along(low: float, high: float, cells: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Along one axis: the cell of each sample, whether it is in the word at all, and the first pixel."""
     start = math.floor(low)
@@ -92,12 +119,23 @@ def _counts(covered: np.ndarray) -> Counts:
 
 
 def _paint(picture: Picture, counts: Counts, row: int, column: int, under: Colour, over: Colour) -> None:
-    """Colours what is covered; whatever reaches over the picture's edge is cut off."""
+    """Colours what is covered, on a plain background."""
+    view, counts = _overlap(picture, counts, row, column)
+    np.copyto(view, _mixtures(under, over)[counts], where=(counts > 0)[:, :, None])
+
+
+def _blend(picture: Picture, counts: Counts, row: int, column: int, over: Colour) -> None:
+    """Colours what is covered, whatever is below."""
+    view, counts = _overlap(picture, counts, row, column)
+    share = counts[:, :, None].astype(np.uint32)
+    view[:] = (view * (FULL - share) + np.array(over, np.uint32) * share + FULL // 2) // FULL
+
+
+def _overlap(picture: Picture, counts: Counts, row: int, column: int) -> tuple[Picture, Counts]:
+    """The pixels that are covered; whatever reaches over the picture's edge is cut off."""
     top, left = max(row, 0), max(column, 0)
     counts = counts[top - row : picture.shape[0] - row, left - column : picture.shape[1] - column]
-    if counts.size:
-        view = picture[top : top + counts.shape[0], left : left + counts.shape[1]]
-        np.copyto(view, _mixtures(under, over)[counts], where=(counts > 0)[:, :, None])
+    return picture[top : top + counts.shape[0], left : left + counts.shape[1]], counts
 
 
 @lru_cache(1024)

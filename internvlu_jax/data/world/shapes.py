@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -15,18 +16,19 @@ _DENSE = 400  # points a side from which areas and centroids are measured
 
 
 def _polygon(points: Sequence[tuple[float, float]]) -> _Inside:
-    """Even-odd rule, after moving the polygon so that its box is centred."""
+    """The polygon, moved so that its box is centred."""
     middle = [(max(p[i] for p in points) + min(p[i] for p in points)) / 2 for i in (0, 1)]
     corners = [(x - middle[0], y - middle[1]) for x, y in points]
+    return lambda x, y: in_polygon(corners, x, y)
 
-    def inside(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        odd = np.zeros(np.broadcast_shapes(x.shape, y.shape), bool)
-        for (ax, ay), (bx, by) in zip(corners, corners[1:] + corners[:1], strict=True):
-            if ay != by:
-                odd ^= ((ay > y) != (by > y)) & (x < (bx - ax) * (y - ay) / (by - ay) + ax)
-        return odd
 
-    return inside
+def in_polygon(corners: Sequence[tuple[float, float]], x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Which points lie inside, by the even-odd rule; x and y are broadcast."""
+    odd = np.zeros(np.broadcast_shapes(x.shape, y.shape), bool)
+    for (ax, ay), (bx, by) in itertools.pairwise([*corners, corners[0]]):
+        if ay != by:
+            odd ^= ((ay > y) != (by > y)) & (x < (bx - ax) * (y - ay) / (by - ay) + ax)
+    return odd
 
 
 def _spokes(count: int, radii: Sequence[float]) -> list[tuple[float, float]]:

@@ -43,7 +43,7 @@ def described(scene: Scene) -> Wanted:
     groups = tuple(Group(kind, colour, count=count) for (kind, colour), count in names.items())
     word = scene.word
     return Wanted(
-        groups, background=scene.background, word=word and word.text, word_colour=word.colour if word else None
+        groups, background=scene.background, word=word.text if word else None, word_colour=word.colour if word else None
     )
 
 

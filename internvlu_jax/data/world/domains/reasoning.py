@@ -127,4 +127,11 @@ def direct(world: World, rng: np.random.Generator, held_out: bool) -> Example:
     return replace(picture(world, rng, held_out), reasoning=None)
 
 
-TASKS: Mapping[str, Maker] = {"picture": picture, "direct": direct}
+def words(world: World, rng: np.random.Generator, held_out: bool) -> Example:
+    """The same prompts and reasoning in words alone, for a language model that does not draw yet."""
+    kind = pick(RIDDLES, rng)
+    text, reasoning, wanted = riddle(world, kind, rng, held_out)
+    return Example("understanding", kind, text, wanted, answer=reasoning)
+
+
+TASKS: Mapping[str, Maker] = {"picture": picture, "direct": direct, "words": words}

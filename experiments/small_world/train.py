@@ -1,0 +1,193 @@
+"""The model in the box, from nothing: tokenizer, autoencoder, backbone, and the three stages, all on the small world.
+
+    python -m experiments.small_world.train --workdir DIR [--scale 1.0] [--until NAME] [--export DST]
+
+The order is that of the 4B model, with a backbone of our own in the place of the pretrained one: the autoencoder; the
+vision encoder and language model on questions about pictures and on reasoning in words; stage 1, the head alone on
+prompts; stage 2, the head alone with edits; stage 3, everything but the autoencoder on all tasks. Each part goes on
+where it was stopped, so the same command is given again until it is done. `--export` writes the result as a directory
+in the released layout, in bfloat16.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import tyro
+from jaxtyping import UInt8
+
+from converters.checkpoint import export_released
+from experiments.configs.stage1 import HEAD_ONLY
+from experiments.configs.stage3 import ALL_BUT_VAE
+from internvlu_jax import checkpoint, loading
+from internvlu_jax.compilation import enable_cache
+from internvlu_jax.config import small_config
+from internvlu_jax.data.config import DataConfig
+from internvlu_jax.data.world import WorldSource
+from internvlu_jax.data.world.scene import Scene
+from internvlu_jax.models.internvlu import init_params
+from internvlu_jax.processing import chat
+from internvlu_jax.processing.tokenizer import Tokenizer
+from internvlu_jax.training.autoencoder import (
+    AutoencoderConfig,
+    latent_statistics,
+    train_autoencoder,
+    with_statistics,
+)
+from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig, TrainConfig
+from internvlu_jax.training.loop import train
+
+SIDE = 64
+_CROP = 32  # pixels; crops around objects teach the autoencoder in minutes what whole pictures take hours for
+_CROPS = 32  # of one step
+_MERGES = 1200
+_TEXTS = 20_000  # examples whose texts the tokenizer is made from
+_DRAWN = {"general/picture": 3.0, "text/picture": 1.0}
+BACKBONE_ONLY = (("vlm/.*", 1.0), (".*", 0.0))
+
+PROMPTS = (
+    "a red circle", "a large blue star", "two green squares", "three yellow triangles", "a black circle and a pink star",
+    "a purple square left of an orange circle", "a green triangle above a blue circle", "four red stars",
+    "a small orange star", "the word CAT", "a pink square on a light blue background", "two blue circles and a red star",
+)  # fmt: skip
+
+Part = Literal["start", "backbone", "stage1", "stage2", "stage3"]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    workdir: Path
+    scale: float = 1.0
+    """Factor of all numbers of steps."""
+    seed: int = 0
+    until: Part = "stage3"
+    """The last part to train."""
+    export: Path | None = None
+    """A new directory for the result."""
+
+
+def texts() -> Iterator[str]:
+    """What the tokenizer is made from: all texts of the world, but for the words in pictures.
+
+    Those stay single letters: the head has to draw them one by one.
+    """
+    source = WorldSource(seed=1)
+    for n in range(_TEXTS):
+        example = source.example(n)
+        for text in (example.prompt, example.answer, example.reasoning or ""):
+            plain = re.sub(r"[A-Z0-9]{2,}", " ", text)
+            yield from (plain, chat.normalise_user_text(plain))
+
+
+def crops(seed: int, step: int) -> UInt8[np.ndarray, "b y x 3"]:
+    """Parts of pictures with something in them, for one step of the autoencoder."""
+    source = WorldSource(weights=_DRAWN, seed=seed)
+    rng = np.random.default_rng([seed, step])
+    return np.stack([_crop(source.example(step * _CROPS + n).image, rng) for n in range(_CROPS)])
+
+
+def _crop(scene: Any, rng: np.random.Generator) -> UInt8[np.ndarray, "y x 3"]:
+    assert isinstance(scene, Scene)
+    boxes = [thing.box for thing in (*scene.items, *([scene.word] if scene.word else []))]
+    left, top, right, bottom = (SIDE * edge for edge in boxes[rng.integers(len(boxes))])
+    x, y = (int(rng.uniform(*ends) - _CROP / 2 + rng.integers(-8, 9)) for ends in ((left, right), (top, bottom)))
+    x, y = (min(max(v // 8 * 8, 0), SIDE - _CROP) for v in (x, y))  # latents are drawn on this grid, too
+    return scene.draw(SIDE)[y : y + _CROP, x : x + _CROP]
+
+
+def start_model(arguments: Arguments) -> Path:
+    """A model directory with a tokenizer, a trained autoencoder, and everything else at random."""
+    target = arguments.workdir / "start"
+    if checkpoint.is_model(target):
+        return target
+    config, seed = small_config(), arguments.seed
+    how = AutoencoderConfig(steps=max(round(7000 * arguments.scale), 1), kl_weight=4e-3, seed=seed)
+    vae = train_autoencoder(config.vae, how, lambda step: crops(seed + 2, step), arguments.workdir / "vae")
+    source = WorldSource(weights=_DRAWN, seed=seed + 3)
+    pictures = [np.stack([source[n + 64 * k].image.pixels() for n in range(64)]) for k in range(16)]  # type: ignore
+    mean, std = latent_statistics(config.vae, vae, pictures)
+    # One scale for all channels: those that say little would otherwise be blown up, and cost the head as much as others.
+    config = with_statistics(config, mean, np.full_like(std, np.sqrt(np.mean(np.square(std)))))
+    params = {**init_params(config, jax.random.key(seed)), "vae": vae}
+    files = arguments.workdir / "files"
+    Tokenizer.trained(texts(), _MERGES, chat.FIXED_TEXTS).save(files / "processor")
+    checkpoint.save_model(target, config, params, {}, files)
+    return target
+
+
+def _sources(**weights: float) -> tuple[tuple[str, float], ...]:
+    return tuple((f"world:small/{name.replace('_', '/')}", weight) for name, weight in weights.items())
+
+
+def parts(arguments: Arguments, start: Path) -> list[TrainConfig]:
+    """Backbone and stages; each starts from the one before it."""
+    work, scale = arguments.workdir, arguments.scale
+    optimizer = OptimizerConfig(learning_rate=1e-3, warmup=200, clip=1.0, b2=0.99, ema=0.999)
+    head = dataclasses.replace(optimizer, rates=HEAD_ONLY)
+    final = dataclasses.replace(optimizer, rates=ALL_BUT_VAE, schedule="cosine")
+    seen = _sources(general_question=4, general_description=1, text_question=1, reasoning_words=2)
+    drawn = _sources(general_picture=5, text_picture=1, reasoning_direct=0.5)
+    edited = _sources(general_edit=4, text_edit=0.5)
+    reasoned = _sources(reasoning_picture=1.5)
+    data = DataConfig(
+        batch_size=32, packed_rows=12, sides=(SIDE,), text_lengths=(32, 56), pack_length=256, pack_tiles=5,
+        threads=2, prefetch=4, text_targets=False,
+    )  # fmt: skip
+    both = dataclasses.replace(data, text_targets=True)
+    common: dict[str, Any] = {
+        "seed": arguments.seed, "save_every": 500, "keep_last": 1, "sample_every": 1000, "sample_prompts": PROMPTS,
+    }  # fmt: skip
+
+    def part(name: str, steps: int, before: Path, **settings: Any) -> TrainConfig:
+        return TrainConfig(name, max(round(steps * scale), 1), start=str(before), **settings, **common)
+
+    words, flow, joint = ObjectiveConfig(1.0, 0.0), ObjectiveConfig(0.0, 1.0), ObjectiveConfig(0.2, 1.0)
+    return [
+        part(
+            "backbone", 6000, start, objective=words,
+            optimizer=dataclasses.replace(optimizer, rates=BACKBONE_ONLY),
+            data=dataclasses.replace(both, sources=seen, packed_rows=12),
+        ),
+        part(
+            "stage1", 10_000, work / "backbone", objective=flow, optimizer=head, accumulate=2,
+            data=dataclasses.replace(data, sources=drawn),
+        ),
+        part(
+            "stage2", 4000, work / "stage1", objective=flow, optimizer=head, accumulate=2,
+            data=dataclasses.replace(data, sources=drawn + edited),
+        ),
+        part(
+            "stage3", 12_000, work / "stage2", objective=joint, optimizer=final, accumulate=3,
+            data=dataclasses.replace(both, sources=drawn + edited + reasoned + seen[:3]),
+        ),
+    ]  # fmt: skip
+
+
+def main(arguments: Arguments) -> int:
+    enable_cache()
+    start = start_model(arguments)
+    if arguments.until == "start":
+        return 0
+    last = start
+    for cfg in parts(arguments, start):
+        last = arguments.workdir / cfg.name
+        if train(cfg, last).stopped:
+            return 0
+        if cfg.name == arguments.until:
+            break
+    if arguments.export is not None:
+        model = loading.load(last, widest="bfloat16", place=np.asarray)
+        export_released(arguments.export, model.config, model.params, model.extras, model.small_files)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Arguments)))
