@@ -35,6 +35,7 @@ from internvlu_jax.models.internvlu import init_params
 from internvlu_jax.pipeline import InternVLUPipeline
 from internvlu_jax.processing import chat
 from internvlu_jax.processing.tokenizer import Tokenizer
+from internvlu_jax.sheets import save_sheet, sheet
 from internvlu_jax.training.autoencoder import (
     AutoencoderConfig,
     latent_statistics,
@@ -43,7 +44,6 @@ from internvlu_jax.training.autoencoder import (
 )
 from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig, TrainConfig
 from internvlu_jax.training.loop import train
-from internvlu_jax.training.samples import save_sheet, sheet
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from internvlu_jax.config import InternVLUConfig
 from internvlu_jax.models import lora
 
 HUB_FILES = ["*.json", "*.safetensors", "*.txt"]
+BUILT_IN = Path(__file__).parent / "small"
+"""The model in the box: a few million parameters that know the small world (`data.world`), in the released layout."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,14 @@ class Model:
     small_files: Path
 
 
-def resolve(name: str | Path) -> Path:
-    """The directory of a checkpoint: `name` itself, or a snapshot of the Hub repository `name`.
+def resolve(name: str | Path | None) -> Path:
+    """The directory of a checkpoint: `name` itself, or a snapshot of the Hub repository `name`; None is `BUILT_IN`.
 
     Raises:
         ValueError: there is no such directory, and no such repository can be had.
     """
+    if name is None:
+        return BUILT_IN
     path = Path(name).expanduser()
     if path.is_dir():
         return path
@@ -59,11 +63,11 @@ def _download(repository: str) -> Path:
         ) from error
 
 
-def load(name: str | Path, widest: str | None = None, place: Callable[[np.ndarray], Any] | None = None) -> Model:
+def load(name: str | Path | None, widest: str | None = None, place: Callable[[np.ndarray], Any] | None = None) -> Model:
     """Loads a checkpoint in either layout, or what a training run has come to.
 
     Args:
-        name: a directory or a Hub id.
+        name: a directory or a Hub id; None is the model in the box.
         widest: wider parameters are cast to this dtype while they are read; None keeps the checkpoint's.
         place: what becomes of each parameter; None places it on the default device.
 

@@ -68,10 +68,13 @@ class InternVLUPipeline:
         self._dropped: dict[bytes, Context] = {}
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, dtype: Any = None, attention: str = "auto") -> InternVLUPipeline:
+    def from_pretrained(
+        cls, path: str | Path | None = None, *, dtype: Any = None, attention: str = "auto"
+    ) -> InternVLUPipeline:
         """Loads a checkpoint: a directory in the released layout, one that `convert` wrote, or a run's; or a Hub id.
 
         Args:
+            path: None is the small model in the box, which draws coloured shapes at 64 x 64.
             dtype: of the computation, by name or as a dtype. None: float32 on a CPU, bfloat16 on an accelerator.
                 Parameters keep the dtype of the checkpoint unless that is wider.
             attention: "auto", "xla" or "cudnn", see `ops.attention`.

@@ -130,7 +130,7 @@ def _sources(**weights: float) -> tuple[tuple[str, float], ...]:
 def parts(arguments: Arguments, start: Path) -> list[TrainConfig]:
     """Backbone and stages; each starts from the one before it."""
     work, scale = arguments.workdir, arguments.scale
-    optimizer = OptimizerConfig(learning_rate=1e-3, warmup=200, clip=1.0, b2=0.99, ema=0.999)
+    optimizer = OptimizerConfig(learning_rate=1.5e-3, warmup=200, clip=1.0, b2=0.99, ema=0.999)
     head = dataclasses.replace(optimizer, rates=HEAD_ONLY)
     final = dataclasses.replace(optimizer, rates=ALL_BUT_VAE, schedule="cosine")
     seen = _sources(general_question=4, general_description=1, text_question=1, reasoning_words=2)
@@ -152,8 +152,8 @@ def parts(arguments: Arguments, start: Path) -> list[TrainConfig]:
     words, flow, joint = ObjectiveConfig(1.0, 0.0), ObjectiveConfig(0.0, 1.0), ObjectiveConfig(0.2, 1.0)
     return [
         part(
-            "backbone", 6000, start, objective=words,
-            optimizer=dataclasses.replace(optimizer, rates=BACKBONE_ONLY),
+            "backbone", 1500, start, objective=words,
+            optimizer=dataclasses.replace(optimizer, learning_rate=1e-3, rates=BACKBONE_ONLY),
             data=dataclasses.replace(both, sources=seen, packed_rows=12),
         ),
         part(

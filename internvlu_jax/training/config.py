@@ -37,8 +37,6 @@ class OptimizerConfig:
     ema: decay of the moving average of what is trained; None keeps none.
     """
 
-    kind: Literal["adamw", "muon"] = "adamw"
-    muon_momentum: float = 0.95
     learning_rate: float = 1e-4
     schedule: Literal["constant", "cosine"] = "constant"
     warmup: int = 1000

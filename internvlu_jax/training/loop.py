@@ -24,10 +24,11 @@ from internvlu_jax.config import ConfigError
 from internvlu_jax.data.batch import Batch
 from internvlu_jax.data.loader import Loader
 from internvlu_jax.parallel.executors import Executor, make_executor
+from internvlu_jax.sheets import save_sheet
 from internvlu_jax.training import overview, setup
 from internvlu_jax.training.config import TrainConfig
 from internvlu_jax.training.reporting import Records
-from internvlu_jax.training.samples import sample_sheet, save_sheet
+from internvlu_jax.training.samples import sample_sheet
 from internvlu_jax.training.setup import Origin
 from internvlu_jax.training.step import Step, TrainState, not_finite
 from internvlu_jax.training.throughput import Operations, Rate, peak_operations

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
 
 from internvlu_jax.training.config import OptimizerConfig
 from internvlu_jax.training.tree import Tree, from_paths, numbers, paths
-
-
-_KERNEL = re.compile(r"(blocks|last_block|layers)/.*\b(q|k|v|qkv|out|gate|up|down|fc1|fc2)/kernel$")
 
 
 class Factors(NamedTuple):
@@ -71,44 +66,8 @@ def make_optimizer(
 
     return optax.chain(
         optax.clip_by_global_norm(cfg.clip),
-        _direction(cfg, trained),
+        optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps),
         *([optax.stateless(add_decay)] if cfg.weight_decay else []),
         optax.scale_by_schedule(schedule(cfg, steps)),
         optax.stateless(scale),
     )
-
-
-def _direction(cfg: OptimizerConfig, trained: Tree) -> optax.GradientTransformation:
-    """Adam, or Muon for the matrices of blocks and Adam for everything else."""
-    adam = optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps)
-    if cfg.kind == "adamw":
-        return adam
-    shapes = paths(trained)
-    axes = {path: _matrix_axes(path, leaf) for path, leaf in shapes.items()}
-    labels = from_paths({path: "adam" if found is None else "muon" for path, found in axes.items()})
-    dimensions = from_paths(axes)
-
-    def scale(updates: Tree, _: Tree) -> Tree:
-        return jax.tree.map(_to_adam_size, updates, dimensions)
-
-    muon = optax.chain(
-        optax.contrib.scale_by_muon(beta=cfg.muon_momentum, weight_dimension_numbers=dimensions), optax.stateless(scale)
-    )
-    return optax.partition({"muon": muon, "adam": adam}, labels)
-
-
-def _matrix_axes(path: str, leaf: jax.ShapeDtypeStruct) -> optax.contrib.MuonDimensionNumbers | None:
-    """Which axes of a kernel of a block are its input and its output; None for everything else."""
-    found = _KERNEL.search(path)
-    if found is None:
-        return None
-    first = int(found[1] != "last_block")  # blocks that are scanned are stacked along the first axis
-    last = len(leaf.shape) - 1
-    inputs = tuple(range(first, last)) if found[2] == "out" else (first,)
-    return optax.contrib.MuonDimensionNumbers(inputs, tuple(range(inputs[-1] + 1, last + 1)))
-
-
-def _to_adam_size(update, axes):
-    import math
-    size = max(math.prod(update.shape[a] for a in side) for side in (axes.reduction_axis, axes.output_axis))
-    return 0.2 * size**0.5 * update

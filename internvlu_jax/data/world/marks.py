@@ -64,9 +64,7 @@ class Disc:
 
     def paint(self, picture: Picture) -> None:
         x0, y0, limit = self.x / UNITS, self.y / UNITS, (self.radius / UNITS) ** 2
-        paint_region(
-            picture, _in_sides(self.box), lambda x, y: (x - x0) ** 2 + (y - y0) ** 2 <= limit, self.colour
-        )
+        paint_region(picture, _in_sides(self.box), lambda x, y: (x - x0) ** 2 + (y - y0) ** 2 <= limit, self.colour)
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,9 @@ def arrow_head(tip: Point, direction: Point, colour: Colour, size: float = 5) ->
     """A triangle that ends at the tip; the direction has length one."""
     (x, y), (dx, dy) = tip, direction
     base, half = (x - size * dx, y - size * dy), 0.55 * size
-    return Polygon(((x, y), (base[0] - half * dy, base[1] + half * dx), (base[0] + half * dy, base[1] - half * dx)), colour)
+    return Polygon(
+        ((x, y), (base[0] - half * dy, base[1] + half * dx), (base[0] + half * dy, base[1] - half * dx)), colour
+    )
 
 
 def badge(text: str, x: float, y: float, fill: Colour, radius: float = 5.5, rim: Colour = DARK) -> list[Mark]:

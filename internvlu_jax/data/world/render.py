@@ -75,7 +75,9 @@ def paint_region(
     left, top = (max(math.floor(edge * side), 0) for edge in box[:2])
     right, bottom = (min(math.ceil(edge * side), side) for edge in box[2:])
     if left < right and top < bottom:
-        x, y = ((np.arange(a * SAMPLES, b * SAMPLES) + 0.5) / (SAMPLES * side) for a, b in ((left, right), (top, bottom)))
+        x, y = (
+            (np.arange(a * SAMPLES, b * SAMPLES) + 0.5) / (SAMPLES * side) for a, b in ((left, right), (top, bottom))
+        )
         _blend(picture, _counts(covers(x[None, :], y[:, None])), top, left, over)
 
 

@@ -1,18 +1,22 @@
-"""The domains of the world, one module each: `TASKS` names what it makes (`example.Maker`).
+"""The domains of the world, one module or package each: `TASKS` names what it makes (`example.Maker`).
 
 A new domain is one more module with its own `TASKS` and one more line here. Its scenes need nothing but a `draw(side)`.
+Topics of science and the like are modules with a `TOPIC`, from which `things.tasks` makes pictures, reasoning, questions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from internvlu_jax.data.world.domains import general, reasoning, text
+from internvlu_jax.data.world.domains import general, humour, reasoning, science, spatial, text
 from internvlu_jax.data.world.example import Maker
 
 DOMAINS: Mapping[str, Mapping[str, Maker]] = {
     "general": general.TASKS,
     "text": text.TASKS,
+    "science": science.TASKS,
+    "spatial": spatial.TASKS,
+    "humour": humour.TASKS,
     "reasoning": reasoning.TASKS,
 }
 

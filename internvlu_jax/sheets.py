@@ -1,0 +1,52 @@
+"""Sheets of pictures, plain or with a text under each."""
+
+from __future__ import annotations
+
+import math
+import os
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+_GAP = 2
+_FONT = 11  # pixels
+_LINE = 13
+_LETTER = 5.6  # pixels, about, of Pillow's own font at that size
+
+
+def sheet(pictures: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
+    """Pictures of one size side by side, by default in rows that make about a square."""
+    columns = columns or math.ceil(math.sqrt(len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    width, height = pictures[0].size
+    canvas = Image.new("RGB", (columns * (width + _GAP) - _GAP, rows * (height + _GAP) - _GAP), "white")
+    for n, picture in enumerate(pictures):
+        canvas.paste(picture, (n % columns * (width + _GAP), n // columns * (height + _GAP)))
+    return canvas
+
+
+def captioned(pictures: Sequence[Image.Image], texts: Sequence[str], columns: int, side: int = 160) -> Image.Image:
+    """Pictures, enlarged to `side` pixels without smoothing, each with its text below."""
+    lines = [textwrap.wrap(text, max(int(side / _LETTER), 8)) for text in texts]
+    room = _LINE * max(map(len, lines)) + 6
+    return sheet([_with_text(p, found, side, room) for p, found in zip(pictures, lines, strict=True)], columns)
+
+
+def _with_text(picture: Image.Image, lines: Sequence[str], side: int, room: int) -> Image.Image:
+    canvas = Image.new("RGB", (side + 8, side + room), "white")
+    canvas.paste(picture.resize((side, side), Image.Resampling.NEAREST), (4, 2))
+    ImageDraw.Draw(canvas).rectangle((3, 1, side + 4, side + 2), outline=(200, 200, 200))
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(_FONT)
+    for n, line in enumerate(lines):
+        draw.text((4, side + 4 + n * _LINE), line, (40, 40, 40), font)
+    return canvas
+
+
+def save_sheet(picture: Image.Image, path: Path) -> None:
+    """Writes the file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}.png")
+    picture.save(partial)
+    partial.replace(path)
