@@ -67,7 +67,7 @@ def start_model(arguments: Arguments, workdir: Path) -> Path:
         return target
     pictures = np.stack([p.pixels() for r in [*records("t2i"), *records("edit")] for p in (r.image, *r.sources)])
     config = debug_config()
-    # So much divergence that the decoder forgives the errors of the head, which are some tenths of a latent's deviation.
+    # So much divergence that the decoder forgives the errors of the head, some tenths of a latent's deviation.
     how = AutoencoderConfig(steps=max(round(1500 * arguments.scale), 1), kl_weight=1e-3, seed=arguments.seed)
     vae = train_autoencoder(config.vae, how, lambda step: pictures, workdir / "vae")
     config = with_statistics(config, *latent_statistics(config.vae, vae, [pictures]))

@@ -54,9 +54,10 @@ _DRAWN = {"general/picture": 3.0, "text/picture": 1.0}
 BACKBONE_ONLY = (("vlm/.*", 1.0), (".*", 0.0))
 
 PROMPTS = (
-    "a red circle", "a large blue star", "two green squares", "three yellow triangles", "a black circle and a pink star",
-    "a purple square left of an orange circle", "a green triangle above a blue circle", "four red stars",
-    "a small orange star", "the word CAT", "a pink square on a light blue background", "two blue circles and a red star",
+    "a red circle", "a large blue star", "two green squares", "three yellow triangles", "four red stars",
+    "a black circle and a pink star", "a purple square left of an orange circle", "a small orange star",
+    "a green triangle above a blue circle", "the word CAT", "a pink square on a light blue background",
+    "two blue circles and a red star",
 )  # fmt: skip
 
 Part = Literal["start", "backbone", "stage1", "stage2", "stage3"]
@@ -96,7 +97,7 @@ def crops(seed: int, step: int) -> UInt8[np.ndarray, "b y x 3"]:
 
 def _crop(scene: Any, rng: np.random.Generator) -> UInt8[np.ndarray, "y x 3"]:
     assert isinstance(scene, Scene)
-    boxes = [thing.box for thing in (*scene.items, *([scene.word] if scene.word else []))]
+    boxes = [item.box for item in scene.items] + ([scene.word.box] if scene.word else [])
     left, top, right, bottom = (SIDE * edge for edge in boxes[rng.integers(len(boxes))])
     x, y = (int(rng.uniform(*ends) - _CROP / 2 + rng.integers(-8, 9)) for ends in ((left, right), (top, bottom)))
     x, y = (min(max(v // 8 * 8, 0), SIDE - _CROP) for v in (x, y))  # latents are drawn on this grid, too
@@ -114,7 +115,7 @@ def start_model(arguments: Arguments) -> Path:
     source = WorldSource(weights=_DRAWN, seed=seed + 3)
     pictures = [np.stack([source[n + 64 * k].image.pixels() for n in range(64)]) for k in range(16)]  # type: ignore
     mean, std = latent_statistics(config.vae, vae, pictures)
-    # One scale for all channels: those that say little would otherwise be blown up, and cost the head as much as others.
+    # One scale for all channels: those that say little would be blown up, and cost the head as much as others.
     config = with_statistics(config, mean, np.full_like(std, np.sqrt(np.mean(np.square(std)))))
     params = {**init_params(config, jax.random.key(seed)), "vae": vae}
     files = arguments.workdir / "files"

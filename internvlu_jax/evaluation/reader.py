@@ -3,8 +3,9 @@
 1. The background is the median colour along the edge of the picture.
 2. What differs from it falls into blobs. The middle of a blob says its colour, and with that the share of every pixel
    that the blob covers, p = background + share (colour - background).
-3. Each kind of shape is drawn with the blob's area and centroid and compared with those shares (their smaller sum over
-   their larger one, both slightly blurred). The best kind has to fit well, and better than the next.
+3. Each kind of shape is drawn with the blob's area and centroid, in three degrees of sharpness, and compared with those
+   shares (their smaller sum over their larger one, both slightly blurred). The best kind has to fit well, and clearly
+   better than the next.
 4. Blobs of one colour that are no shapes are tried as letters of a word. What is left is malformed.
 """
 
@@ -16,8 +17,6 @@ from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
-
 from internvlu_jax.data.world.layout import box_at
 from internvlu_jax.data.world.render import FULL, shape_counts
 from internvlu_jax.data.world.scene import BACKGROUNDS, COLOURS, SIZES
@@ -29,21 +28,22 @@ from internvlu_jax.evaluation.reading import Found, Reading
 OUT = 45.0
 """Difference of colour, in levels, from which on a pixel is not background."""
 
-FIT = 0.9
-"""Least agreement of a blob with a shape, 0 to 1."""
+FIT = 0.92
+"""Least agreement of a blob with a shape, 0 to 1. A pentagon agrees with a circle to 0.915."""
 
-LEAD = 0.02
-"""By which the best shape has to be better than the next."""
+LEAD = 0.06
+"""By which the best shape has to be better than the next. Halfway between two shapes it is 0."""
 
 _READ_AT = 64  # pixels a side; larger pictures are read smaller
-_COLOUR = 75.0  # levels that a blob's colour may be away from its name
+_COLOUR = 60.0  # levels that a blob's colour may be away from its name, and its pixels from that colour
+_EVEN = 0.9  # share of the pixels in the middle of a blob that have its colour
 _BACKGROUND = 40.0
 _SPECK = 6 / 4096  # share of the picture below which a blob is noise
 _LEAST, _MOST = 0.75 * min(SIZES.values()), 1.3 * max(SIZES.values())
 _LARGE = math.sqrt(min(SIZES.values()) * max(SIZES.values()))
 _PAD = 3
 _BLUR = 0.9  # pixels, of blobs before they are compared
-_TEMPLATE_BLUR = 1.1  # of shapes: between what comes of a sharp and of a slightly blurred picture
+_TEMPLATE_BLURS = (0.9, 1.15, 1.4)  # of shapes: what comes of a sharp, a slightly blurred and a more blurred picture
 _MIXED = {True: 0.65, False: 0.85}  # least share of its colour in the middle of a stroke, and of a wider blob
 
 
@@ -67,11 +67,20 @@ def read(picture: UInt8[np.ndarray, "y x 3"], kinds: tuple[str, ...] = KINDS) ->
 
 
 def _at_reading_size(picture: np.ndarray) -> Float[np.ndarray, "y x 3"]:
+    """The picture at its own size, or the mean colours of the pixels that a larger one has for each."""
     side = len(picture)
-    if side > _READ_AT:
-        image = Image.fromarray(picture).resize((_READ_AT, _READ_AT), Image.Resampling.BOX)
-        picture = np.asarray(image)
-    return picture.astype(np.float32)
+    if side <= _READ_AT:
+        return picture.astype(float)
+    means = _area_means(side)
+    return np.einsum("ya,abc,xb->yxc", means, picture, means, optimize=True)
+
+
+@lru_cache(16)
+def _area_means(side: int) -> Plane:
+    """By how much each of so many pixels counts for each at the reading size; Pillow's filter is not exact here."""
+    edges = np.arange(_READ_AT + 1)[:, None] * side / _READ_AT
+    covered = np.clip(edges - np.arange(side), 0, 1)
+    return np.diff(covered, axis=0) * _READ_AT / side
 
 
 def _background(pixels: np.ndarray) -> Float[np.ndarray, "3"]:
@@ -110,9 +119,10 @@ def _blobs(pixels: np.ndarray, background: np.ndarray) -> list[Blob]:
 def _blob(pixels: np.ndarray, background: np.ndarray, difference: Plane, mask: Mask, numbered: np.ndarray) -> Blob:
     side = len(pixels)
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    box = (columns[0] / side, rows[0] / side, (columns[-1] + 1) / side, (rows[-1] + 1) / side)
-    top, left = max(rows[0] - _PAD, 0), max(columns[0] - _PAD, 0)
-    cut = np.s_[top : rows[-1] + 1 + _PAD, left : columns[-1] + 1 + _PAD]
+    left, top, right, bottom = (int(edge) for edge in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+    box = (left / side, top / side, right / side, bottom / side)
+    top, left = max(top - _PAD, 0), max(left - _PAD, 0)
+    cut = np.s_[top : bottom + _PAD, left : right + _PAD]
     # the fringe of a dark blob differs from the background as much as the middle of a light one
     inner = eroded(mask[cut] & (difference[cut] >= 0.6 * np.quantile(difference[mask], 0.9)))
     stroke = bool(np.sum(inner) < 0.1 * np.sum(mask))
@@ -120,14 +130,14 @@ def _blob(pixels: np.ndarray, background: np.ndarray, difference: Plane, mask: M
         inner = mask[cut] & (difference[cut] >= np.quantile(difference[mask], 0.8))
     middle = pixels[cut][inner]
     core = np.median(middle, axis=0)
-    even = bool(np.mean(np.linalg.norm(middle - core, axis=1) < _COLOUR) >= 0.85)
+    even = bool(np.mean(np.linalg.norm(middle - core, axis=1) < _COLOUR) >= _EVEN)
     towards = core - background
     shares = np.clip((pixels[cut] - background) @ towards / float(towards @ towards), -0.25, 1)
     others = (numbered[cut] > 0) & ~mask[cut]
     shares = np.where(dilated(others), 0.0, shares)
     # further out than one pixel from the blob there is nothing of it, only noise
     shares = np.where(dilated(dilated(mask[cut])), shares, 0.0)
-    return Blob(_colour_name(core, background, _MIXED[stroke]), shares, int(top), int(left), box, even)
+    return Blob(_colour_name(core, background, _MIXED[stroke]), shares, top, left, box, even)
 
 
 def _item(blob: Blob, side: int, kinds: tuple[str, ...]) -> Found | None:
@@ -157,19 +167,19 @@ def _item(blob: Blob, side: int, kinds: tuple[str, ...]) -> Found | None:
 
 
 def _agreement(blurred: Plane, kind: str, radius: float, x: float, y: float) -> float:
-    """Smaller over larger sum of two planes: the blob, and the shape with its centroid at x, y."""
+    """Smaller over larger sum of two planes: the blob, and the shape with its centroid at x, y, as sharp as fits best."""
     centroid = measures(kind)[1]
     radius = round(radius * 8) / 8
     x, y = (round((v - c * radius) * 4) / 4 for v, c in zip((x, y), centroid, strict=True))
-    shape, reach = _template(kind, radius, x % 1, y % 1)
-    drawn = np.zeros_like(blurred)
+    shapes, reach = _templates(kind, radius, x % 1, y % 1)
+    drawn = np.zeros((len(shapes), *blurred.shape))
     top, left = math.floor(y) - reach[1], math.floor(x) - reach[0]
-    rows, columns = _overlap(top, shape.shape[0], len(drawn)), _overlap(left, shape.shape[1], drawn.shape[1])
-    inside = shape[rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left]
-    drawn[rows[0] : rows[1], columns[0] : columns[1]] = inside
-    missed = float(np.sum(shape)) - float(np.sum(drawn))  # of the shape, outside the cut
-    smaller = float(np.sum(np.minimum(blurred, drawn)))
-    return smaller / (float(np.sum(np.maximum(blurred, drawn))) + missed)
+    rows, columns = (_overlap(*ends) for ends in zip((top, left), shapes.shape[1:], blurred.shape, strict=True))
+    inside = shapes[:, rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left]
+    drawn[:, rows[0] : rows[1], columns[0] : columns[1]] = inside
+    missed = np.sum(shapes, (1, 2)) - np.sum(drawn, (1, 2))  # of the shape, outside the cut
+    smaller = np.sum(np.minimum(blurred, drawn), (1, 2))
+    return float(np.max(smaller / (np.sum(np.maximum(blurred, drawn), (1, 2)) + missed)))
 
 
 def _overlap(start: int, length: int, size: int) -> tuple[int, int]:
@@ -177,7 +187,8 @@ def _overlap(start: int, length: int, size: int) -> tuple[int, int]:
 
 
 @lru_cache(16384)
-def _template(kind: str, radius: float, x: float, y: float) -> tuple[Plane, tuple[int, int]]:
-    """The blurred shape with its middle at x, y of a pixel, and the pixels left of and above that one."""
+def _templates(kind: str, radius: float, x: float, y: float) -> tuple[Float[np.ndarray, "n y x"], tuple[int, int]]:
+    """The shape with its middle at x, y of a pixel, blurred more or less, and the pixels left of and above that one."""
     counts, reach = shape_counts(kind, radius, x, y)
-    return smoothed(np.pad(counts / FULL, 3), _TEMPLATE_BLUR), (reach[0] + 3, reach[1] + 3)
+    padded = np.pad(counts / FULL, 3)
+    return np.stack([smoothed(padded, sigma) for sigma in _TEMPLATE_BLURS]), (reach[0] + 3, reach[1] + 3)

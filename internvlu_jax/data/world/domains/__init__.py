@@ -1,7 +1,7 @@
 """The domains of the world, one module or package each: `TASKS` names what it makes (`example.Maker`).
 
 A new domain is one more module with its own `TASKS` and one more line here. Its scenes need nothing but a `draw(side)`.
-Topics of science and the like are modules with a `TOPIC`, from which `things.tasks` makes pictures, reasoning, questions.
+Some are made of topics: modules with a `TOPIC`, from which `things.tasks` makes pictures, reasoning and questions.
 """
 
 from __future__ import annotations

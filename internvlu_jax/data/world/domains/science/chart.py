@@ -72,7 +72,7 @@ def _riddle(world: World, rng: np.random.Generator) -> Riddle:
 
 
 def _derived(chart: Chart, n: int, rng: np.random.Generator) -> tuple[str, str]:
-    """A value in terms of those before it, and the sum that works it out; twice, half and both together are preferred."""
+    """A value in terms of those before it, and the sum that works it out; rarer ways to say it are preferred."""
     value, before = chart.values[n], chart.values[:n]
     m = int(rng.integers(n))
     other, name = before[m], chart.names[m]

@@ -12,7 +12,7 @@ import numpy as np
 from internvlu_jax.data.world.captions import NUMBERS, listing, pick
 from internvlu_jax.data.world.config import World
 from internvlu_jax.data.world.layout import NoPlaceError
-from internvlu_jax.data.world.marks import DARK, Mark, Point, badge, line
+from internvlu_jax.data.world.marks import Mark, Point, badge, line
 from internvlu_jax.data.world.scene import COLOURS
 from internvlu_jax.data.world.things import Asked, Riddle, Topic, bold
 
@@ -23,7 +23,7 @@ _PLAIN = (232, 232, 240)
 
 @dataclass(frozen=True)
 class Graph:
-    """edges: as "AB", the first letter before the second, in order. path: nodes of a path drawn in the colour, or ""."""
+    """edges: in order, as "AB" for that between A and B. path: nodes along a path drawn in the colour, or none."""
 
     nodes: str
     edges: tuple[str, ...]
@@ -56,10 +56,11 @@ class Graph:
     def marks(self) -> list[Mark]:
         places = {node: _place(n, len(self.nodes)) for n, node in enumerate(self.nodes)}
         on_path = edges_of(self.path)
-        marks: list[Mark] = [line(places[a], places[b]) for a, b in self.edges if a + b not in on_path]
-        marks += [line(places[a], places[b], COLOURS[self.colour], 3.5) for a, b in on_path]
+        colour = COLOURS[self.colour]
+        marks: list[Mark] = [line(places[edge[0]], places[edge[1]]) for edge in self.edges if edge not in on_path]
+        marks += [line(places[edge[0]], places[edge[1]], colour, 3.5) for edge in on_path]
         for node, place in places.items():
-            marks += badge(node, *place, COLOURS[self.colour] if node in self.path else _PLAIN, _RADIUS)
+            marks += badge(node, *place, colour if node in self.path else _PLAIN, _RADIUS)
         return marks
 
 
@@ -134,7 +135,7 @@ def _family(world: World, rng: np.random.Generator) -> Riddle:
             "In a complete graph every two nodes are joined.",
         ),
     }[family]
-    around = f" with {hub} in the middle" if family == "star" else ""
+    around = f" around {hub}" if family == "star" else ""
     return Riddle(f"a {family} of {listing(nodes)}{around}", (fact,), Graph(nodes, edges, pick(bold(world), rng)))
 
 

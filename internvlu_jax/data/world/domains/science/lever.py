@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ def _lever(world: World, rng: np.random.Generator) -> Lever:
     if rng.random() < 1 / 3:
         places.append(int(pick([p for p in range(-REACH, REACH + 1) if p], rng)))
     places.sort()
-    if any(b - a < 2 for a, b in zip(places, places[1:], strict=False)):
+    if any(b - a < 2 for a, b in itertools.pairwise(places)):
         raise NoPlaceError("the weights touch")
     for _ in range(100):
         weights = rng.integers(1, HEAVIEST + 1, len(places)).tolist()
@@ -120,8 +121,8 @@ def _missing(lever: Lever, rng: np.random.Generator) -> Riddle:
     gone = int(rng.integers(2))
     (place, weight), (other, known) = lever.loads[gone], lever.loads[1 - gone]
     prompt = (
-        f"a lever in balance with {lever.colour} weights: {known} {_where(other)} of the pivot and the one that balances "
-        f"it {_where(place)}"
+        f"a lever in balance with {lever.colour} weights: {known} {_where(other)} of the pivot "
+        f"and the one that balances it {_where(place)}"
     )
     total = known * abs(other)
     facts = f"{known} x {abs(other)} = {total}.", f"{total} : {abs(place)} = {weight}."

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from internvlu_jax.data.world.captions import pick
+from internvlu_jax.data.world.captions import article, pick
 from internvlu_jax.data.world.config import World
 from internvlu_jax.data.world.layout import NoPlaceError
 from internvlu_jax.data.world.marks import DARK, PALE, Mark, Point, arrow_head, line
@@ -30,7 +30,7 @@ _HALF = math.sqrt(0.5)
 
 @dataclass(frozen=True)
 class Ray:
-    """mirror: one of `MIRRORS`. start: where it comes from, left, right, above or below. angle: to the normal, degrees."""
+    """mirror: one of `MIRRORS`. start: left, right, above or below, where it comes from. angle: to the normal, degrees."""
 
     mirror: str
     start: str
@@ -60,15 +60,11 @@ class Ray:
         return first, second
 
     def said(self) -> str:
+        ray = f"{article(self.colour)} ray that comes from {_side(self.start)}"
         if self.mirror in _TURNED:
-            return (
-                f"a {self.colour} ray that comes from {_side(self.start)} and is reflected {_to(self.leaves)} by a mirror "
-                f"{self.mirror} to the right"
-            )
-        return (
-            f"a {self.colour} ray that comes from {_side(self.start)} at {self.angle} degrees to the normal and is "
-            f"reflected {_to(self.leaves)} by a mirror {_placed(self.mirror)}"
-        )
+            return f"{ray} and is reflected {_to(self.leaves)} by a mirror {self.mirror} to the right"
+        angle = f"at {self.angle} degrees to the normal"
+        return f"{ray} {angle} and is reflected {_to(self.leaves)} by a mirror {_placed(self.mirror)}"
 
     def marks(self) -> list[Mark]:
         colour = COLOURS[self.colour]
@@ -136,7 +132,7 @@ def _ray(world: World, rng: np.random.Generator) -> Ray:
 def _riddle(world: World, rng: np.random.Generator) -> Riddle:
     """Where it goes; at an edge the angle may be given to the mirror and not to its normal."""
     ray = _ray(world, rng)
-    start = f"a {ray.colour} ray from {_side(ray.start)} that meets a mirror"
+    start = f"{article(ray.colour)} ray from {_side(ray.start)} that meets a mirror"
     if ray.mirror in _TURNED:
         fact = f"A mirror {ray.mirror} to the right turns a ray from {_side(ray.start)} {_to(ray.leaves)}."
         return Riddle(f"{start} {ray.mirror} to the right", (fact,), ray)

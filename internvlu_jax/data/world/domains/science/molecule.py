@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from internvlu_jax.data.world.captions import listing, pick
+from internvlu_jax.data.world.captions import article, listing, pick
 from internvlu_jax.data.world.config import World
 from internvlu_jax.data.world.marks import WHITE, Mark, Point, badge, line
 from internvlu_jax.data.world.scene import COLOURS
@@ -22,7 +22,7 @@ _APART, _RADIUS = 15.5, 6.0
 
 @dataclass(frozen=True)
 class Compound:
-    """atoms: element, and place in distances between neighbours. bonds: (atom, atom, order). hint: what it is known as."""
+    """atoms: element, and place in distances of neighbours. bonds: (atom, atom, order). hint: what it is known as."""
 
     atoms: tuple[tuple[str, float, float], ...]
     bonds: tuple[tuple[int, int, int], ...]
@@ -30,7 +30,7 @@ class Compound:
 
     @property
     def formula(self) -> str:
-        """Carbon and hydrogen first, as chemists write it; without carbon, hydrogen after nitrogen and before others."""
+        """Carbon and hydrogen first, as chemists write it; without carbon, nitrogen before hydrogen."""
         counts = Counter(element for element, _, _ in self.atoms)
         order = "CHNOF" if "C" in counts else "NHOF"
         return "".join(e + (str(counts[e]) if counts[e] > 1 else "") for e in order if counts[e])
@@ -67,7 +67,7 @@ COMPOUNDS: Mapping[str, Compound] = {
     "nitrogen": _two("N", "N", 3, "the gas that most of air is"),
     "hydrogen fluoride": _two("H", "F", 1, "the acid that etches glass"),
     "water": _star("O", ("H", -0.8, 0.6, 1), ("H", 0.8, 0.6, 1), hint="what rain is"),
-    "ammonia": _star("N", ("H", -0.95, 0.3, 1), ("H", 0.95, 0.3, 1), ("H", 0, 1, 1), hint="the simplest base with nitrogen"),
+    "ammonia": _star("N", ("H", -0.95, 0.3, 1), ("H", 0.95, 0.3, 1), ("H", 0, 1, 1), hint="the simplest base"),
     "methane": _star(
         "C", ("H", -1, 0, 1), ("H", 1, 0, 1), ("H", 0, -1, 1), ("H", 0, 1, 1), hint="the simplest hydrocarbon"
     ),
@@ -104,7 +104,7 @@ class Molecule:
         return self.name, self.colour
 
     def said(self) -> str:
-        return f"a {self.colour} molecule of {self.name}, {self.compound.formula}"
+        return f"{article(self.colour)} molecule of {self.name}, {self.compound.formula}"
 
     def marks(self) -> list[Mark]:
         atoms, places = self.compound.atoms, self._places()
@@ -145,7 +145,7 @@ def _riddle(world: World, rng: np.random.Generator) -> Riddle:
     compound, name = molecule.compound, molecule.name
     facts = [f"{name.capitalize()} is {compound.formula}.", f"It has {compound.said_bonds()}."]
     if rng.random() < 0.5:
-        return Riddle(f"a {molecule.colour} molecule of {name}", tuple(facts), molecule)
+        return Riddle(f"{article(molecule.colour)} molecule of {name}", tuple(facts), molecule)
     fact = f"{compound.hint.capitalize()} is {name}."
     return Riddle(f"a molecule of {compound.hint}, in {molecule.colour}", (fact, *facts), molecule)
 

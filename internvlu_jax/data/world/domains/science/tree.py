@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from internvlu_jax.data.world.captions import listing, pick
+from internvlu_jax.data.world.captions import article, listing, pick
 from internvlu_jax.data.world.config import World
 from internvlu_jax.data.world.layout import NoPlaceError
 from internvlu_jax.data.world.marks import Mark, Point, badge, line
@@ -56,7 +56,7 @@ class Tree:
 
     def said(self) -> str:
         parts = [f"{node.value} has {_said_children(node)}" for node in self.root.walk() if node.children]
-        return f"a {self.colour} binary tree with {self.root.value} at the root: {listing(parts)}"
+        return f"{article(self.colour)} binary tree with {self.root.value} at the root: {listing(parts)}"
 
     def marks(self) -> list[Mark]:
         edges, nodes = [], []

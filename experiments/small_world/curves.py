@@ -1,0 +1,105 @@
+"""Learning curves of a small-world run, as numbers and as a figure.
+
+    python -m experiments.small_world.curves WORKDIR --out DIR
+
+DIR/curves.json has, for each part of the run, means over equal spans of steps: the last step of the span, the losses,
+the norm of the gradient. DIR/curves.png draws the losses on a logarithmic scale, the parts one after the other.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from PIL import Image, ImageDraw, ImageFont
+
+from internvlu_jax.sheets import save_sheet
+
+PARTS = ("backbone", "stage1", "stage2", "stage3")
+_SPANS = 60  # of each part
+_KEYS = ("flow_loss", "text_loss", "grad_norm")
+_COLOURS = {"flow_loss": (35, 80, 220), "text_loss": (215, 25, 40)}
+_WIDTH, _HEIGHT, _MARGIN = 900, 360, 48
+
+
+@dataclass(frozen=True)
+class Arguments:
+    workdir: Annotated[Path, tyro.conf.Positional]
+    out: Path = Path("experiments/results/small_world")
+
+
+def curve(path: Path) -> list[dict[str, float]]:
+    """Means over spans of a run's metrics; a loss that is 0 throughout a span is one that the part does not have."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    spans = np.array_split(np.arange(len(rows)), min(_SPANS, len(rows)))
+    points = []
+    for span in spans:
+        point: dict[str, float] = {"step": rows[span[-1]]["step"]}
+        for key in _KEYS:
+            # A step of one kind of batch has no loss of the other kind.
+            values = [rows[n][key] for n in span if rows[n].get(key)]
+            if values:
+                point[key] = float(f"{np.mean(values):.5g}")
+        points.append(point)
+    return points
+
+
+def figure(curves: dict[str, list[dict[str, float]]]) -> Image.Image:
+    """The losses over the steps of all parts."""
+    values = [point[key] for points in curves.values() for point in points for key in _COLOURS if key in point]
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    total = sum(points[-1]["step"] for points in curves.values())
+    canvas = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
+
+    def place(step: float, value: float) -> tuple[float, float]:
+        x = _MARGIN + step / total * (_WIDTH - 2 * _MARGIN)
+        return x, _HEIGHT - _MARGIN - (math.log10(value) - low) / (high - low) * (_HEIGHT - 2 * _MARGIN)
+
+    for power in range(low, high + 1):
+        left, y = place(0, 10.0**power)
+        draw.line((left, y, _WIDTH - _MARGIN, y), (225, 225, 225))
+        draw.text((4, y - 7), f"{10.0**power:g}", (90, 90, 90), font)
+    before = 0.0
+    for name, points in curves.items():
+        x = place(before, 10.0**low)[0]
+        draw.line((x, _MARGIN, x, _HEIGHT - _MARGIN), (180, 180, 180))
+        draw.text((x + 3, _HEIGHT - _MARGIN + 4), f"{name}: {points[-1]['step']:,.0f}", (60, 60, 60), font)
+        for key, colour in _COLOURS.items():
+            line = [place(before + point["step"], point[key]) for point in points if key in point]
+            if len(line) > 1:
+                draw.line(line, colour, 2)
+        before += points[-1]["step"]
+    for n, (key, colour) in enumerate(_COLOURS.items()):
+        draw.text((_MARGIN + 120 * n, 16), key.replace("_", " "), colour, font)
+    return canvas
+
+
+def main(arguments: Arguments) -> int:
+    found: dict[str, Any] = {}
+    for name in PARTS:
+        path = arguments.workdir / name / "metrics.jsonl"
+        if path.is_file() and path.stat().st_size:
+            found[name] = curve(path)
+    if not found:
+        raise SystemExit(
+            f"{arguments.workdir}: no metrics.jsonl in any of {', '.join(PARTS)}; is it a run's directory?"
+        )
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    lines = [
+        f'  "{name}": [\n    ' + ",\n    ".join(map(json.dumps, points)) + "\n  ]" for name, points in found.items()
+    ]
+    (arguments.out / "curves.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    save_sheet(figure(found), arguments.out / "curves.png")
+    print(arguments.out / "curves.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Arguments)))
