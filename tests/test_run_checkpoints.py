@@ -100,7 +100,7 @@ def test_killed_at_any_moment(tmp_path):
     (tmp_path / "c").mkdir()
     inside, outside, last = map(int, run_part("kills", tmp_path / "c", 15).split())
     assert inside >= 2 and outside >= 2, "the moments were not spread"
-    assert last >= 5
+    assert last >= 2, "nothing was saved between the kills"
 
 
 def test_other_shardings(tmp_path):
