@@ -125,7 +125,7 @@ def start_model(arguments: Arguments) -> Path:
 
 
 def _sources(**weights: float) -> tuple[tuple[str, float], ...]:
-    return tuple((f"world:small/{name.replace('_', '/')}", weight) for name, weight in weights.items())
+    return tuple((f"world:small/{name.replace('_', '/')}", float(weight)) for name, weight in weights.items())
 
 
 def parts(arguments: Arguments, start: Path) -> list[TrainConfig]:
@@ -158,15 +158,15 @@ def parts(arguments: Arguments, start: Path) -> list[TrainConfig]:
             data=dataclasses.replace(both, sources=seen, packed_rows=12),
         ),
         part(
-            "stage1", 10_000, work / "backbone", objective=flow, optimizer=head, accumulate=2,
+            "stage1", 20_000, work / "backbone", objective=flow, optimizer=head,
             data=dataclasses.replace(data, sources=drawn),
         ),
         part(
-            "stage2", 4000, work / "stage1", objective=flow, optimizer=head, accumulate=2,
+            "stage2", 6000, work / "stage1", objective=flow, optimizer=head,
             data=dataclasses.replace(data, sources=drawn + edited),
         ),
         part(
-            "stage3", 12_000, work / "stage2", objective=joint, optimizer=final, accumulate=3,
+            "stage3", 20_000, work / "stage2", objective=joint, optimizer=final, accumulate=2,
             data=dataclasses.replace(both, sources=drawn + edited + reasoned + seen[:3]),
         ),
     ]  # fmt: skip

@@ -13,7 +13,8 @@ class DataConfig:
     """The data of a run.
 
     sources: (path, weight): JSON-lines files, directories of shards and small worlds ("world:small", see
-        `data.world.names`), mixed example by example in proportion to the weights. Each is repeated for as long as the run lasts, shuffled anew each time.
+        `data.world.names`), mixed example by example in proportion to the weights. Each is repeated for as long as the
+        run lasts, shuffled anew each time.
     batch_size: rows of a micro-batch, over all devices and hosts; with `TrainConfig.accumulate` micro-batches a step.
     packed_rows: rows of a micro-batch of packed understanding samples; None is `batch_size`.
     sides: each picture to be drawn goes to the largest of these sizes that does not enlarge it (else the smallest). A

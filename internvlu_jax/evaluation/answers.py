@@ -5,23 +5,32 @@ from __future__ import annotations
 import re
 
 from internvlu_jax.data.world.captions import NUMBERS
-from internvlu_jax.data.world.questions import Question
 
-_LEADING = re.compile(r"^(there (is|are)|it is|it's|the|an?)\s+")
+_LEADING = re.compile(r"^(there (is|are)|it is|it's|its|the|an?)\s+")
+_DIGITS = {"zero": "0", **{word: str(n) for n, word in enumerate(NUMBERS) if n}}
 
 
-def right(question: Question, answer: str) -> bool:
-    """Whether the answer says the same, apart from case, punctuation, articles and how numbers are written."""
-    said, wanted = plain(answer), plain(question.answer)
-    if wanted in ("yes", "no"):
-        return said.split(" ")[0] == wanted
-    return said == wanted
+def right(wanted: str, said: str, reading: bool = False) -> bool:
+    """Whether the answer says the same, apart from case, punctuation, articles and how numbers are written.
+
+    Args:
+        reading: the question was what is written, where "TEN" is not "10".
+    """
+    if reading:
+        return _bare(said) == _bare(wanted)
+    found, expected = plain(said), plain(wanted)
+    if expected in ("yes", "no"):
+        return found.split(" ")[0] == expected
+    return found == expected
 
 
 def plain(text: str) -> str:
     """ "It is a circle." -> "circle", "Three" -> "3", "grey" -> "gray"."""
-    text = re.sub(r"[^\w\s]", "", text.strip().lower())
+    text = _bare(text)
     while (shorter := _LEADING.sub("", text)) != text:
         text = shorter
-    words = [str(NUMBERS.index(word)) if word in NUMBERS[1:] else word for word in text.split()]
-    return " ".join(words).replace("grey", "gray")
+    return " ".join(_DIGITS.get(word, word) for word in text.split()).replace("grey", "gray")
+
+
+def _bare(text: str) -> str:
+    return re.sub(r"[^\w\s]", "", text.strip().lower()).strip()

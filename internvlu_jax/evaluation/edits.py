@@ -9,15 +9,15 @@ from jaxtyping import Bool, UInt8
 
 from internvlu_jax.data.world.config import World
 from internvlu_jax.data.world.edits import Edit
-from internvlu_jax.data.world.scene import Item
+from internvlu_jax.data.world.scene import Item, Word
 from internvlu_jax.evaluation.blobs import dilated
 from internvlu_jax.evaluation.geneval import RIGHT, Verdict
 from internvlu_jax.evaluation.reader import read
-from internvlu_jax.evaluation.reading import Found, Reading
+from internvlu_jax.evaluation.reading import Found, FoundWord, Reading
 from internvlu_jax.evaluation.scores import psnr
 
 SAME = 0.06
-"""How far, in sides of the picture, an object may be from where it was."""
+"""How far, in sides of the picture, an object or the word may be from where it was."""
 
 MOVED = 0.12
 """How far it may be from where it was to go."""
@@ -26,9 +26,10 @@ _NEAR = 2  # pixels around what changes that count as changed
 
 
 def score(world: World, edit: Edit, picture: UInt8[np.ndarray, "y x 3"]) -> tuple[Verdict, float | None]:
-    """The verdict on an edited picture, and the PSNR of what was not to be touched.
+    """The verdict on an edited picture, and the PSNR in dB of what was not to be touched.
 
-    The second is None where there is no such thing. Where the new object is, if it was found, counts as touched.
+    The second is None where there is no such thing. Where the new object is, if it was found, counts as touched. Of a
+    new background the inside of the objects is what remains.
     """
     reading = read(picture, world.kinds)
     verdict, target = judge(edit, reading)
@@ -39,24 +40,29 @@ def score(world: World, edit: Edit, picture: UInt8[np.ndarray, "y x 3"]) -> tupl
 def judge(edit: Edit, reading: Reading) -> tuple[Verdict, Found | None]:
     """The verdict, and the object that the edit was about, if it was found."""
     left = list(reading.items)
-    rest = [item for item in edit.after.items if item is not edit.new]
+    rest = [item for item in edit.after.items if item != edit.new]
     missing = [item for item in rest if not _take(left, item, SAME)]
     target = _take(left, edit.new, _reach(edit), edit.sized) if edit.new is not None else None
-    word = edit.after.word
     for reason, wrong in (
         ("malformed", bool(reading.malformed)),
         ("rest", bool(missing)),
         ("target", edit.new is not None and target is None),
         ("count", bool(left)),
-        (
-            "text",
-            [(found.text, found.colour) for found in reading.words] != ([(word.text, word.colour)] if word else []),
-        ),
+        ("text", not _same_word(edit.after.word, reading.words)),
         ("background", reading.background != edit.after.background),
     ):
         if wrong:
             return Verdict(False, reason), target
     return RIGHT, target
+
+
+def _same_word(word: Word | None, found: Sequence[FoundWord]) -> bool:
+    """Whether this word is there, where it was, and no other."""
+    if word is None or len(found) != 1:
+        return word is None and not found
+    (other,) = found
+    near = max(abs(other.x - word.x), abs(other.y - word.y)) <= SAME
+    return (other.text, other.colour) == (word.text, word.colour) and near
 
 
 def _reach(edit: Edit) -> float:

@@ -1,4 +1,4 @@
-"""Prompts in GenEval's six categories, and the verdict on a picture that was drawn for one.
+"""The verdict on a picture that was drawn for a prompt.
 
 After Ghosh et al. 2023 (GenEval), with the small world's own reader in the place of a detector. Stricter than theirs in
 one thing: what was not asked for must not be there, be it an object or a malformed blob.
@@ -11,19 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import UInt8
 
-from internvlu_jax.data.world.captions import caption
 from internvlu_jax.data.world.config import World
-from internvlu_jax.data.world.wanted import Wanted, assignments, related
-from internvlu_jax.data.world.wishes import CATEGORIES, wish
+from internvlu_jax.data.world.wanted import APART, Wanted, assignments, related
 from internvlu_jax.evaluation.reader import read
 from internvlu_jax.evaluation.reading import Reading
-
-
-@dataclass(frozen=True)
-class Prompt:
-    category: str
-    text: str
-    wanted: Wanted
 
 
 @dataclass(frozen=True)
@@ -36,18 +27,6 @@ class Verdict:
 
 
 RIGHT = Verdict(True)
-
-
-def prompts(world: World, count: int, seed: int = 0, held_out: bool = False) -> list[Prompt]:
-    """So many prompts, the categories in turn; always the same for a seed. With `held_out` each names a combination
-    that training never shows."""
-    rng = np.random.default_rng([seed, held_out, len(CATEGORIES)])
-    found = []
-    for n in range(count):
-        category = CATEGORIES[n % len(CATEGORIES)]
-        wanted = wish(world, category, rng, held_out)
-        found.append(Prompt(category, caption(wanted, rng), wanted))
-    return found
 
 
 def score(world: World, wanted: Wanted, picture: UInt8[np.ndarray, "y x 3"]) -> Verdict:
@@ -91,7 +70,7 @@ def _surroundings(wanted: Wanted, reading: Reading) -> str:
         word = reading.words[0]
         if wanted.word_colour not in (None, word.colour):
             return "colour"
-        sign = {"above": 1, "below": -1, None: 0}[wanted.word_place]
-        if any(sign * (item.y - word.y) < 0 for item in reading.items):
+        sign = {"above": 1, "below": -1}.get(wanted.word_place or "", 0)
+        if sign and any(sign * (item.y - word.y) < APART for item in reading.items):
             return "position"
     return "background" if reading.background != (wanted.background or "white") else ""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
+from jaxtyping import Float
 
 from internvlu_jax.data.world.letters import COLUMNS, GLYPHS, LETTERS, ROWS
 from internvlu_jax.data.world.render import Box
@@ -63,7 +64,7 @@ def _word(line: Sequence[Blob], side: int) -> FoundWord | None:
     rows, columns = np.flatnonzero(shares.max(1) > 0.5), np.flatnonzero(shares.max(0) > 0.5)
     if not len(rows) or not len(columns):
         return None
-    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
     cell = (CELL[0] * side, CELL[1] * side)
     count = round(((right - left) / cell[0] + 1) / (COLUMNS + 1))
     tall = (bottom - top) / (ROWS * cell[1])
@@ -113,7 +114,9 @@ def _letter(cells: Plane) -> tuple[str, float]:
     return (LETTERS[order[-1]] if best >= LETTER and best - second >= _LEAD else "?"), best
 
 
-def _cell_means(shares: Plane, left: float, top: float, wide: int, cell: tuple[float, float]) -> Plane:
+def _cell_means(
+    shares: Plane, left: float, top: float, wide: int, cell: tuple[float, float]
+) -> Float[np.ndarray, "7 wide"]:
     """The mean share of every cell, from the integral of the plane."""
     integral = np.pad(np.cumsum(np.cumsum(shares, 0), 1), ((1, 0), (1, 0)))
     rows = np.clip(top + np.arange(ROWS + 1) * cell[1], 0, shares.shape[0])

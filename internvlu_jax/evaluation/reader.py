@@ -17,6 +17,7 @@ from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float, UInt8
+
 from internvlu_jax.data.world.layout import box_at
 from internvlu_jax.data.world.render import FULL, shape_counts
 from internvlu_jax.data.world.scene import BACKGROUNDS, COLOURS, SIZES
@@ -35,8 +36,9 @@ LEAD = 0.06
 """By which the best shape has to be better than the next. Halfway between two shapes it is 0."""
 
 _READ_AT = 64  # pixels a side; larger pictures are read smaller
-_COLOUR = 60.0  # levels that a blob's colour may be away from its name, and its pixels from that colour
-_EVEN = 0.9  # share of the pixels in the middle of a blob that have its colour
+_LEAST_SIDE = 48  # pixels; in smaller pictures letters run together
+_COLOUR = {True: 75.0, False: 50.0}  # levels that the colour of a stroke, and of a wider blob, may be off
+_EVEN, _SPREAD = 0.95, 60.0  # share of the pixels in the middle of a blob that are within so many levels of its colour
 _BACKGROUND = 40.0
 _SPECK = 6 / 4096  # share of the picture below which a blob is noise
 _LEAST, _MOST = 0.75 * min(SIZES.values()), 1.3 * max(SIZES.values())
@@ -51,11 +53,13 @@ def read(picture: UInt8[np.ndarray, "y x 3"], kinds: tuple[str, ...] = KINDS) ->
     """What the picture shows; shapes are those of `kinds`.
 
     Raises:
-        ValueError: the picture is not square, or has under 32 pixels a side.
+        ValueError: the picture is not square, or has under 48 pixels a side.
     """
     side = picture.shape[0]
-    if picture.shape[1] != side or side < 32:
-        raise ValueError(f"the picture has {side} x {picture.shape[1]} pixels; expected a square of at least 32")
+    if picture.shape[1] != side or side < _LEAST_SIDE:
+        raise ValueError(
+            f"the picture has {side} x {picture.shape[1]} pixels; expected a square of at least {_LEAST_SIDE}"
+        )
     pixels = _at_reading_size(picture)
     background = _background(pixels)
     blobs = _blobs(pixels, background)
@@ -88,15 +92,15 @@ def _background(pixels: np.ndarray) -> Float[np.ndarray, "3"]:
     return np.median(ring, axis=0)
 
 
-def _colour_name(colour: np.ndarray, background: np.ndarray, least: float) -> str | None:
-    """The colour of objects that this may be, with up to 1 - least of the background mixed in."""
-    distances = {}
+def _colour_name(colour: np.ndarray, background: np.ndarray, stroke: bool) -> str | None:
+    """The colour of objects that this may be, with some of the background mixed in."""
+    distances, least = {}, _MIXED[stroke]
     for name, value in COLOURS.items():
         towards = np.array(value) - background
         share = np.clip((colour - background) @ towards / max(float(towards @ towards), 1.0), least, 1)
         distances[name] = float(np.linalg.norm(colour - background - share * towards))
     best = min(distances, key=distances.__getitem__)
-    return best if distances[best] <= _COLOUR else None
+    return best if distances[best] <= _COLOUR[stroke] else None
 
 
 def _nearest(colour: np.ndarray, names: Mapping[str, tuple[int, int, int]], limit: float) -> str | None:
@@ -130,14 +134,14 @@ def _blob(pixels: np.ndarray, background: np.ndarray, difference: Plane, mask: M
         inner = mask[cut] & (difference[cut] >= np.quantile(difference[mask], 0.8))
     middle = pixels[cut][inner]
     core = np.median(middle, axis=0)
-    even = bool(np.mean(np.linalg.norm(middle - core, axis=1) < _COLOUR) >= _EVEN)
+    even = bool(np.mean(np.linalg.norm(middle - core, axis=1) < _SPREAD) >= _EVEN)
     towards = core - background
     shares = np.clip((pixels[cut] - background) @ towards / float(towards @ towards), -0.25, 1)
     others = (numbered[cut] > 0) & ~mask[cut]
     shares = np.where(dilated(others), 0.0, shares)
     # further out than one pixel from the blob there is nothing of it, only noise
     shares = np.where(dilated(dilated(mask[cut])), shares, 0.0)
-    return Blob(_colour_name(core, background, _MIXED[stroke]), shares, top, left, box, even)
+    return Blob(_colour_name(core, background, stroke), shares, top, left, box, even)
 
 
 def _item(blob: Blob, side: int, kinds: tuple[str, ...]) -> Found | None:
@@ -167,7 +171,10 @@ def _item(blob: Blob, side: int, kinds: tuple[str, ...]) -> Found | None:
 
 
 def _agreement(blurred: Plane, kind: str, radius: float, x: float, y: float) -> float:
-    """Smaller over larger sum of two planes: the blob, and the shape with its centroid at x, y, as sharp as fits best."""
+    """Smaller over larger sum of two planes: the blob, and the shape with its centroid at x, y.
+
+    Of the shape's degrees of sharpness the best counts.
+    """
     centroid = measures(kind)[1]
     radius = round(radius * 8) / 8
     x, y = (round((v - c * radius) * 4) / 4 for v, c in zip((x, y), centroid, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -16,18 +17,16 @@ MOST_PSNR = 60.0
 
 @dataclass(frozen=True)
 class Score:
-    """A share or a mean, the ends of its 95% interval, and of how many."""
+    """A share or a mean, the ends of its 95% interval, and of how many. One value alone has no finite interval."""
 
     value: float
     low: float
     high: float
     count: int
 
-    def json(self) -> dict[str, float]:
-        return asdict(self)
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f}, n {self.count})"
+    def json(self) -> dict[str, float | None]:
+        """What is not finite becomes None, as JSON has no such numbers."""
+        return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
 
 
 def share(right: Sequence[bool]) -> Score:
@@ -37,7 +36,7 @@ def share(right: Sequence[bool]) -> Score:
         ValueError: there are none.
     """
     count = _checked(len(right))
-    return _wilson(sum(right) / count, count, count)
+    return _wilson(sum(right) / count, float(count), count)
 
 
 def mean(values: Sequence[float]) -> Score:
@@ -52,12 +51,33 @@ def mean(values: Sequence[float]) -> Score:
 
 
 def gain(after: Sequence[bool], before: Sequence[bool]) -> Score:
-    """By how much the share grows, for the same prompts in the same order (paired).
+    """By how much the share grows, for the same prompts in the same order.
+
+    The interval is that of paired shares by Newcombe 1998 (Statistics in Medicine 17, 2635-2650, method 10), which
+    stays honest where all or none are right.
 
     Raises:
         ValueError: there are none, or not as many of one as of the other.
     """
-    return mean([float(a) - float(b) for a, b in zip(after, before, strict=True)])
+    a, b = share(after), share(before)
+    value, related = a.value - b.value, _correlation(after, before)
+
+    def reach(up: float, down: float) -> float:
+        return math.sqrt(max(up**2 - 2 * related * up * down + down**2, 0.0))
+
+    low, high = value - reach(a.value - a.low, b.high - b.value), value + reach(a.high - a.value, b.value - b.low)
+    return Score(value, low, high, a.count)
+
+
+def _correlation(after: Sequence[bool], before: Sequence[bool]) -> float:
+    """Phi of the pairs, drawn towards 0 by half a case where it is positive; 0 where one side is all alike."""
+    counts = Counter(zip(after, before, strict=True))
+    both, won, lost, neither = (counts[pair] for pair in ((True, True), (True, False), (False, True), (False, False)))
+    scale = math.sqrt((both + won) * (lost + neither) * (both + lost) * (won + neither))
+    excess = float(both * neither - won * lost)
+    if excess > 0:
+        excess = max(excess - len(after) / 2, 0.0)
+    return excess / scale if scale else 0.0
 
 
 def by_category(verdicts: Iterable[tuple[str, bool]]) -> dict[str, Score]:
@@ -76,7 +96,7 @@ def overall(categories: Mapping[str, Score]) -> Score:
         sum(score.value * (1 - score.value) / score.count for score in categories.values()) / len(categories) ** 2
     )
     count = sum(score.count for score in categories.values())
-    draws = value * (1 - value) / variance if variance else count  # of one kind, that would have this variance
+    draws = value * (1 - value) / variance if variance else float(count)  # of one kind, that would have this variance
     return _wilson(value, draws, count)
 
 
@@ -94,7 +114,8 @@ def psnr(a: UInt8[np.ndarray, "y x 3"], b: UInt8[np.ndarray, "y x 3"], where: Bo
 def _wilson(value: float, draws: float, count: int) -> Score:
     middle = (value + _Z**2 / (2 * draws)) / (1 + _Z**2 / draws)
     half = _Z / (1 + _Z**2 / draws) * math.sqrt(value * (1 - value) / draws + _Z**2 / (4 * draws**2))
-    return Score(value, max(middle - half, 0.0), min(middle + half, 1.0), count)
+    low, high = max(middle - half, 0.0), min(middle + half, 1.0)
+    return Score(value, min(low, value), max(high, value), count)  # rounding puts an end inside at 0 and 1
 
 
 def _checked(count: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
@@ -28,6 +28,7 @@ PALE: Colour = (170, 170, 178)
 WHITE: Colour = (255, 255, 255)
 
 
+@runtime_checkable
 class Mark(Protocol):
     """Something that can be drawn over whatever is there."""
 
@@ -94,7 +95,7 @@ class Cells:
 def letters(text: str, x: float, y: float, colour: Colour = DARK) -> Cells:
     """A line of letters around a point, as near as whole units allow: 5 wide and 7 high, one free between two."""
     rows = rows_of(line_cells(text))
-    left, top = math.floor(x - len(rows[0]) / 2 + 0.5), math.floor(y - len(rows) / 2 + 0.5)
+    left, top = (float(math.floor(v + 0.5)) for v in (x - len(rows[0]) / 2, y - len(rows) / 2))
     return Cells(rows, left, top, colour)
 
 
@@ -116,7 +117,7 @@ def rectangle(left: float, top: float, right: float, bottom: float, colour: Colo
     return Polygon(((left, top), (right, top), (right, bottom), (left, bottom)), colour)
 
 
-def arrow_head(tip: Point, direction: Point, colour: Colour, size: float = 5) -> Polygon:
+def arrow_head(tip: Point, direction: Point, colour: Colour, size: float = 5.0) -> Polygon:
     """A triangle that ends at the tip; the direction has length one."""
     (x, y), (dx, dy) = tip, direction
     base, half = (x - size * dx, y - size * dy), 0.55 * size

@@ -1,4 +1,4 @@
-"""Shapes, words and regions as pixels, anti-aliased by counting the samples of each pixel that lie inside an outline."""
+"""Shapes, words and regions as pixels, anti-aliased: the samples of each pixel that lie inside are counted."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def shape_counts(kind: str, radius: float, x: float, y: float) -> tuple[Counts, 
     return _counts(inside(kind, *np.broadcast_arrays(across[None, :], down[:, None]))), reach
 
 
-def _cell_counts(cells: Bool[np.ndarray, "h w"], box: Box, side: int) -> tuple[Counts, int, int]:
+def _cell_counts(cells: Bool[np.ndarray, "a b"], box: Box, side: int) -> tuple[Counts, int, int]:
     """Covered samples of cells that fill the box, and the first row and column of pixels."""
     left, top, right, bottom = (edge * side for edge in box)
     columns, across, column = _cells_along(left, right, cells.shape[1])
@@ -133,8 +133,10 @@ def _blend(picture: Picture, counts: Counts, row: int, column: int, over: Colour
     view[:] = (view * (FULL - share) + np.array(over, np.uint32) * share + FULL // 2) // FULL
 
 
-def _overlap(picture: Picture, counts: Counts, row: int, column: int) -> tuple[Picture, Counts]:
-    """The pixels that are covered; whatever reaches over the picture's edge is cut off."""
+def _overlap(
+    picture: Picture, counts: Counts, row: int, column: int
+) -> tuple[UInt8[np.ndarray, "a b 3"], UInt8[np.ndarray, "a b"]]:
+    """The pixels around what is covered; whatever reaches over the picture's edge is cut off."""
     top, left = max(row, 0), max(column, 0)
     counts = counts[top - row : picture.shape[0] - row, left - column : picture.shape[1] - column]
     return picture[top : top + counts.shape[0], left : left + counts.shape[1]], counts

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -47,6 +47,7 @@ CELL = (1 / 32, 3 / 64)
 """Width and height of one cell of a letter."""
 
 
+@runtime_checkable
 class Drawable(Protocol):
     """Anything that can be drawn at any size."""
 

@@ -39,17 +39,18 @@ def _spokes(count: int, radii: Sequence[float]) -> list[tuple[float, float]]:
 
 _T = 0.34  # half the width of a cross's arms
 _CROSS = [
-    (-_T, -1),
-    (_T, -1),
+    (-_T, -1.0),
+    (_T, -1.0),
     (_T, -_T),
-    (1, -_T),
-    (1, _T),
+    (1.0, -_T),
+    (1.0, _T),
     (_T, _T),
-    (_T, 1),
-    (-_T, 1),
+    (_T, 1.0),
+    (-_T, 1.0),
     (-_T, _T),
-    (-1, _T),
-    (-1, -_T),
+    (-1.0, _T),
+    (-1.0, -_T),
+    (-_T, -_T),
 ]
 
 _KINDS: dict[str, _Inside] = {
@@ -58,7 +59,7 @@ _KINDS: dict[str, _Inside] = {
     "triangle": _polygon(_spokes(3, [1.2])),
     "star": _polygon(_spokes(10, [1.2, 0.52])),
     "diamond": lambda x, y: np.abs(x) / 0.8 + np.abs(y) / 1.2 <= 1,
-    "cross": _polygon([*_CROSS, (-_T, -_T)]),
+    "cross": _polygon(_CROSS),
     "heart": lambda x, y: _heart(x * 1.2, 0.1 - y * 1.2),
     "ring": lambda x, y: (x * x + y * y <= 1.1) & (x * x + y * y >= 0.3),
 }

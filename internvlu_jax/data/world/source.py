@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -16,15 +16,13 @@ from internvlu_jax.data.world.layout import NoPlaceError
 from internvlu_jax.data.world.scene import Drawable
 from internvlu_jax.processing.chat import IMAGE_MARK
 
-Split = Literal["train", "seen", "heldout"]
+SPLITS = ("train", "seen", "heldout")
 """Examples to train on; others of the same combinations; others that all have a held-out combination in them."""
 
-SPLITS = ("train", "seen", "heldout")
-
 WEIGHTS: Mapping[str, float] = {
-    "general/picture": 4,
-    "general/edit": 3,
-    "general/question": 2,
+    "general/picture": 4.0,
+    "general/edit": 3.0,
+    "general/question": 2.0,
     "general/description": 0.5,
     "text/picture": 1.5,
     "text/edit": 0.5,
@@ -44,6 +42,7 @@ class WorldSource:
         world: what exists, or the name of one of `WORLDS`.
         weights: how often each task comes up; a task that is left out does not.
         seed: another seed is another sequence of examples.
+        split: one of `SPLITS`.
         side: of the pictures, in pixels.
         length: how many records there are said to be; all are different.
 
@@ -57,7 +56,7 @@ class WorldSource:
         weights: Mapping[str, float] = WEIGHTS,
         *,
         seed: int = 0,
-        split: Split = "train",
+        split: str = "train",
         side: int = 64,
         length: int = 10_000_000,
     ) -> None:

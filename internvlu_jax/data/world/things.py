@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -30,6 +30,7 @@ _LEGIBLE = 150  # lines brighter than this are hard to see on the backgrounds
 _T = TypeVar("_T")
 
 
+@runtime_checkable
 class Thing(Protocol):
     """What a picture shows."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -25,6 +25,7 @@ APART = 0.1
 """A relation holds from this difference on, in sides of the picture; the world's own scenes have twice as much."""
 
 
+@runtime_checkable
 class Seen(Protocol):
     """An object, drawn or read."""
 

@@ -11,18 +11,19 @@ from jaxtyping import UInt8
 from internvlu_jax.data.world.captions import article, frame, pick, plain, plural
 from internvlu_jax.data.world.config import World
 from internvlu_jax.data.world.example import Example, Maker
-from internvlu_jax.data.world.layout import NoPlaceError
+from internvlu_jax.data.world.layout import NoPlaceError, free_places
 from internvlu_jax.data.world.marks import DARK, UNITS, letters
-from internvlu_jax.data.world.scene import SIZES, Scene
-from internvlu_jax.data.world.things import Asked, distinct
-from internvlu_jax.data.world.wanted import Group, Wanted, scene_of
+from internvlu_jax.data.world.scene import SIZES, Item, Scene
+from internvlu_jax.data.world.shapes import extent
+from internvlu_jax.data.world.things import distinct
+from internvlu_jax.data.world.wanted import Group, Wanted
 from internvlu_jax.data.world.wishes import background
 
 LONGEST = 10
 """Characters of a line."""
 
 _LINES = (6.5, 57.5)  # middles of the lines, in units
-_FREE = (12 / UNITS, 52 / UNITS)  # where the scene is
+_TAKEN = ((0.0, 0.0, 1.0, 10 / UNITS), (0.0, 54 / UNITS, 1.0, 1.0))  # by the lines
 _TRIES = 100
 
 
@@ -92,7 +93,7 @@ def _disguise(world: World, rng: np.random.Generator) -> _Joke:
     shown, claimed = distinct(world.kinds, 2, rng)
     lines = pick(("YES I AM", "TRUST US", "TOTALLY"), rng), article(claimed).upper()
     why = f"It is {article(shown)} and wants to pass for {article(claimed)}."
-    return _Joke((Group(shown, pick(world.colours, rng)),), lines, "a bad disguise", why)
+    return _Joke((Group(shown, pick(world.colours, rng)),), lines, f"wanting to pass for {article(claimed)}", why)
 
 
 def _hate(world: World, rng: np.random.Generator) -> _Joke:
@@ -103,7 +104,7 @@ def _hate(world: World, rng: np.random.Generator) -> _Joke:
 
 
 def _small(world: World, rng: np.random.Generator) -> _Joke:
-    small = _group(world, rng, size=min(world.sizes, key=lambda size: SIZES[size]))
+    small = _group(world, rng, size=_smallest(world))
     lines = pick((("FEAR THE", "GIANT"), ("SO STRONG", "SO TALL"), ("I AM THE", "BOSS")), rng)
     return _Joke((small,), lines, "a small boaster", f"The {small.kind} is small and speaks of itself as great.")
 
@@ -143,20 +144,35 @@ def _meme(world: World, rng: np.random.Generator, held_out: bool) -> Meme:
     for _ in range(_TRIES):
         try:
             joke = _JOKES[name](world, rng)
-            wanted = Wanted(joke.groups, background=background(world, rng))
-            scene = scene_of(world, wanted, rng, held_out)
+            scene = _scene(world, joke.groups, rng)
         except NoPlaceError:
             continue
+        wanted = Wanted(joke.groups, background=scene.background)
         meme = Meme(name, scene, wanted, *joke.lines, joke.about, joke.why)
-        if _clear(meme) and holds(world, meme) == held_out:
+        if max(map(len, joke.lines)) <= LONGEST and holds(world, meme) == held_out:
             return meme
     raise NoPlaceError(f"no meme {name!r} was found with held_out {held_out}")
 
 
-def _clear(meme: Meme) -> bool:
-    """Whether the lines are not too long and the scene is between them."""
-    free = all(item.box[1] >= _FREE[0] and item.box[3] <= _FREE[1] for item in meme.scene.items)
-    return free and max(len(meme.top), len(meme.bottom)) <= LONGEST
+def _scene(world: World, groups: tuple[Group, ...], rng: np.random.Generator) -> Scene:
+    """The objects between the lines; three or more are small.
+
+    Raises:
+        NoPlaceError: they do not fit.
+    """
+    sizes = world.sizes if sum(group.count for group in groups) < 3 else (_smallest(world),)
+    named = [
+        (group.kind, group.colour or pick(world.colours, rng), group.size or pick(sizes, rng))
+        for group in groups
+        for _ in range(group.count)
+    ]
+    places = free_places([extent(kind, SIZES[size]) for kind, _, size in named], _TAKEN, UNITS, rng)
+    items = tuple(Item(*what, *place) for what, place in zip(named, places, strict=True))
+    return Scene(items, background(world, rng) or "white")
+
+
+def _smallest(world: World) -> str:
+    return min(world.sizes, key=lambda size: SIZES[size])
 
 
 def picture(world: World, rng: np.random.Generator, held_out: bool) -> Example:
@@ -182,7 +198,7 @@ def asked(world: World, rng: np.random.Generator, held_out: bool) -> Example:
         "about": ("What is the meme about?", meme.about),
         "why": ("Why is it funny?", meme.why),
     }[kind]
-    return Example("understanding", kind, text, Asked(kind, text, answer, meme), source=meme, answer=answer)
+    return Example("understanding", kind, text, meme, source=meme, answer=answer)
 
 
 TASKS: Mapping[str, Maker] = {"picture": picture, "reasoning": reasoning, "question": asked}

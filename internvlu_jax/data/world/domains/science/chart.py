@@ -40,11 +40,11 @@ class Chart:
     def marks(self) -> list[Mark]:
         top = _FLOOR - HIGHEST * _UNIT
         made: list[Mark] = [
-            line((_LEFT - 2, _FLOOR - n * _UNIT), (_LEFT, _FLOOR - n * _UNIT), PALE, 1) for n in range(HIGHEST + 1)
+            line((_LEFT - 2, _FLOOR - n * _UNIT), (_LEFT, _FLOOR - n * _UNIT), PALE, 1.0) for n in range(HIGHEST + 1)
         ]
         made += [
-            line((_LEFT + 0.5, top - 1), (_LEFT + 0.5, _FLOOR + 1), DARK, 1),
-            line((_LEFT, _FLOOR + 0.5), (62, _FLOOR + 0.5), DARK, 1),
+            line((_LEFT + 0.5, top - 1), (_LEFT + 0.5, _FLOOR + 1), DARK, 1.0),
+            line((_LEFT, _FLOOR + 0.5), (62.0, _FLOOR + 0.5), DARK, 1.0),
         ]
         for n, (name, value, colour) in enumerate(zip(self.names, self.values, self.colours, strict=True)):
             x = _LEFT + 1.5 + _PITCH * (n + 0.5) + (5 - len(self.values)) * 2

@@ -17,7 +17,7 @@ from internvlu_jax.data.world.scene import COLOURS
 from internvlu_jax.data.world.things import Asked, Riddle, Topic, bold
 
 NODES = "ABCDEF"
-_AROUND, _RADIUS = 24.0, 6.5
+_AROUND, _RADIUS = 23.0, 6.0
 _PLAIN = (232, 232, 240)
 
 

@@ -17,7 +17,7 @@ from internvlu_jax.data.world.scene import COLOURS
 from internvlu_jax.data.world.things import Asked, Riddle, Topic
 
 REACH, HEAVIEST = 4, 9
-_STEP, _ARM, _BLOCK, _TILT = 6.5, 29.0, 10.0, math.radians(12)
+_STEP, _ARM, _BLOCK, _TILT = 6.0, 28.0, 9.0, math.radians(9)
 _PIVOT = (32.0, 42.0)
 
 Load = tuple[int, int]
@@ -55,9 +55,9 @@ class Lever:
         x, y = _PIVOT
         fill = COLOURS[self.colour]
         made: list[Mark] = [Polygon(((x, y), (x - 8, y + 15), (x + 8, y + 15)), PALE)]
-        made.append(line(_at(-_ARM, 0, angle), _at(_ARM, 0, angle), DARK, 2.5))
+        made.append(line(_at(-_ARM, 0.0, angle), _at(_ARM, 0.0, angle), DARK, 2.5))
         steps = [step for step in range(-REACH, REACH + 1) if step]
-        made += [line(_at(step * _STEP, 0, angle), _at(step * _STEP, 4, angle), DARK, 1) for step in steps]
+        made += [line(_at(step * _STEP, 0.0, angle), _at(step * _STEP, 4.0, angle), DARK, 1.0) for step in steps]
         for place, weight in self.loads:
             middle, half = place * _STEP, _BLOCK / 2
             corners = ((-half, -1.2), (half, -1.2), (half, -1.2 - _BLOCK), (-half, -1.2 - _BLOCK))

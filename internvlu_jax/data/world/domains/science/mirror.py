@@ -23,14 +23,14 @@ _TURNED = {
     "rising": {"left": "above", "below": "right", "right": "below", "above": "left"},
     "falling": {"left": "below", "above": "right", "right": "above", "below": "left"},
 }
-_TOWARDS: dict[str, Point] = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}
-_NORMALS: dict[str, Point] = {"bottom": (0, -1), "top": (0, 1), "left": (1, 0), "right": (-1, 0)}
+_TOWARDS: dict[str, Point] = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "above": (0.0, -1.0), "below": (0.0, 1.0)}
+_NORMALS: dict[str, Point] = {"bottom": (0.0, -1.0), "top": (0.0, 1.0), "left": (1.0, 0.0), "right": (-1.0, 0.0)}
 _HALF = math.sqrt(0.5)
 
 
 @dataclass(frozen=True)
 class Ray:
-    """mirror: one of `MIRRORS`. start: left, right, above or below, where it comes from. angle: to the normal, degrees."""
+    """mirror: one of `MIRRORS`. start: where it comes from, left, right, above or below. angle: to the normal."""
 
     mirror: str
     start: str
@@ -71,15 +71,15 @@ class Ray:
         (x, y), length = self._meeting(), 27 if self.mirror in _TURNED else 31
         (fx, fy), (tx, ty) = self.ways
         made = [*self._mirror(x, y)]
-        made.append(line((x + length * fx, y + length * fy), (x, y), colour, 2))
-        made.append(line((x, y), (x + (length - 3) * tx, y + (length - 3) * ty), colour, 2))
+        made.append(line((x + length * fx, y + length * fy), (x, y), colour, 2.0))
+        made.append(line((x, y), (x + (length - 3) * tx, y + (length - 3) * ty), colour, 2.0))
         middle = length / 2 - 2.5
-        made.append(arrow_head((x + middle * fx, y + middle * fy), (-fx, -fy), colour, 6))
-        made.append(arrow_head((x + length * tx, y + length * ty), (tx, ty), colour, 6))
+        made.append(arrow_head((x + middle * fx, y + middle * fy), (-fx, -fy), colour, 6.0))
+        made.append(arrow_head((x + length * tx, y + length * ty), (tx, ty), colour, 6.0))
         return made
 
     def _meeting(self) -> Point:
-        nx, ny = _NORMALS.get(self.mirror, (0, 0))
+        nx, ny = _NORMALS.get(self.mirror, (0.0, 0.0))
         return 32 - 22 * nx, 32 - 22 * ny
 
     def _mirror(self, x: float, y: float) -> list[Mark]:
@@ -97,10 +97,10 @@ class Ray:
             mx, my = x - depth * nx, y - depth * ny
             return line((mx - half * dx, my - half * dy), (mx + half * dx, my + half * dy), colour, width)
 
-        made = [bar(3.5, 4, PALE), bar(1, 2, DARK)]
+        made = [bar(3.5, 4.0, PALE), bar(1.0, 2.0, DARK)]
         if self.mirror not in _TURNED:
             made += [
-                line((x + n * nx, y + n * ny), (x + (n + 2) * nx, y + (n + 2) * ny), PALE, 1) for n in range(1, 25, 4)
+                line((x + n * nx, y + n * ny), (x + (n + 2) * nx, y + (n + 2) * ny), PALE, 1.0) for n in range(1, 25, 4)
             ]
         return made
 

@@ -17,7 +17,7 @@ from internvlu_jax.data.world.things import Asked, Riddle, Topic
 
 ELEMENTS = {"H": "hydrogen", "C": "carbon", "N": "nitrogen", "O": "oxygen", "F": "fluorine"}
 _ORDERS = ("", "single", "double", "triple")
-_APART, _RADIUS = 15.5, 6.0
+_APART, _RADIUS = 16.0, 5.5
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,16 @@ def _star(centre: str, *around: tuple[str, float, float, int], hint: str) -> Com
 
 
 def _two(a: str, b: str, order: int, hint: str) -> Compound:
-    return Compound(((a, -0.5, 0.0), (b, 0.5, 0.0)), ((0, 1, order),), hint)
+    return Compound(((a, -0.7, 0.0), (b, 0.7, 0.0)), ((0, 1, order),), hint)
 
 
-_ENDS = ((-1.2, -0.8), (-1.2, 0.8), (1.2, -0.8), (1.2, 0.8))
+_ENDS = ((-1.3, -0.8), (-1.3, 0.8), (1.3, -0.8), (1.3, 0.8))
 
 
 def _pair(element: str, order: int, around: tuple[Point, ...], hint: str) -> Compound:
     """Two equal atoms, hydrogen around: that on the left is bound to the left one."""
-    atoms = ((element, -0.5, 0.0), (element, 0.5, 0.0), *(("H", x, y) for x, y in around))
+    half = 0.5 if max(around)[0] == 1.5 else 0.65
+    atoms = ((element, -half, 0.0), (element, half, 0.0), *(("H", x, y) for x, y in around))
     return Compound(atoms, ((0, 1, order), *((int(x > 0), n, 1) for n, (x, _) in enumerate(around, 2))), hint)
 
 
@@ -67,23 +68,24 @@ COMPOUNDS: Mapping[str, Compound] = {
     "nitrogen": _two("N", "N", 3, "the gas that most of air is"),
     "hydrogen fluoride": _two("H", "F", 1, "the acid that etches glass"),
     "water": _star("O", ("H", -0.8, 0.6, 1), ("H", 0.8, 0.6, 1), hint="what rain is"),
-    "ammonia": _star("N", ("H", -0.95, 0.3, 1), ("H", 0.95, 0.3, 1), ("H", 0, 1, 1), hint="the simplest base"),
+    "ammonia": _star("N", ("H", -0.95, 0.3, 1), ("H", 0.95, 0.3, 1), ("H", 0.0, 1.0, 1), hint="the simplest base"),
     "methane": _star(
-        "C", ("H", -1, 0, 1), ("H", 1, 0, 1), ("H", 0, -1, 1), ("H", 0, 1, 1), hint="the simplest hydrocarbon"
+        "C", ("H", -1.0, 0.0, 1), ("H", 1.0, 0.0, 1), ("H", 0.0, -1.0, 1), ("H", 0.0, 1.0, 1),
+        hint="the simplest hydrocarbon",
     ),
-    "carbon dioxide": _star("C", ("O", -1.2, 0, 2), ("O", 1.2, 0, 2), hint="the gas that plants take in"),
-    "hydrogen cyanide": _star("C", ("H", -1.2, 0, 1), ("N", 1.2, 0, 3), hint="the poison of bitter almonds"),
+    "carbon dioxide": _star("C", ("O", -1.2, 0.0, 2), ("O", 1.2, 0.0, 2), hint="the gas that plants take in"),
+    "hydrogen cyanide": _star("C", ("H", -1.2, 0.0, 1), ("N", 1.2, 0.0, 3), hint="the poison of bitter almonds"),
     "formaldehyde": _star(
-        "C", ("O", 0, -1, 2), ("H", -0.85, 0.55, 1), ("H", 0.85, 0.55, 1), hint="the simplest aldehyde"
+        "C", ("O", 0.0, -1.0, 2), ("H", -0.85, 0.55, 1), ("H", 0.85, 0.55, 1), hint="the simplest aldehyde"
     ),
     "ethane": _pair(
-        "C", 1, ((-1.5, 0), (-0.5, -1), (-0.5, 1), (1.5, 0), (0.5, -1), (0.5, 1)),
+        "C", 1, ((-1.5, 0.0), (-0.5, -1.0), (-0.5, 1.0), (1.5, 0.0), (0.5, -1.0), (0.5, 1.0)),
         "the hydrocarbon with two carbon atoms and single bonds",
     ),
     "ethene": _pair("C", 2, _ENDS, "the simplest hydrocarbon with a double bond"),
-    "ethyne": _pair("C", 3, ((-1.5, 0), (1.5, 0)), "the simplest hydrocarbon with a triple bond"),
+    "ethyne": _pair("C", 3, ((-1.5, 0.0), (1.5, 0.0)), "the simplest hydrocarbon with a triple bond"),
     "hydrazine": _pair("N", 1, _ENDS, "the rocket fuel of nitrogen and hydrogen"),
-    "hydrogen peroxide": _pair("O", 1, ((-1.0, 0.9), (1.0, -0.9)), "the bleach of hydrogen and oxygen"),
+    "hydrogen peroxide": _pair("O", 1, ((-1.1, 0.9), (1.1, -0.9)), "the bleach of hydrogen and oxygen"),
 }  # fmt: skip
 
 
@@ -132,7 +134,11 @@ def _bond(a: Point, b: Point, order: int) -> list[Mark]:
     length = math.dist(a, b)
     across = ((a[1] - b[1]) / length, (b[0] - a[0]) / length)
     shifts = [3.0 * (n - (order - 1) / 2) for n in range(order)]
-    return [line(*((x + shift * across[0], y + shift * across[1]) for x, y in (a, b)), width=1.25) for shift in shifts]
+    return [line(_moved(a, across, shift), _moved(b, across, shift), width=1.25) for shift in shifts]
+
+
+def _moved(point: Point, direction: Point, by: float) -> Point:
+    return point[0] + by * direction[0], point[1] + by * direction[1]
 
 
 def _molecule(world: World, rng: np.random.Generator) -> Molecule:

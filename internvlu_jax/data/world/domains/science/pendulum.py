@@ -34,7 +34,7 @@ class Pendulums:
 
     def marks(self) -> list[Mark]:
         angle = self.swing * _SWING
-        made: list[Mark] = [line((5, _TOP - 1.5), (59, _TOP - 1.5), DARK, 3)]
+        made: list[Mark] = [line((5.0, _TOP - 1.5), (59.0, _TOP - 1.5), DARK, 3.0)]
         for n, (colour, length) in enumerate(self.bobs):
             x = 32 + _APART * (n - (len(self.bobs) - 1) / 2)
             end = (x + length * _UNIT * math.sin(angle), _TOP + length * _UNIT * math.cos(angle))

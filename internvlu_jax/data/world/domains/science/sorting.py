@@ -36,7 +36,7 @@ class Bars:
         return f"{self.colour} bars with the heights {listing(list(map(str, self.heights)))}"
 
     def marks(self) -> list[Mark]:
-        made: list[Mark] = [line((2, _FLOOR + 0.5), (62, _FLOOR + 0.5), DARK, 1)]
+        made: list[Mark] = [line((2.0, _FLOOR + 0.5), (62.0, _FLOOR + 0.5), DARK, 1.0)]
         for n, height in enumerate(self.heights):
             x = 32 + _PITCH * (n - (len(self.heights) - 1) / 2) + 0.5
             left, top = x - _WIDTH / 2, _FLOOR - height * _UNIT

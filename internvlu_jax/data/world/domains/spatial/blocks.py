@@ -12,7 +12,8 @@ import numpy as np
 from internvlu_jax.data.world.captions import NUMBERS, listing, pick
 from internvlu_jax.data.world.config import World
 from internvlu_jax.data.world.layout import NoPlaceError
-from internvlu_jax.data.world.marks import DARK, WHITE, Mark, Point, Polygon, around, line, mixed, rectangle
+from internvlu_jax.data.world.marks import DARK, WHITE, Mark, Point, Polygon, line, mixed, rectangle
+from internvlu_jax.data.world.render import Colour
 from internvlu_jax.data.world.scene import COLOURS
 from internvlu_jax.data.world.things import Asked, Change, Riddle, Topic
 
@@ -24,6 +25,16 @@ _ROWS = ("in the back", "in the middle", "in front")
 _EDGE, _FACE = 9.0, 14.0
 _ACROSS, _DOWN = _EDGE * math.cos(math.pi / 6), _EDGE / 2
 _TURNS = {1: "a quarter clockwise", 2: "by half", 3: "a quarter anticlockwise"}
+
+Corner = tuple[int, int, int]
+"""Row, column and level, from a corner of a cube or from a cube."""
+
+_FACES: tuple[tuple[tuple[Corner, ...], Corner], ...] = (
+    (((0, 0, 1), (0, 1, 1), (1, 1, 1), (1, 0, 1)), (0, 0, 1)),
+    (((1, 0, 1), (1, 1, 1), (1, 1, 0), (1, 0, 0)), (1, 0, 0)),
+    (((0, 1, 1), (1, 1, 1), (1, 1, 0), (0, 1, 0)), (0, 1, 0)),
+)
+"""Top, front and right: the corners, and where the cube is that would cover it."""
 
 Heights = tuple[tuple[int, ...], ...]
 """Cubes on each place: rows from back to front, each from left to right."""
@@ -98,35 +109,35 @@ class Blocks:
             for row, column in itertools.product(range(SIZE), repeat=2)
             for level in range(self.heights[row][column])
         ]
-        cubes.sort(key=sum)
-        left, top, right, bottom = around(face for cube in cubes for face in _cube(*cube, (0, 0), (0, 0, 0)))
-        middle = (32 - (left + right) / 2, 32 - (top + bottom) / 2)
-        for cube in cubes:
-            yield from _cube(*cube, middle, COLOURS[self.colour])
+        corners = [_corner(r + dr, c + dc, z + dz) for r, c, z in cubes for dr, dc, dz in np.ndindex(2, 2, 2)]
+        xs, ys = zip(*corners, strict=True)
+        shift = (32 - (max(xs) + min(xs)) / 2, 32 - (max(ys) + min(ys)) / 2)
+        for row, column, level in sorted(cubes, key=sum):
+            for (face, (dr, dc, dz)), shade in zip(_FACES, self._shades(), strict=True):
+                if self._height(row + dr, column + dc) <= level + dz:
+                    yield from _face(row, column, level, face, shift, shade)
+
+    def _height(self, row: int, column: int) -> int:
+        """Of the stack there; outside there is none."""
+        return self.heights[row][column] if max(row, column) < SIZE else 0
+
+    def _shades(self) -> tuple[Colour, Colour, Colour]:
+        """Of the tops, the front and the right."""
+        colour = COLOURS[self.colour]
+        return mixed(colour, WHITE, 0.5), colour, mixed(colour, DARK, 0.45)
 
 
-def _cube(row: int, column: int, level: int, shift: Point, colour: tuple[int, int, int]) -> list[Mark]:
-    """Its three visible faces: the top lighter, the right darker than the front."""
+def _corner(row: int, column: int, level: int) -> Point:
+    return (column - row) * _ACROSS, (column + row) * _DOWN - level * _EDGE
 
-    def at(r: int, c: int, z: int) -> Point:
-        return shift[0] + (c - r) * _ACROSS, shift[1] + (c + r) * _DOWN - z * _EDGE
 
-    r, c, z = row, column, level
-    faces = (
-        (
-            (at(r, c, z + 1), at(r, c + 1, z + 1), at(r + 1, c + 1, z + 1), at(r + 1, c, z + 1)),
-            mixed(colour, WHITE, 0.5),
-        ),
-        ((at(r + 1, c, z + 1), at(r + 1, c + 1, z + 1), at(r + 1, c + 1, z), at(r + 1, c, z)), colour),
-        (
-            (at(r, c + 1, z + 1), at(r + 1, c + 1, z + 1), at(r + 1, c + 1, z), at(r, c + 1, z)),
-            mixed(colour, DARK, 0.45),
-        ),
-    )
-    made: list[Mark] = [Polygon(points, shade) for points, shade in faces]
-    for points, _ in faces:
-        made += [line(a, b, DARK, 0.75) for a, b in itertools.pairwise((*points, points[0]))]
-    return made
+def _face(row: int, column: int, level: int, corners: Sequence[Corner], shift: Point, shade: Colour) -> Iterator[Mark]:
+    """A face of a cube, with its edges."""
+    found = [_corner(row + dr, column + dc, level + dz) for dr, dc, dz in corners]
+    points = tuple((x + shift[0], y + shift[1]) for x, y in found)
+    yield Polygon(points, shade)
+    for a, b in itertools.pairwise((*points, points[0])):
+        yield line(a, b, DARK, 0.75)
 
 
 def _columns(heights: Sequence[int]) -> list[list[bool]]:

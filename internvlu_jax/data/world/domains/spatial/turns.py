@@ -35,10 +35,17 @@ class Turned:
     def key(self) -> tuple[str, str]:
         return self.figure, self.colour
 
+    @property
+    def name(self) -> str:
+        """ "arrow", "letter F" or "digit 4"."""
+        if self.figure == "arrow":
+            return self.figure
+        return f"{'digit' if self.figure.isdigit() else 'letter'} {self.figure}"
+
     def said(self) -> str:
         if self.figure == "arrow":
             return f"{article(self.colour)} arrow that points {DIRECTIONS[self.turns]}"
-        return f"{article(self.colour)} letter {self.figure}, {TURNS[self.turns]}"
+        return f"{article(self.colour)} {self.name}, {TURNS[self.turns]}"
 
     def marks(self) -> list[Mark]:
         drawn = np.array([[cell == "#" for cell in row] for row in _ARROW])
@@ -61,18 +68,20 @@ def _state(turned: Turned) -> str:
 
 
 def _riddle(world: World, rng: np.random.Generator) -> Riddle:
-    """One turn or two, one after another."""
-    at_first = _turned(world, rng)
-    if at_first.figure != "arrow":
-        at_first = replace(at_first, turns=0)
-    turned, facts, said = at_first, [], []
-    for _ in range(rng.integers(1, 3)):
-        by = int(rng.integers(1, 4))
+    """One more turn of a letter that is turned already; one or two of an arrow."""
+    first = _turned(world, rng)
+    if first.figure != "arrow":
+        first, by = replace(first, turns=int(rng.integers(1, 4))), int(rng.integers(1, 4))
+        turned = first.turned(by)
+        then = f"then turned {_BY[by]}"
+        fact = f"{TURNS[first.turns].capitalize()}, {then}, it is {TURNS[turned.turns]}."
+        return Riddle(f"{first.said()}, {then}", (fact,), turned)
+    turned, facts, said = first, [], []
+    for by in rng.integers(1, 4, int(rng.integers(1, 3))).tolist():
         turned = turned.turned(by)
         said.append(f"turned {_BY[by]}")
-        facts.append(f"{said[-1].capitalize()} it {'points' if turned.figure == 'arrow' else 'is'} {_state(turned)}.")
-    start = at_first.said().removesuffix(", upright")
-    return Riddle(f"{start}, {', then '.join(said)}", tuple(facts), turned)
+        facts.append(f"{said[-1].capitalize()} it points {DIRECTIONS[turned.turns]}.")
+    return Riddle(f"{first.said()}, {', then '.join(said)}", tuple(facts), turned)
 
 
 def _question(world: World, rng: np.random.Generator) -> Asked:
@@ -86,8 +95,7 @@ def _question(world: World, rng: np.random.Generator) -> Asked:
 
 def _change(world: World, rng: np.random.Generator) -> Change:
     turned, by = _turned(world, rng), int(rng.integers(1, 4))
-    name = "arrow" if turned.figure == "arrow" else f"letter {turned.figure}"
-    return Change("turn", f"turn the {name} {_BY[by]}", turned, turned.turned(by))
+    return Change("turn", f"turn the {turned.name} {_BY[by]}", turned, turned.turned(by))
 
 
 TOPIC = Topic(_turned, _riddle, _question, _change)

@@ -1,0 +1,124 @@
+"""Contact sheets of the small world: pictures with their texts, one sheet for each domain.
+
+   python -m experiments.small_world.sheets --out DIR [--world small] [--seed 0] [--side 128]
+
+Writes world_<name>.png for each of `SHEETS`, of kinds of examples in turn. Texts that the font cannot show, those in
+Chinese, are left out.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from PIL import Image, ImageDraw, ImageFont
+
+from internvlu_jax.data.world import WorldSource
+from internvlu_jax.data.world.example import Example
+
+SHEETS: Mapping[str, tuple[str, ...]] = {
+    "general": ("general/picture", "general/question", "general/description"),
+    "edits": ("general/edit", "text/edit"),
+    "text": ("text/picture", "text/question"),
+    "science": ("science/picture", "science/question"),
+    "spatial": ("spatial/picture", "spatial/question", "spatial/edit"),
+    "humour": ("humour/picture", "humour/question"),
+    "reasoning": ("reasoning/picture", "science/reasoning", "spatial/reasoning", "humour/reasoning"),
+}
+"""Tasks of each sheet."""
+
+_EXAMPLES = 16  # of a sheet
+_COLUMNS = 4
+_GAP, _LINE, _FONT = 10, 12, 10  # pixels
+
+
+@dataclass(frozen=True)
+class Arguments:
+    out: Path
+    """Directory of the sheets; made if it is not there."""
+    world: str = "small"
+    seed: int = 0
+    side: int = 128
+    """Pixels of each picture's side."""
+
+
+def examples(world: str, tasks: tuple[str, ...], seed: int) -> list[Example]:
+    """Examples for a sheet: the tasks in turn, of each one as many topics as there are."""
+    streams = [_topics(world, task, seed + n) for n, task in enumerate(tasks)]
+    return [next(streams[n % len(streams)]) for n in range(_EXAMPLES)]
+
+
+def _topics(world: str, task: str, seed: int) -> Iterator[Example]:
+    """Examples of a task, none of whose topics comes again before all others that are met soon have come."""
+    source = WorldSource(world, {task: 1.0}, seed=seed)
+    index, seen = 0, set[str]()
+    while True:
+        for _ in range(100):
+            example = source.example(index)
+            index += 1
+            if example.topic not in seen and _texts(example).isascii():
+                seen.add(example.topic)
+                yield example
+        seen.clear()
+
+
+def _texts(example: Example) -> str:
+    """All that is said, one paragraph each."""
+    if example.task == "understanding":
+        return f"Q: {example.prompt}\nA: {example.answer}"
+    return "\n".join([example.prompt, *([example.reasoning] if example.reasoning else [])])
+
+
+def sheet(shown: list[Example], side: int) -> Image.Image:
+    """The examples in rows, each above its texts; an edit has both pictures side by side."""
+    font = ImageFont.load_default(_FONT)
+    width = max(sum(p is not None for p in (e.source, e.image)) for e in shown) * (side + _GAP) - _GAP
+    width = max(width, 176)
+    rows = [shown[n : n + _COLUMNS] for n in range(0, len(shown), _COLUMNS)]
+    texts = [[_wrapped(_texts(example), font, width) for example in row] for row in rows]
+    heights = [side + 4 + _LINE * max(len(text) for text in row) + _GAP for row in texts]
+    picture = Image.new("RGB", (_COLUMNS * (width + _GAP) + _GAP, sum(heights) + _GAP), "white")
+    draw, top = ImageDraw.Draw(picture), _GAP
+    for row, said, height in zip(rows, texts, heights, strict=True):
+        for n, (example, lines) in enumerate(zip(row, said, strict=True)):
+            left = _GAP + n * (width + _GAP)
+            for m, drawable in enumerate(d for d in (example.source, example.image) if d is not None):
+                x = left + m * (side + _GAP)
+                draw.rectangle((x - 1, top - 1, x + side, top + side), outline="#b0b0b0")
+                picture.paste(Image.fromarray(drawable.draw(side)), (x, top))
+            for m, line in enumerate(lines):
+                draw.text((left, top + side + 4 + m * _LINE), line, "black", font)
+        top += height
+    return picture
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """Lines that are no wider than so many pixels."""
+    lines = []
+    for paragraph in text.split("\n"):
+        line = ""
+        for word in paragraph.split():
+            longer = f"{line} {word}".strip()
+            if line and font.getlength(longer) > width:
+                lines.append(line)
+                longer = word
+            line = longer
+        lines.append(line)
+    return lines
+
+
+def main(arguments: Arguments) -> int:
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for name, tasks in SHEETS.items():
+        path = arguments.out / f"world_{name}.png"
+        picture = sheet(examples(arguments.world, tasks, arguments.seed), arguments.side)
+        picture.save(path, optimize=True)
+        print(f"{path}: {picture.width} x {picture.height} pixels, {path.stat().st_size // 1000} kB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Arguments)))

@@ -1,0 +1,87 @@
+"""The small world as a source of a training run, and the parts of the script that trains on it."""
+
+import numpy as np
+import pytest
+
+from experiments.small_world import curves
+from experiments.small_world.train import Arguments, crops, parts, texts
+from internvlu_jax.config import small_config
+from internvlu_jax.data.loader import Loader
+from internvlu_jax.data.sources import open_source
+from internvlu_jax.models.internvlu import param_shapes
+from internvlu_jax.processing import chat
+from internvlu_jax.processing.tokenizer import Tokenizer
+from internvlu_jax.training.tree import paths
+
+
+def test_a_world_by_name():
+    source = open_source("world:small/general/picture?seed=3&side=32&length=50")
+    assert len(source) == 50
+    record = source[7]
+    assert record.task == "t2i" and record.image.pixels().shape == (32, 32, 3)
+    again = open_source("world:small/general/picture?seed=3&side=32")[7]
+    assert again.prompt == record.prompt
+    np.testing.assert_array_equal(again.image.pixels(), record.image.pixels())
+    assert open_source("world:small/general/picture?seed=4")[7].prompt != record.prompt
+
+
+def test_a_domain_by_name_has_all_its_tasks():
+    source = open_source("world:small/text")
+    assert {source[n].task for n in range(60)} == {"t2i", "edit", "understanding"}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("world:large", "the world is 'large'; expected one of small, full"),
+        ("world:small/general/pictures", "general/pictures"),
+        ("world:small?sides=64", "there is no option 'sides'"),
+        ("world:small?side=big", "side is 'big'; expected a whole number"),
+        ("world:small?split=test", "split is 'test'; expected one of train, seen, heldout"),
+    ],
+)
+def test_names_that_mean_nothing(name, message):
+    with pytest.raises(ValueError, match=message):
+        open_source(name)
+
+
+def test_small_model_fits_in_the_box():
+    config = small_config()
+    sizes = {path: int(np.prod(leaf.shape)) for path, leaf in paths(param_shapes(config)).items()}
+    assert 2 * sum(sizes.values()) < 24e6, "bytes in bfloat16"
+    assert config.generation_decoder.pixel_multiple == 16
+
+
+def test_batches_of_every_part(tmp_path):
+    """What the script would train on goes through the loader: each part, its kinds of batches, no broken record."""
+    made = [text for text, _ in zip(texts(), range(4000), strict=False)]
+    tokenizer = Tokenizer.trained(made, 1200, chat.FIXED_TEXTS)
+    assert tokenizer.vocab_size <= small_config().vlm.llm_config.vocab_size
+    letters = tokenizer.encode("the word RAIN")
+    assert [tokenizer.decode([i]) for i in letters[-4:]] == [" R", "A", "I", "N"]
+    for cfg in parts(Arguments(tmp_path), tmp_path / "start"):
+        with Loader(small_config(), tokenizer, cfg.data, seed=0, accumulate=cfg.accumulate) as loader:
+            batches = [batch for _, step in zip(range(6), loader, strict=False) for batch in step]
+            assert loader.state()["broken"] == 0
+        drawn = [batch for batch in batches if batch.picture is not None]
+        assert bool(drawn) == (cfg.objective.flow_weight > 0)
+        assert any(batch.picture is None for batch in batches) or cfg.objective.text_weight == 0
+
+
+def test_crops_show_something():
+    found = crops(0, 3)
+    assert found.shape == (32, 32, 32, 3)
+    assert all(np.ptp(picture.reshape(-1, 3), axis=0).max() > 60 for picture in found)
+    np.testing.assert_array_equal(found, crops(0, 3))
+
+
+def test_curves(tmp_path):
+    (tmp_path / "stage1").mkdir()
+    lines = [f'{{"step": {n}, "flow_loss": {1 / n}, "text_loss": 0.0, "grad_norm": 1.0}}' for n in range(1, 121)]
+    (tmp_path / "stage1" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert curves.main(curves.Arguments(tmp_path, tmp_path / "out")) == 0
+    found = curves.curve(tmp_path / "stage1" / "metrics.jsonl")
+    assert found[0] == {"step": 2, "flow_loss": 0.75, "grad_norm": 1.0} and found[-1]["step"] == 120
+    assert (tmp_path / "out" / "curves.png").is_file() and (tmp_path / "out" / "curves.json").is_file()
+    with pytest.raises(SystemExit, match="no metrics"):
+        curves.main(curves.Arguments(tmp_path / "out", tmp_path / "out"))
