@@ -13,6 +13,7 @@ from internvlu_jax.data.sources import open_source
 from internvlu_jax.data.world import FULL, SMALL, WEIGHTS, Group, Item, Scene, Wanted, Word, World, WorldSource
 from internvlu_jax.data.world.captions import chinese
 from internvlu_jax.data.world.domains import DOMAINS, TASKS
+from internvlu_jax.data.world.domains.reasoning import riddle
 from internvlu_jax.data.world.edits import edit
 from internvlu_jax.data.world.layout import NoPlaceError, free_place
 from internvlu_jax.data.world.letters import line_cells, word_cells
@@ -43,7 +44,18 @@ def fingerprint() -> dict[str, int]:
 
 
 # What the model in the box was trained on: a change here is a change of its data.
-STORED: dict[str, int] = {}
+STORED = {
+    "general/picture": 4138516816,
+    "general/edit": 3420393769,
+    "general/question": 3579844609,
+    "general/description": 1460668931,
+    "text/picture": 171800277,
+    "text/edit": 3499451282,
+    "text/question": 2600742703,
+    "reasoning/picture": 4251038177,
+    "reasoning/direct": 1812425139,
+    "reasoning/words": 2900323483,
+}
 
 
 def test_records_are_those_of_the_shipped_model():
@@ -66,12 +78,12 @@ def test_examples_hardly_repeat():
 
 
 def test_weights_are_met():
-    counts = Counter(WorldSource().example(n).task for n in range(1000))
+    counts = Counter(WorldSource().example(n).task for n in range(500))
     edits, total = WEIGHTS["general/edit"] + WEIGHTS["text/edit"], sum(WEIGHTS.values())
-    assert counts["edit"] / 1000 == pytest.approx(edits / total, abs=0.05)
+    assert counts["edit"] / 500 == pytest.approx(edits / total, abs=0.07)
     only = WorldSource(weights={"text/edit": 1.0, "text/question": 3.0})
-    counts = Counter(only.example(n).task for n in range(400))
-    assert counts["edit"] / 400 == pytest.approx(0.25, abs=0.07) and set(counts) == {"edit", "understanding"}
+    counts = Counter(only.example(n).task for n in range(200))
+    assert counts["edit"] / 200 == pytest.approx(0.25, abs=0.1) and set(counts) == {"edit", "understanding"}
 
 
 def test_every_task_has_both_splits_and_records_of_its_form():
@@ -286,3 +298,5 @@ def test_a_world_of_one_kind_has_single_objects():
     world = World(kinds=("circle",), colours=("red",), sizes=("small",), backgrounds=("white",), most=1)
     scene = scene_of(world, wish(world, "single", np.random.default_rng(0)), np.random.default_rng(0))
     assert [(item.kind, item.colour, item.radius) for item in scene.items] == [("circle", "red", SIZES["small"])]
+    text, _, wanted = riddle(world, "kind", np.random.default_rng(0))
+    assert "next shape" not in text and [group.kind for group in wanted.groups] == ["circle"]

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from internvlu_jax.data.world import WorldSource
 from internvlu_jax.data.world.example import Example
+from internvlu_jax.data.world.scene import Drawable
 
 SHEETS: Mapping[str, tuple[str, ...]] = {
     "general": ("general/picture", "general/question", "general/description"),
@@ -32,7 +33,7 @@ SHEETS: Mapping[str, tuple[str, ...]] = {
 
 _EXAMPLES = 16  # of a sheet
 _COLUMNS = 4
-_GAP, _LINE, _FONT = 10, 12, 10  # pixels
+_GAP, _LINE, _FONT, _NARROWEST = 10, 14, 11, 186  # pixels
 
 
 @dataclass(frozen=True)
@@ -75,38 +76,41 @@ def _texts(example: Example) -> str:
 def sheet(shown: list[Example], side: int) -> Image.Image:
     """The examples in rows, each above its texts; an edit has both pictures side by side."""
     font = ImageFont.load_default(_FONT)
-    width = max(sum(p is not None for p in (e.source, e.image)) for e in shown) * (side + _GAP) - _GAP
-    width = max(width, 176)
+    width = max(_NARROWEST, *(len(_pictures(example)) * (side + _GAP) - _GAP for example in shown))
     rows = [shown[n : n + _COLUMNS] for n in range(0, len(shown), _COLUMNS)]
     texts = [[_wrapped(_texts(example), font, width) for example in row] for row in rows]
     heights = [side + 4 + _LINE * max(len(text) for text in row) + _GAP for row in texts]
-    picture = Image.new("RGB", (_COLUMNS * (width + _GAP) + _GAP, sum(heights) + _GAP), "white")
-    draw, top = ImageDraw.Draw(picture), _GAP
+    page = Image.new("RGB", (_COLUMNS * (width + _GAP) + _GAP, sum(heights) + _GAP), "white")
+    draw, top = ImageDraw.Draw(page), _GAP
     for row, said, height in zip(rows, texts, heights, strict=True):
         for n, (example, lines) in enumerate(zip(row, said, strict=True)):
             left = _GAP + n * (width + _GAP)
-            for m, drawable in enumerate(d for d in (example.source, example.image) if d is not None):
+            for m, drawable in enumerate(_pictures(example)):
                 x = left + m * (side + _GAP)
                 draw.rectangle((x - 1, top - 1, x + side, top + side), outline="#b0b0b0")
-                picture.paste(Image.fromarray(drawable.draw(side)), (x, top))
-            for m, line in enumerate(lines):
-                draw.text((left, top + side + 4 + m * _LINE), line, "black", font)
+                page.paste(Image.fromarray(drawable.draw(side)), (x, top))
+            for m, (line, colour) in enumerate(lines):
+                draw.text((left, top + side + 4 + m * _LINE), line, colour, font)
         top += height
-    return picture
+    return page
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """Lines that are no wider than so many pixels."""
+def _pictures(example: Example) -> list[Drawable]:
+    return [drawable for drawable in (example.source, example.image) if drawable is not None]
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[tuple[str, str]]:
+    """Lines that are no wider than so many pixels, with their colours: black for the first paragraph, blue after it."""
     lines = []
-    for paragraph in text.split("\n"):
+    for colour, paragraph in zip(("black", "#2050a0"), text.split("\n"), strict=False):
         line = ""
         for word in paragraph.split():
             longer = f"{line} {word}".strip()
             if line and font.getlength(longer) > width:
-                lines.append(line)
+                lines.append((line, colour))
                 longer = word
             line = longer
-        lines.append(line)
+        lines.append((line, colour))
     return lines
 
 

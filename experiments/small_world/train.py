@@ -139,7 +139,7 @@ def parts(arguments: Arguments, start: Path) -> list[TrainConfig]:
     edited = _sources(general_edit=4, text_edit=0.5)
     reasoned = _sources(reasoning_picture=1.5)
     data = DataConfig(
-        batch_size=32, packed_rows=12, sides=(SIDE,), text_lengths=(32, 56), pack_length=256, pack_tiles=5,
+        batch_size=32, packed_rows=12, sides=(SIDE,), text_lengths=(20, 26, 36, 46, 56), pack_length=256, pack_tiles=5,
         threads=2, prefetch=4, text_targets=False,
     )  # fmt: skip
     both = dataclasses.replace(data, text_targets=True)

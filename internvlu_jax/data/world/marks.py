@@ -7,7 +7,6 @@ x to the right and y downwards: whole numbers are sharp at 64 pixels and at its 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -145,12 +144,6 @@ def mixed(colour: Colour, other: Colour, share: float) -> Colour:
     """The colour with a share of another one in it."""
     red, green, blue = (round(a * (1 - share) + b * share) for a, b in zip(colour, other, strict=True))
     return red, green, blue
-
-
-def around(marks: Iterable[Mark]) -> Box:
-    """The box around all of them."""
-    left, top, right, bottom = zip(*(mark.box for mark in marks), strict=True)
-    return min(left), min(top), max(right), max(bottom)
 
 
 def _in_sides(box: Box) -> Box:

@@ -88,8 +88,8 @@ def colour(of: str, rng: np.random.Generator) -> tuple[str, str]:
 
 def kind(of: str, world: World, rng: np.random.Generator) -> tuple[str, str]:
     """A phrase that means the kind of object, and the sentence that says it."""
-    if rng.random() < 0.25:
-        others = [other for other in world.kinds if other != of]
+    others = [other for other in world.kinds if other != of]
+    if others and rng.random() < 0.25:
         other = pick(others, rng)
         row = ", ".join((other, of) * 2 + (other,))
         return f"the next shape after {row}", f"After {other} comes {of}."

@@ -67,7 +67,7 @@ class Graph:
 def _place(n: int, count: int) -> Point:
     """On a circle, clockwise from the top, on half units: letters are an odd number of units wide."""
     angle = 2 * math.pi * n / count
-    return tuple(math.floor(32 + _AROUND * v) + 0.5 for v in (math.sin(angle), -math.cos(angle)))  # type: ignore
+    return math.floor(32 + _AROUND * math.sin(angle)) + 0.5, math.floor(32 - _AROUND * math.cos(angle)) + 0.5
 
 
 def edges_of(path: str) -> tuple[str, ...]:

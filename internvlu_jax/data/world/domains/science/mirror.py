@@ -30,7 +30,7 @@ _HALF = math.sqrt(0.5)
 
 @dataclass(frozen=True)
 class Ray:
-    """mirror: one of `MIRRORS`. start: where it comes from, left, right, above or below. angle: to the normal."""
+    """mirror: one of `MIRRORS`. start: left, right, above or below. angle: to the mirror's normal, in degrees."""
 
     mirror: str
     start: str

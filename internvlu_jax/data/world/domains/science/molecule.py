@@ -15,7 +15,7 @@ from internvlu_jax.data.world.marks import WHITE, Mark, Point, badge, line
 from internvlu_jax.data.world.scene import COLOURS
 from internvlu_jax.data.world.things import Asked, Riddle, Topic
 
-ELEMENTS = {"H": "hydrogen", "C": "carbon", "N": "nitrogen", "O": "oxygen", "F": "fluorine"}
+ELEMENTS = {"H": "hydrogen", "C": "carbon", "N": "nitrogen", "O": "oxygen"}
 _ORDERS = ("", "single", "double", "triple")
 _APART, _RADIUS = 16.0, 5.5
 
@@ -158,7 +158,7 @@ def _riddle(world: World, rng: np.random.Generator) -> Riddle:
 
 def _question(world: World, rng: np.random.Generator) -> Asked:
     molecule = _molecule(world, rng)
-    compound, element = molecule.compound, pick(tuple(ELEMENTS)[:4], rng)
+    compound, element = molecule.compound, pick(tuple(ELEMENTS), rng)
     count = sum(atom[0] == element for atom in compound.atoms)
     order = int(rng.integers(1, 4))
     kind = pick(("atoms", "element", "bonds", "order", "name", "formula"), rng)

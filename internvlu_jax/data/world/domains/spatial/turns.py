@@ -13,7 +13,7 @@ from internvlu_jax.data.world.marks import Cells, Mark, rows_of
 from internvlu_jax.data.world.scene import COLOURS
 from internvlu_jax.data.world.things import Asked, Change, Riddle, Topic, bold
 
-FIGURES = ("arrow", "arrow", "arrow", *"FGJLPR47")
+FIGURES = ("arrow", "arrow", "arrow", *"FGJLPR47")  # the arrow comes up more often than each of the letters
 DIRECTIONS = ("up", "right", "down", "left")
 TURNS = ("upright", "turned a quarter clockwise", "upside down", "turned a quarter anticlockwise")
 """A letter after so many quarters."""
