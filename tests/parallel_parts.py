@@ -208,6 +208,10 @@ def saved(executor, state) -> dict[str, np.ndarray]:
         back = executor.from_saved(given)
         again = jax.tree.map(np.array_equal, jax.tree.map(np.asarray, executor.savable(back)), host)
         found[f"from {name}"] = np.array(all(jax.tree.leaves(again)) and places(back) == places(state))
+        batch = executor.put(own_rows(executor, batches_of(0, PLAN[0])[0]))
+        with compilations() as seen:
+            executor.step(back, (batch,), jax.random.key(7))
+        found[f"programs after {name}"] = np.array(len(seen))
     half = jax.tree.leaves(executor.local(state.trained, "bfloat16"))
     found["half"] = np.array(all(leaf.dtype == jnp.bfloat16 and len(leaf.devices()) == 1 for leaf in half))
     return found

@@ -8,6 +8,9 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import jax
+import orbax.checkpoint as ocp
+
 from experiments.configs.stage3 import ALL_BUT_VAE
 from internvlu_jax.parallel.mesh import initialise
 from internvlu_jax.training.config import MeshConfig, ObjectiveConfig
@@ -32,6 +35,10 @@ KINDS = {
 
 
 def main(workdir: str, *arguments: str) -> None:
+    # Else Orbax writes a share of every array from each device, and compiles hundreds of programs that cut them.
+    ocp.type_handlers.register_type_handler(
+        jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False), override=True
+    )
     kinds = list(arguments)
     if "--join" in kinds:
         *kinds, _, port, number = kinds

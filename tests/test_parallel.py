@@ -101,6 +101,7 @@ def test_programs_of_a_step(run, name):
 def test_saved_state_comes_back_to_its_place(run, name):
     found = named(run("executors"), name)
     assert found["from devices"] and found["from host"]
+    assert found["programs after devices"] == found["programs after host"] == 0, "it goes on without compiling again"
     assert found["half"], "on one device, in the dtype asked"
 
 

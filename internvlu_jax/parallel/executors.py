@@ -84,9 +84,16 @@ def make_executor(kind: str, mesh: MeshConfig) -> Executor:
 
 
 class SingleExecutor:
-    """One device, the first."""
+    """One device, the first.
+
+    States are committed to it, however they are made: what a program gives back is, and a state that is not needs
+    another program.
+    """
 
     shards = 1
+
+    def __init__(self) -> None:
+        self._here = SingleDeviceSharding(jax.devices()[0])
 
     def rows(self, batch_rows: int) -> Sequence[int]:
         return range(batch_rows)
@@ -95,13 +102,13 @@ class SingleExecutor:
         return jax.tree.map(jnp.asarray, batch)
 
     def place(self, tree: Tree) -> Tree:
-        return jax.tree.map(jnp.asarray, tree)
+        return jax.device_put(tree, self._here)
 
     def init(self, function: Callable[..., Tree], *args: Any) -> Tree:
-        return jax.jit(function)(*args)
+        return jax.jit(function, out_shardings=self._here)(*args)
 
     def abstract(self, shapes: Tree) -> Tree:
-        return _on_device(shapes, jax.devices()[0])
+        return _shapes_at(shapes, self._here)
 
     def savable(self, state: Tree) -> Tree:
         return state
@@ -225,7 +232,7 @@ class PmapExecutor:
         return settled(made(np.zeros(count), *args))
 
     def abstract(self, shapes: Tree) -> Tree:
-        return _on_device(shapes, self.devices[0])
+        return _shapes_at(shapes, SingleDeviceSharding(self.devices[0]))
 
     def savable(self, state: Tree) -> Tree:
         return self.replica(state)
@@ -272,8 +279,7 @@ def _placed(leaf: Any, where: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
 
 
-def _on_device(shapes: Tree, device: jax.Device) -> Tree:
-    where = SingleDeviceSharding(device)
+def _shapes_at(shapes: Tree, where: SingleDeviceSharding) -> Tree:
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes)
 
 

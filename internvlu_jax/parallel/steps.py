@@ -83,7 +83,8 @@ def single_step(step: Step) -> Programs:
         whole=jax.jit(lambda state, batch, key: step(state, (batch,), key), donate_argnums=0),
         totals=jax.jit(lambda batch: step.totals((batch,))),
         pool=jax.jit(_pooled),
-        zeros=jax.jit(step.zeros),
+        # With the state's arrays, though their values do not matter, zeros are where the state is, like later sums.
+        zeros=jax.jit(step.zeros, keep_unused=True),
         add=jax.jit(partial(_added, step), donate_argnums=0),
         update=jax.jit(lambda state, gradients: step.update(state, gradients), donate_argnums=0),
     )
