@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -57,7 +58,7 @@ def decoded():
     vae, params = VAE(model.config.vae, Compute()), {"params": model.params["vae"]}
     found = list(scenes(SMALL, 200, 9))
     pixels = np.stack([scene.draw(64) for scene in found]).astype(np.float32) / 127.5 - 1
-    mean, _ = vae.apply(params, pixels, method="encode")
+    mean, _ = vae.apply(params, jnp.asarray(pixels), method="encode")
     back = np.asarray(vae.apply(params, mean, method="decode_unclipped"), np.float64)
     return found, np.clip(np.round((back + 1) * 127.5), 0, 255).astype(np.uint8)
 

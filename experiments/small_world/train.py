@@ -60,7 +60,7 @@ PROMPTS = (
     "two blue circles and a red star",
 )  # fmt: skip
 
-Part = Literal["start", "backbone", "stage1", "stage2", "stage3"]
+Part = Literal["start", "backbone", "stage1", "stage2", "stage3", "stage3_read"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Arguments:
     scale: float = 1.0
     """Factor of all numbers of steps."""
     seed: int = 0
-    until: Part = "stage3"
+    until: Part = "stage3_read"
     """The last part to train."""
     export: Path | None = None
     """A new directory for the result."""
@@ -133,7 +133,10 @@ def parts(arguments: Arguments, start: Path) -> list[TrainConfig]:
     work, scale = arguments.workdir, arguments.scale
     optimizer = OptimizerConfig(learning_rate=1.5e-3, warmup=200, clip=1.0, b2=0.99, ema=0.999)
     head = dataclasses.replace(optimizer, rates=HEAD_ONLY)
-    final = dataclasses.replace(optimizer, rates=ALL_BUT_VAE, schedule="cosine")
+    # The language model is what the head reads: at the full rate it forgets its words, and the head cannot follow.
+    gently = (("vlm/llm/.*", 0.25), *ALL_BUT_VAE)
+    everything = dataclasses.replace(optimizer, learning_rate=1.2e-3, rates=gently)
+    final = dataclasses.replace(everything, schedule="cosine")
     seen = _sources(general_question=4, general_description=1, text_question=1, reasoning_words=2)
     drawn = _sources(general_picture=5, text_picture=1, reasoning_direct=0.5)
     edited = _sources(general_edit=4, text_edit=0.5)
@@ -141,6 +144,7 @@ def parts(arguments: Arguments, start: Path) -> list[TrainConfig]:
     joint_drawn = _sources(general_picture=20, text_picture=2.5, reasoning_direct=2, reasoning_picture=4)
     joint_edited = _sources(general_edit=13, text_edit=1)
     joint_seen = _sources(general_question=25, general_description=3, text_question=2)
+    read = _sources(general_question=18, general_description=2, text_question=10)  # reading is learned last
     data = DataConfig(
         batch_size=32, packed_rows=12, sides=(SIDE,), text_lengths=(20, 26, 36, 46, 56), pack_length=256, pack_tiles=5,
         threads=2, prefetch=4, text_targets=False,
@@ -157,7 +161,7 @@ def parts(arguments: Arguments, start: Path) -> list[TrainConfig]:
     # Over noise levels of 0.8 a picture shows too little of itself, and the prompt decides: a third of the samples are
     # there, where logit-normal ones without shift have 8%.
     noisy = dataclasses.replace(flow, time="uniform", shift=2.0)
-    joint = dataclasses.replace(noisy, text_weight=0.2)
+    joint = dataclasses.replace(noisy, text_weight=0.5)
     return [
         part(
             "backbone", 1500, start, objective=words,
@@ -173,8 +177,12 @@ def parts(arguments: Arguments, start: Path) -> list[TrainConfig]:
             data=dataclasses.replace(data, sources=drawn + edited),
         ),
         part(
-            "stage3", 20_000, work / "stage2", objective=joint, optimizer=final, accumulate=2,
+            "stage3", 2750, work / "stage2", objective=joint, optimizer=everything,
             data=dataclasses.replace(both, sources=joint_drawn + joint_edited + joint_seen),
+        ),
+        part(
+            "stage3_read", 28_000, work / "stage3", objective=joint, optimizer=final,
+            data=dataclasses.replace(both, sources=joint_drawn + joint_edited + read),
         ),
     ]  # fmt: skip
 
