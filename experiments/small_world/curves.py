@@ -50,10 +50,16 @@ def curve(path: Path) -> list[dict[str, float]]:
     return points
 
 
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers between two powers of ten."""
+    every = [digit * 10.0**power for power in range(math.floor(low), math.ceil(high)) for digit in (1, 2, 5)]
+    return [value for value in every if low <= math.log10(value) <= high]
+
+
 def figure(curves: dict[str, list[dict[str, float]]]) -> Image.Image:
     """The losses over the steps of all parts."""
     values = [point[key] for points in curves.values() for point in points for key in _COLOURS if key in point]
-    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    low, high = math.log10(min(values) * 0.9), math.log10(max(values) * 1.1)
     total = sum(points[-1]["step"] for points in curves.values())
     canvas = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
@@ -62,15 +68,16 @@ def figure(curves: dict[str, list[dict[str, float]]]) -> Image.Image:
         x = _MARGIN + step / total * (_WIDTH - 2 * _MARGIN)
         return x, _HEIGHT - _MARGIN - (math.log10(value) - low) / (high - low) * (_HEIGHT - 2 * _MARGIN)
 
-    for power in range(low, high + 1):
-        left, y = place(0, 10.0**power)
+    for value in _ticks(low, high):
+        left, y = place(0, value)
         draw.line((left, y, _WIDTH - _MARGIN, y), (225, 225, 225))
-        draw.text((4, y - 7), f"{10.0**power:g}", (90, 90, 90), font)
+        draw.text((4, y - 7), f"{value:g}", (90, 90, 90), font)
     before = 0.0
-    for name, points in curves.items():
+    for n, (name, points) in enumerate(curves.items()):
         x = place(before, 10.0**low)[0]
         draw.line((x, _MARGIN, x, _HEIGHT - _MARGIN), (180, 180, 180))
-        draw.text((x + 3, _HEIGHT - _MARGIN + 4), f"{name}: {points[-1]['step']:,.0f}", (60, 60, 60), font)
+        below = _HEIGHT - _MARGIN + 4 + n % 2 * 16  # a short part has its name over the next one's
+        draw.text((x + 3, below), f"{name}: {points[-1]['step']:,.0f}", (60, 60, 60), font)
         for key, colour in _COLOURS.items():
             line = [place(before + point["step"], point[key]) for point in points if key in point]
             if len(line) > 1:

@@ -177,7 +177,7 @@ def parts(arguments: Arguments, start: Path) -> list[TrainConfig]:
             data=dataclasses.replace(data, sources=drawn + edited),
         ),
         part(
-            "stage3", 2750, work / "stage2", objective=joint, optimizer=everything,
+            "stage3", 2760, work / "stage2", objective=joint, optimizer=everything,
             data=dataclasses.replace(both, sources=joint_drawn + joint_edited + joint_seen),
         ),
         part(
