@@ -159,6 +159,8 @@ def test_schedules():
     np.testing.assert_allclose([constant(s) for s in (0, 1, 3, 4, 99)], [0.5, 1.0, 2.0, 2.0, 2.0])
     cosine = schedule(OptimizerConfig(learning_rate=2.0, warmup=4, schedule="cosine"), 104)
     np.testing.assert_allclose([cosine(s) for s in (0, 3, 4, 54, 104)], [0.5, 2.0, 2.0, 1.0, 0.0], atol=1e-6)
+    longer = schedule(OptimizerConfig(learning_rate=2.0, warmup=4, schedule="cosine", decay_steps=104), 30)
+    np.testing.assert_allclose([longer(s) for s in range(30)], [cosine(s) for s in range(30)])
 
 
 def test_rules_that_do_not_fit_are_refused():

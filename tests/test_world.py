@@ -53,6 +53,7 @@ STORED = {
     "text/edit": 3499451282,
     "text/question": 2600742703,
     "reasoning/picture": 4251038177,
+    "reasoning/steps": 1124327681,
     "reasoning/direct": 1812425139,
     "reasoning/words": 2900323483,
 }

@@ -13,6 +13,7 @@ from internvlu_jax.data.world.domains.reasoning import RIDDLES
 from internvlu_jax.data.world.edits import EDITS
 from internvlu_jax.data.world.questions import QUESTIONS
 from internvlu_jax.data.world.scene import COLOURS as RGB
+from internvlu_jax.data.world.steps import STEPS
 from tests.world_parts import examples
 
 COUNTS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "four": 4}
@@ -324,11 +325,15 @@ def test_riddles_resolve_to_what_they_mean(kind):
     asked = [example for example in examples("reasoning/words") if example.topic == kind]
     assert len(asked) > 40
     for example in asked:
-        wanted = example.truth
-        said = understood(re.search(r"So draw (.+)\.$", example.answer)[1])
-        groups = [(group.count, group.size, group.colour, group.kind) for group in wanted.groups]
-        assert (said["groups"], said["relation"], said["word"]) == (groups, wanted.relation, wanted.word)
-        check_riddle(kind, example.prompt, said)
+        check_riddle(kind, example.prompt, concluded(example.answer, example.truth))
+
+
+def concluded(reasoning: str, wanted) -> dict:
+    """What the reasoning ends with, which is what is meant."""
+    said = understood(re.search(r"So draw (.+)\.$", reasoning)[1])
+    groups = [(group.count, group.size, group.colour, group.kind) for group in wanted.groups]
+    assert (said["groups"], said["relation"], said["word"]) == (groups, wanted.relation, wanted.word)
+    return said
 
 
 def check_riddle(kind: str, text: str, said: dict) -> None:
@@ -356,8 +361,64 @@ def check_riddle(kind: str, text: str, said: dict) -> None:
         assert groups[0][3] == found[2]
 
 
+def after_changes(text: str) -> list[str]:
+    """Every state of "a red circle that becomes blue, then a star", from the second on."""
+    start, changes = text.split(" that becomes ")
+    colour, kind = start.split()[1:]
+    states = []
+    for change in changes.split(", then "):
+        colour, kind = (change, kind) if change in COLOURS else (colour, change.split()[1])
+        states.append(f"{'an' if colour[0] == 'o' else 'a'} {colour} {kind}")
+    return states
+
+
+def ordered(text: str) -> list[str]:
+    """The kinds from large to small: the only order of the three in which both comparisons hold."""
+    facts = re.findall(r"the (\w+) is (larger|smaller) than the (\w+)", text)
+    pairs = [(a, b) if how == "larger" else (b, a) for a, how, b in facts]
+    (found,) = [
+        order
+        for order in itertools.permutations({kind for pair in pairs for kind in pair})
+        if all(order.index(a) < order.index(b) for a, b in pairs)
+    ]
+    return list(found)
+
+
+def summed(text: str) -> list[int]:
+    """What is had before and after every step of "two plus three minus four"."""
+    first, *rest = text.split()
+    steps = [WORDS.index(b) * (1 if sign == "plus" else -1) for sign, b in zip(rest[::2], rest[1::2], strict=True)]
+    return list(itertools.accumulate(steps, initial=WORDS.index(first)))
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_riddles_of_several_steps_are_resolved_step_by_step(kind):
+    asked = [example for example in examples("reasoning/steps") if example.topic == kind]
+    assert len(asked) > 80
+    for example in asked:
+        ((count, _, colour, shape),) = concluded(example.reasoning, example.truth)["groups"]
+        text, steps = example.prompt, example.reasoning[0].lower() + example.reasoning[1:].rsplit(" So draw", 1)[0]
+        if kind == "changes":
+            states = after_changes(text)
+            assert steps == f"{text.split(' that ')[0]} becomes {', then '.join(states)}."
+            assert states[-1].split()[1:] == [colour, shape]
+        elif kind == "same":
+            facts = dict(re.findall(r"the (\w+) is (?:like the )?(\w+)", text))
+            assert len(facts) == 3 and text.endswith(f": the {shape}")
+            assert facts[facts[shape]] == colour
+            assert steps == f"the {facts[shape]} is {colour}, so the {shape} is, too."
+        elif kind == "order":
+            order, which = ordered(text), re.search(r": the (largest|smallest), in ", text)[1]
+            assert order[0 if which == "largest" else -1] == shape and text.endswith(colour)
+            assert steps == f"{', '.join(order)}: the {which} is the {shape}."
+        else:
+            first, second, third = summed(re.match(r"\w+( (plus|minus) \w+){2}", text)[0])
+            assert (third, WORDS[second] in steps) == (count, True)
+            assert steps.endswith(f" is {WORDS[third]}.") and 0 < second != first
+
+
 def test_reasoning_pictures_fulfil_what_the_reasoning_ends_with():
-    for example in examples("reasoning/picture"):
+    for example in (*examples("reasoning/picture"), *examples("reasoning/steps")):
         assert fulfils(example.image, understood(re.search(r"So draw (.+)\.$", example.reasoning)[1])), example
     assert all(example.reasoning is None for example in examples("reasoning/direct"))
     assert all(example.image is None and example.answer for example in examples("reasoning/words"))

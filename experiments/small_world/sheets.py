@@ -27,7 +27,7 @@ SHEETS: Mapping[str, tuple[str, ...]] = {
     "science": ("science/picture", "science/question"),
     "spatial": ("spatial/picture", "spatial/question", "spatial/edit"),
     "humour": ("humour/picture", "humour/question"),
-    "reasoning": ("reasoning/picture", "science/reasoning", "spatial/reasoning", "humour/reasoning"),
+    "reasoning": ("reasoning/picture", "reasoning/steps", "science/reasoning", "spatial/reasoning", "humour/reasoning"),
 }
 """Tasks of each sheet."""
 

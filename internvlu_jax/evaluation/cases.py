@@ -15,6 +15,7 @@ from internvlu_jax.data.world.edits import EDITS
 from internvlu_jax.data.world.example import Example
 from internvlu_jax.data.world.layout import NoPlaceError
 from internvlu_jax.data.world.questions import QUESTIONS
+from internvlu_jax.data.world.steps import STEPS
 from internvlu_jax.data.world.wanted import scene_of
 from internvlu_jax.data.world.wishes import CATEGORIES, wish
 
@@ -56,7 +57,7 @@ _CASES: Mapping[str, tuple[tuple[str, ...], _Maker]] = {
     "domain_questions": (tuple(_DOMAINS), _domain_question),
     "edits": (EDITS, _edit),
     "words": (("word",), _words),
-    "reasoning": (reasoning.RIDDLES, _reasoning),
+    "reasoning": ((*reasoning.RIDDLES, *STEPS), _reasoning),
 }
 
 NAMES = tuple(_CASES)

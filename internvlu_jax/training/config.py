@@ -32,13 +32,15 @@ class OptimizerConfig:
 
     rates: factor of the learning rate; 0 is frozen: no gradient, no optimizer state, never written to again.
     decays: factor of the weight decay.
-    schedule: "constant" or "cosine" (to 0 at the last step), after `warmup` steps of linear increase.
+    schedule: "constant" or "cosine", after `warmup` steps of linear increase.
+    decay_steps: when the cosine is at 0; None is the last step of the run.
     clip: largest global norm of the gradient.
     ema: decay of the moving average of what is trained; None keeps none.
     """
 
     learning_rate: float = 1e-4
     schedule: Literal["constant", "cosine"] = "constant"
+    decay_steps: int | None = None
     warmup: int = 1000
     b1: float = 0.9
     b2: float = 0.999

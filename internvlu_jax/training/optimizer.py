@@ -34,13 +34,14 @@ def factors(params: Tree, cfg: OptimizerConfig) -> Factors:
 def schedule(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
     """The learning rate at each step, before the factors of the rules."""
     peak, warmup = cfg.learning_rate, cfg.warmup
+    last = steps if cfg.decay_steps is None else cfg.decay_steps
 
     def rate(step: jax.typing.ArrayLike) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
         rise = jnp.minimum((step + 1) / max(warmup, 1), 1.0)
         if cfg.schedule == "constant":
             return peak * rise
-        done = jnp.clip((step - warmup) / max(steps - warmup, 1), 0.0, 1.0)
+        done = jnp.clip((step - warmup) / max(last - warmup, 1), 0.0, 1.0)
         return peak * rise * 0.5 * (1 + jnp.cos(jnp.pi * done))
 
     return rate

@@ -28,6 +28,7 @@ WEIGHTS: Mapping[str, float] = {
     "text/edit": 0.5,
     "text/question": 0.5,
     "reasoning/picture": 1.5,
+    "reasoning/steps": 1.0,
     "reasoning/direct": 0.5,
 }
 """How often each task comes up, unless said otherwise."""

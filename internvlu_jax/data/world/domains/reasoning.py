@@ -12,11 +12,9 @@ from internvlu_jax.data.world.captions import article, name, phrase, pick, plain
 from internvlu_jax.data.world.config import World
 from internvlu_jax.data.world.example import Example, Maker
 from internvlu_jax.data.world.layout import NoPlaceError
+from internvlu_jax.data.world.steps import STEPS, Riddle
 from internvlu_jax.data.world.wanted import OPPOSITE, Wanted, holds, scene_of
 from internvlu_jax.data.world.wishes import wish
-
-Riddle = tuple[str, list[str], Wanted]
-"""The prompt, what has to be inferred, and what is meant."""
 
 
 def _number(world: World, rng: np.random.Generator, held_out: bool) -> Riddle:
@@ -101,7 +99,7 @@ _RIDDLES: dict[str, Callable[[World, np.random.Generator, bool], Riddle]] = {
 }
 
 RIDDLES = tuple(_RIDDLES)
-"""Kinds of inferences."""
+"""Kinds of inferences, each from one fact or two that are found apart."""
 
 
 def riddle(world: World, kind: str, rng: np.random.Generator, held_out: bool = False) -> tuple[str, str, Wanted]:
@@ -110,14 +108,22 @@ def riddle(world: World, kind: str, rng: np.random.Generator, held_out: bool = F
     Raises:
         NoPlaceError: none was found, which is bad luck.
     """
-    text, facts, wanted = _RIDDLES[kind](world, rng, held_out)
+    text, facts, wanted = (_RIDDLES | STEPS)[kind](world, rng, held_out)
     facts = [fact[0].upper() + fact[1:] for fact in facts]
     return text, " ".join([*facts, f"So draw {plain(wanted)}."]), wanted
 
 
 def picture(world: World, rng: np.random.Generator, held_out: bool) -> Example:
     """A prompt with the reasoning before the picture."""
-    kind = pick(RIDDLES, rng)
+    return _drawn(world, pick(RIDDLES, rng), rng, held_out)
+
+
+def steps(world: World, rng: np.random.Generator, held_out: bool) -> Example:
+    """A prompt that takes several steps, with the reasoning before the picture."""
+    return _drawn(world, pick(tuple(STEPS), rng), rng, held_out)
+
+
+def _drawn(world: World, kind: str, rng: np.random.Generator, held_out: bool) -> Example:
     text, reasoning, wanted = riddle(world, kind, rng, held_out)
     return Example("t2i", kind, text, wanted, scene_of(world, wanted, rng, held_out), reasoning=reasoning)
 
@@ -134,4 +140,4 @@ def words(world: World, rng: np.random.Generator, held_out: bool) -> Example:
     return Example("understanding", kind, text, wanted, answer=reasoning)
 
 
-TASKS: Mapping[str, Maker] = {"picture": picture, "direct": direct, "words": words}
+TASKS: Mapping[str, Maker] = {"picture": picture, "steps": steps, "direct": direct, "words": words}
