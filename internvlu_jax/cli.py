@@ -1,4 +1,4 @@
-"""The shell command `internvlu-jax`: one subcommand a mode, `info`, and `convert`."""
+"""The shell command `internvlu-jax`: one subcommand a mode, `demo`, `info`, and `convert`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from internvlu_jax.pipeline import InternVLUPipeline, PipelineOutput
 
-DEFAULT_CHECKPOINT = "InternVL-U/InternVL-U"
 Prompt = Annotated[str, tyro.conf.Positional]
 Images = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE ...")]
 
@@ -27,8 +26,9 @@ Images = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE ...")]
 class Model:
     """Which weights, and how they run."""
 
-    checkpoint: str = DEFAULT_CHECKPOINT
-    """A directory (released layout, written by `convert`, or of a training run), or a Hub id."""
+    checkpoint: str | None = None
+    """A directory (released layout, written by `convert`, or of a training run), or a Hub id such as
+    InternVL-U/InternVL-U. Default: the small model in the box, which knows coloured shapes and short words."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Default: float32 on a CPU, bfloat16 on an accelerator."""
     attention: Literal["auto", "xla", "cudnn"] = "auto"
@@ -36,7 +36,7 @@ class Model:
     def load(self) -> InternVLUPipeline:
         from internvlu_jax.pipeline import InternVLUPipeline
 
-        with _status(f"loading {self.checkpoint}"):
+        with _status(f"loading {self.checkpoint or 'the model in the box'}"):
             return InternVLUPipeline.from_pretrained(self.checkpoint, dtype=self.dtype, attention=self.attention)
 
 
@@ -138,6 +138,22 @@ class TextImage:
 
 
 @dataclass(frozen=True)
+class Demo:
+    """All four modes with the model in the box: pictures, texts and one sheet of them."""
+
+    out: Path = Path("demo")
+    """A directory; files of the same names are overwritten."""
+    model: tyro.conf.OmitArgPrefixes[Model] = Model()
+    seed: int = 0
+
+    def run(self) -> None:
+        from internvlu_jax.demo import run_demo
+
+        _check_directory(self.out)
+        run_demo(self.model.load(), self.out, self.seed)
+
+
+@dataclass(frozen=True)
 class Info:
     """Parts, parameters and dtypes of a checkpoint, and what is missing."""
 
@@ -170,6 +186,7 @@ COMMANDS: dict[str, Callable] = {
     "image": Draw,
     "edit": Edit,
     "text-image": TextImage,
+    "demo": Demo,
     "info": Info,
     "convert": Convert,
 }
@@ -239,6 +256,12 @@ def _check_out(out: Path | None) -> None:
         raise ValueError(f"--out {out}: there is no directory {out.parent}")
     if out.suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"--out {out}: {out.suffix or 'no'} suffix; expected that of a picture, such as .png or .jpg")
+
+
+def _check_directory(out: Path) -> None:
+    """Raises ValueError if no directory can be there; before the work of filling it."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; expected a directory")
 
 
 def _names(out: Path | None) -> Iterator[Path]:

@@ -37,8 +37,6 @@ def resolve(name: str | Path | None) -> Path:
     Raises:
         ValueError: there is no such directory, and no such repository can be had.
     """
-    if name is None and not BUILT_IN.is_dir():
-        raise ValueError("this version has no model in the box; name a checkpoint")
     if name is None:
         return BUILT_IN
     path = Path(name).expanduser()

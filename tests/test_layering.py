@@ -27,7 +27,7 @@ LAYERS = [
     ["internvlu_jax.parallel"],
     ["internvlu_jax.drawing", "internvlu_jax.writing"],
     ["internvlu_jax.pipeline", "internvlu_jax.info"],
-    ["internvlu_jax.training", "internvlu_jax.evaluation"],
+    ["internvlu_jax.training", "internvlu_jax.evaluation", "internvlu_jax.demo"],
     ["internvlu_jax"],  # the package itself re-exports the pipeline
     ["internvlu_jax.cli"],
     ["experiments"],
