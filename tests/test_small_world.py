@@ -8,6 +8,7 @@ from experiments.small_world.train import Arguments, crops, parts, texts
 from internvlu_jax.config import small_config
 from internvlu_jax.data.loader import Loader
 from internvlu_jax.data.sources import open_source
+from internvlu_jax.loading import BUILT_IN
 from internvlu_jax.models.internvlu import param_shapes
 from internvlu_jax.processing import chat
 from internvlu_jax.processing.tokenizer import Tokenizer
@@ -59,6 +60,7 @@ def test_batches_of_every_part(tmp_path):
     assert tokenizer.vocab_size <= small_config().vlm.llm_config.vocab_size
     letters = tokenizer.encode("the word RAIN")
     assert [tokenizer.decode([i]).strip() for i in letters[-4:]] == ["R", "A", "I", "N"], "the head draws them one by one"
+    tokenizer = Tokenizer.from_directory(BUILT_IN / "processor")  # made from more texts: the lengths are for it
     for cfg in parts(Arguments(tmp_path), tmp_path / "start"):
         with Loader(small_config(), tokenizer, cfg.data, seed=0, accumulate=cfg.accumulate) as loader:
             batches = [batch for _, step in zip(range(6), loader, strict=False) for batch in step]
