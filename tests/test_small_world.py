@@ -31,6 +31,13 @@ def test_a_domain_by_name_has_all_its_tasks():
     assert {source[n].task for n in range(60)} == {"t2i", "edit", "understanding"}
 
 
+def test_one_kind_of_a_task_by_name():
+    world = open_source("world:small/general/picture/position")
+    assert all(world.example(n).truth.relation for n in range(50))
+    assert {open_source("world:small/general/question/relation").example(n).topic for n in range(20)} == {"relation"}
+    assert {open_source("world:small/general/edit/move").example(n).topic for n in range(20)} == {"move"}
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -59,7 +66,7 @@ def test_batches_of_every_part(tmp_path):
     tokenizer = Tokenizer.trained(made, 1200, chat.FIXED_TEXTS)
     assert tokenizer.vocab_size <= small_config().vlm.llm_config.vocab_size
     letters = tokenizer.encode("the word RAIN")
-    assert [tokenizer.decode([i]).strip() for i in letters[-4:]] == ["R", "A", "I", "N"], "the head draws them one by one"
+    assert [tokenizer.decode([i]).strip() for i in letters[-4:]] == ["R", "A", "I", "N"], "drawn one by one"
     tokenizer = Tokenizer.from_directory(BUILT_IN / "processor")  # made from more texts: the lengths are for it
     for cfg in parts(Arguments(tmp_path), tmp_path / "start"):
         with Loader(small_config(), tokenizer, cfg.data, seed=0, accumulate=cfg.accumulate) as loader:

@@ -1,6 +1,7 @@
 """Worlds as sources of a training run, by name: "world:small", "world:small/general/picture?split=seen&seed=1&side=64".
 
-After the world comes nothing (all tasks of `WEIGHTS`), a domain (all of its tasks alike) or one task.
+After the world comes nothing (all tasks of `WEIGHTS`), a domain (all of its tasks alike), one task, or one kind of
+it, as general/picture/position.
 """
 
 from __future__ import annotations

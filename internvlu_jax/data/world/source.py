@@ -10,7 +10,7 @@ import numpy as np
 
 from internvlu_jax.data.records import PictureFile, Record, picture_of
 from internvlu_jax.data.world.config import WORLDS, World
-from internvlu_jax.data.world.domains import TASKS
+from internvlu_jax.data.world.domains import KINDS, TASKS
 from internvlu_jax.data.world.example import Example
 from internvlu_jax.data.world.layout import NoPlaceError
 from internvlu_jax.data.world.scene import Drawable
@@ -33,6 +33,7 @@ WEIGHTS: Mapping[str, float] = {
 }
 """How often each task comes up, unless said otherwise."""
 
+_MAKERS = {**TASKS, **KINDS}
 _TRIES = 500
 
 
@@ -41,7 +42,7 @@ class WorldSource:
 
     Args:
         world: what exists, or the name of one of `WORLDS`.
-        weights: how often each task comes up; a task that is left out does not.
+        weights: how often each task, or each kind of one, comes up; what is left out does not.
         seed: another seed is another sequence of examples.
         split: one of `SPLITS`.
         side: of the pictures, in pixels.
@@ -64,9 +65,10 @@ class WorldSource:
         self.world = _known_world(world)
         if split not in SPLITS:
             raise ValueError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
-        unknown = [task for task in weights if task not in TASKS]
+        unknown = [task for task in weights if task not in _MAKERS]
         if unknown or not weights:
-            raise ValueError(f"weights has {unknown or 'nothing'}; expected some of {', '.join(TASKS)}")
+            kind = f"or of one kind, as {next(iter(KINDS))}"
+            raise ValueError(f"weights has {unknown or 'nothing'}; expected some of {', '.join(TASKS)}, {kind}")
         if min(weights.values()) <= 0:
             raise ValueError(f"weights is {dict(weights)}; expected every weight over 0: leave a task out instead")
         if length < 1 or side < 8 or seed < 0:
@@ -89,7 +91,7 @@ class WorldSource:
         task = self._tasks[int(np.searchsorted(self._shares, rng.random(), side="right"))]
         for _ in range(_TRIES):
             try:
-                return TASKS[task](self.world, rng, self._split == "heldout")
+                return _MAKERS[task](self.world, rng, self._split == "heldout")
             except NoPlaceError:
                 continue
         raise ValueError(f"task {task!r} made no example in {_TRIES} tries; the world may be too small for it")

@@ -24,3 +24,6 @@ TASKS: Mapping[str, Maker] = {
     f"{domain}/{task}": maker for domain, tasks in DOMAINS.items() for task, maker in tasks.items()
 }
 """All tasks, as "general/picture"."""
+
+KINDS: Mapping[str, Maker] = {f"general/{kind}": maker for kind, maker in general.KINDS.items()}
+"""One kind of a task alone, as "general/picture/position"; a task draws its kinds evenly."""

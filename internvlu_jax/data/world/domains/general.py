@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -15,10 +16,18 @@ from internvlu_jax.data.world.questions import QUESTIONS, question
 from internvlu_jax.data.world.wanted import scene_of
 from internvlu_jax.data.world.wishes import CATEGORIES, background, described, wish
 
+_EDITS = tuple(kind for kind in EDITS if kind != "text")
+_QUESTIONS = tuple(kind for kind in QUESTIONS if kind != "reading")
+_KindMaker = Callable[[World, str, np.random.Generator, bool], Example]
+
 
 def picture(world: World, rng: np.random.Generator, held_out: bool) -> Example:
     """A prompt of one of GenEval's categories, or of a mixed scene."""
-    category = pick((*CATEGORIES, "mixed", "mixed"), rng)
+    return picture_example(world, pick((*CATEGORIES, "mixed", "mixed"), rng), rng, held_out)
+
+
+def picture_example(world: World, category: str, rng: np.random.Generator, held_out: bool) -> Example:
+    """A prompt of one category."""
     wanted = wish(world, category, rng, held_out)
     if category != "mixed":
         wanted = replace(wanted, background=background(world, rng))
@@ -27,7 +36,7 @@ def picture(world: World, rng: np.random.Generator, held_out: bool) -> Example:
 
 def edited(world: World, rng: np.random.Generator, held_out: bool) -> Example:
     """An edit of any kind but that of words."""
-    return edit_example(world, pick([kind for kind in EDITS if kind != "text"], rng), rng, held_out)
+    return edit_example(world, pick(_EDITS, rng), rng, held_out)
 
 
 def edit_example(world: World, kind: str, rng: np.random.Generator, held_out: bool) -> Example:
@@ -38,13 +47,17 @@ def edit_example(world: World, kind: str, rng: np.random.Generator, held_out: bo
 
 def asked(world: World, rng: np.random.Generator, held_out: bool) -> Example:
     """A question of any kind but reading."""
-    return question_example(world, pick([kind for kind in QUESTIONS if kind != "reading"], rng), rng, held_out)
+    return question_example(world, pick(_QUESTIONS, rng), rng, held_out)
 
 
 def question_example(world: World, kind: str, rng: np.random.Generator, held_out: bool) -> Example:
     """A question of one kind."""
     made = question(world, kind, rng, held_out)
     return Example("understanding", made.kind, made.text, made, source=made.scene, answer=made.answer)
+
+
+def _of_kind(make: _KindMaker, kind: str, world: World, rng: np.random.Generator, held_out: bool) -> Example:
+    return make(world, kind, rng, held_out)
 
 
 def told(world: World, rng: np.random.Generator, held_out: bool) -> Example:
@@ -56,3 +69,14 @@ def told(world: World, rng: np.random.Generator, held_out: bool) -> Example:
 
 
 TASKS: Mapping[str, Maker] = {"picture": picture, "edit": edited, "question": asked, "description": told}
+
+KINDS: Mapping[str, Maker] = {
+    f"{task}/{kind}": partial(_of_kind, make, kind)
+    for task, kinds, make in (
+        ("picture", (*CATEGORIES, "mixed"), picture_example),
+        ("edit", _EDITS, edit_example),
+        ("question", _QUESTIONS, question_example),
+    )
+    for kind in kinds
+}
+"""One kind of a task alone, for training on what is learned last."""
