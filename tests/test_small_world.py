@@ -8,6 +8,7 @@ from experiments.small_world.train import Arguments, crops, parts, texts
 from internvlu_jax.config import small_config
 from internvlu_jax.data.loader import Loader
 from internvlu_jax.data.sources import open_source
+from internvlu_jax.data.world import WORLDS
 from internvlu_jax.loading import BUILT_IN
 from internvlu_jax.models.internvlu import param_shapes
 from internvlu_jax.processing import chat
@@ -36,6 +37,14 @@ def test_one_kind_of_a_task_by_name():
     assert all(world.example(n).truth.relation for n in range(50))
     assert {open_source("world:small/general/question/relation").example(n).topic for n in range(20)} == {"relation"}
     assert {open_source("world:small/general/edit/move").example(n).topic for n in range(20)} == {"move"}
+
+
+def test_the_world_of_few_things_keeps_what_the_small_one_holds_out():
+    for name in ("world:few/general/picture", "world:few/general/question"):
+        found = [open_source(name).example(n) for n in range(200)]
+        scenes = [example.image or example.source for example in found]
+        assert {item.kind for scene in scenes for item in scene.items} == {"circle", "square"}
+        assert not any(WORLDS["small"].holds(scene) for scene in scenes)
 
 
 @pytest.mark.parametrize(

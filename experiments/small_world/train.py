@@ -60,7 +60,9 @@ PROMPTS = (
     "two blue circles and a red star",
 )  # fmt: skip
 
-Part = Literal["start", "backbone", "stage1", "stage2", "stage3", "stage3_read", "stage3_steps", "stage3_places", "stage3_relations"]
+Part = Literal[
+    "start", "backbone", "stage1", "stage2", "stage3", "stage3_read", "stage3_steps", "stage3_places", "stage3_relations"
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -158,11 +160,12 @@ def parts(arguments: Arguments, start: Path) -> list[TrainConfig]:
         general_picture=8, text_picture=0.5, reasoning_picture=3, reasoning_steps=4, general_edit=10,
         general_question_relation=8, general_question=9, general_description=1, text_question=4,
     )  # fmt: skip
-    related = _sources(
+    mixed = _sources(
         general_picture_position=16, general_picture_attribution=7, general_picture_two=8, general_picture_counting=6,
         general_picture=9, text_picture=0.5, reasoning_picture=3, reasoning_steps=4, general_edit=12,
         general_question_relation=5, general_question=9, general_description=1, text_question=4,
-    ) + (("world:few/general/picture/position", 14.0), ("world:few/general/question/relation", 6.0))  # fmt: skip
+    )  # fmt: skip
+    related = (*mixed, ("world:few/general/picture/position", 14.0), ("world:few/general/question/relation", 6.0))
     data = DataConfig(
         batch_size=32, packed_rows=12, sides=(SIDE,), text_lengths=(20, 26, 36, 46, 56), pack_length=256, pack_tiles=5,
         threads=2, prefetch=4, text_targets=False,
