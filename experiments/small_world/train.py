@@ -61,7 +61,8 @@ PROMPTS = (
 )  # fmt: skip
 
 Part = Literal[
-    "start", "backbone", "stage1", "stage2", "stage3", "stage3_read", "stage3_steps", "stage3_places", "stage3_relations"
+    "start", "backbone", "stage1", "stage2", "stage3", "stage3_read", "stage3_steps", "stage3_places",
+    "stage3_relations",
 ]  # fmt: skip
 
 
