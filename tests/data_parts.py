@@ -11,7 +11,7 @@ from internvlu_jax.data.config import DataConfig
 from internvlu_jax.data.examples import Drafter
 from internvlu_jax.data.loader import Loader
 from internvlu_jax.data.plan import Plan
-from internvlu_jax.data.records import PictureFile, Record, picture_of
+from internvlu_jax.data.records import PictureFile, Record, drawn_picture
 from internvlu_jax.processing.tokenizer import Tokenizer
 from tests.conftest import GOLDENS
 
@@ -27,6 +27,11 @@ DATA = DataConfig(
 
 def pixels(seed: int, height: int = 64, width: int = 64) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def picture_of(name: str, image: np.ndarray) -> PictureFile:
+    """A picture that is in memory."""
+    return drawn_picture(name, lambda: image, image.shape[:2])
 
 
 def t2i(n: int, height: int = 64, width: int = 64, **more) -> Record:

@@ -13,7 +13,7 @@ from internvlu_jax.data import buckets
 from internvlu_jax.data.config import DataConfig
 from internvlu_jax.data.examples import PACKED, DataError, Drafter
 from internvlu_jax.data.loader import Loader
-from internvlu_jax.data.records import BrokenRecord, Record, picture_of
+from internvlu_jax.data.records import BrokenRecord, Record
 from internvlu_jax.data.sources import entry, open_source, write_shards
 from internvlu_jax.processing import chat
 from internvlu_jax.processing.images import normalise
@@ -29,6 +29,7 @@ from tests.data_parts import (
     edit,
     loader,
     one,
+    picture_of,
     pixels,
     plan,
     samples,

@@ -16,7 +16,7 @@ from PIL import Image
 from internvlu_jax.data.examples import DataError, Drafter
 from internvlu_jax.data.loader import Loader
 from internvlu_jax.data.plan import Tally
-from internvlu_jax.data.records import BrokenRecord, PictureFile, Record, picture_of
+from internvlu_jax.data.records import BrokenRecord, PictureFile, Record
 from tests.data_parts import (
     CFG,
     DATA,
@@ -28,6 +28,7 @@ from tests.data_parts import (
     edit,
     loader,
     one,
+    picture_of,
     pixels,
     plan,
     samples,

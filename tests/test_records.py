@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 
 from experiments import pack
 from internvlu_jax.data import sources
-from internvlu_jax.data.records import BrokenRecord, PictureFile, parse, picture_of
+from internvlu_jax.data.records import BrokenRecord, PictureFile, drawn_picture, parse
 from internvlu_jax.data.sources import entry, open_source, write_shards
 from internvlu_jax.processing.images import load_image
 
@@ -149,7 +149,7 @@ def test_known_size_needs_no_file(tmp_path):
 
 def test_pixels_in_memory():
     pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
-    picture = picture_of("drawn", pixels)
+    picture = drawn_picture("drawn", lambda: pixels, (4, 6))
     assert picture.size() == (4, 6)
     np.testing.assert_array_equal(picture.pixels(), pixels)
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(picture.read()))), pixels)

@@ -50,7 +50,7 @@ def test_the_world_of_few_things_keeps_what_the_small_one_holds_out():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("world:large", "the world is 'large'; expected one of small, full"),
+        ("world:large", "the world is 'large'; expected one of few, small, full"),
         ("world:small/general/pictures", "general/pictures"),
         ("world:small?sides=64", "there is no option 'sides'"),
         ("world:small?side=big", "side is 'big'; expected a whole number"),

@@ -51,6 +51,7 @@ _CROPS = 32  # of one step
 _MERGES = 1200
 _TEXTS = 20_000  # examples whose texts the tokenizer is made from
 _DRAWN = {"general/picture": 3.0, "text/picture": 1.0}
+_CROPPED = {"general/picture": 1.0, "text/picture": 1.0}  # letters are the hardest to keep
 BACKBONE_ONLY = (("vlm/.*", 1.0), (".*", 0.0))
 
 PROMPTS = (
@@ -93,7 +94,7 @@ def texts() -> Iterator[str]:
 
 def crops(seed: int, step: int) -> UInt8[np.ndarray, "b y x 3"]:
     """Parts of pictures with something in them, for one step of the autoencoder."""
-    source = WorldSource(weights=_DRAWN, seed=seed)
+    source = WorldSource(weights=_CROPPED, seed=seed)
     rng = np.random.default_rng([seed, step])
     return np.stack([_crop(source.example(step * _CROPS + n).image, rng) for n in range(_CROPS)])
 
@@ -113,7 +114,7 @@ def start_model(arguments: Arguments) -> Path:
     if checkpoint.is_model(target):
         return target
     config, seed = small_config(), arguments.seed
-    how = AutoencoderConfig(steps=max(round(7000 * arguments.scale), 1), kl_weight=4e-3, seed=seed)
+    how = AutoencoderConfig(steps=max(round(10_000 * arguments.scale), 1), kl_weight=4e-3, seed=seed)
     vae = train_autoencoder(config.vae, how, lambda step: crops(seed + 2, step), arguments.workdir / "vae")
     source = WorldSource(weights=_DRAWN, seed=seed + 3)
     pictures = [np.stack([source[n + 64 * k].image.pixels() for n in range(64)]) for k in range(16)]  # type: ignore

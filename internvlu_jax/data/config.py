@@ -28,7 +28,9 @@ class DataConfig:
     drop_all_t2i, drop_all_edit, drop_text_edit: shares of the examples whose prompt is dropped for guidance.
     text_targets: whether answers and reasoning are targets of the language model.
     max_broken: the run stops when clearly more than this share of the records read so far could not be used.
-    threads: that read pictures; prefetch: steps made ahead.
+    workers: processes that make batches side by side, each one those of every so-manieth step; 0 makes them in the
+        run's own process. Another number is another order of the examples.
+    threads: of each process, that read pictures; prefetch: steps that each makes ahead.
     """
 
     sources: tuple[tuple[str, float], ...] = ()
@@ -47,6 +49,7 @@ class DataConfig:
     text_targets: bool = True
     shuffle: bool = True
     max_broken: float = 0.01
+    workers: int = 0
     threads: int = 8
     prefetch: int = 2
 
@@ -64,6 +67,8 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"data.{name} is {value}; expected at least 1")
+        if self.workers < 0:
+            raise ConfigError(f"data.workers is {self.workers}; expected 0, or a number of processes")
         for name in ("sides", "text_lengths"):
             values = getattr(self, name)
             if not values or min(values) < 1 or list(values) != sorted(set(values)):

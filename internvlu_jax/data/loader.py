@@ -40,8 +40,10 @@ class Loader:
         accumulate: int = 1,
         rows: Rows | None = None,
         sources: Sequence[Source] | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
-        """`rows`: None fills all. `sources`: records to use in place of those that `data.sources` names.
+        """`rows`: None fills all. `sources`: records to use in place of those that `data.sources` names. `share`: which
+        of how many loaders side by side this one is (`workers`).
 
         Raises:
             DataError, ValueError: there is no data, or it does not fit the model.
@@ -51,7 +53,7 @@ class Loader:
         found = [open_source(path) for path, _ in data.sources] if sources is None else list(sources)
         self._accumulate = accumulate
         self._rows: Rows = range if rows is None else rows
-        self._plan = Plan(Drafter(cfg, tokenizer, data), found, data, seed)
+        self._plan = Plan(Drafter(cfg, tokenizer, data), found, data, seed, share)
         self._unreadable = Tally(data.max_broken, sum(len(source) for source in found))
         self._pool = ThreadPoolExecutor(data.threads)
         self._collator = Collator(cfg, tokenizer, data, self._pool, self._unreadable.bad)

@@ -5,7 +5,8 @@ source and mixes them by weight, and a generator seeded by (seed, p) decides whe
 wait in a queue for each kind (`examples.Kind`); a queue that is full becomes a batch. Understanding samples are packed
 first fit, in order, into the rows of one batch; a sample that fits in none of them closes it.
 
-The state is the next position and the positions that wait: restoring drafts these again.
+The state is the next position and the positions that wait: restoring drafts these again. Of several plans side by side
+each walks every n-th position (`share`).
 """
 
 from __future__ import annotations
@@ -74,17 +75,27 @@ class Tally:
 class Plan:
     """Iterator over `Planned`, without end.
 
+    Args:
+        share: (which, of how many) plans that share out the positions this one is.
+
     Raises:
         ValueError: the seed is not one.
         DataError: on the way, see `Tally.bad`.
     """
 
-    def __init__(self, drafter: Drafter, sources: Sequence[Source], data: DataConfig, seed: int) -> None:
+    def __init__(
+        self,
+        drafter: Drafter,
+        sources: Sequence[Source],
+        data: DataConfig,
+        seed: int,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
         if not 0 <= seed < _SEEDS:
             raise ValueError(f"seed is {seed}; expected a whole number from 0 to {_SEEDS - 1}")
         self._drafter, self._sources, self._data, self._seed = drafter, sources, data, seed
         self._order = _order([len(source) for source in sources], data, seed)
-        self._position = 0
+        self._position, self._stride = share
         self._tally = Tally(data.max_broken, sum(len(source) for source in sources))
         self._queues: dict[Kind, list[tuple[int, Draft]]] = {}
         self._packer = self._new_packer()
@@ -95,7 +106,7 @@ class Plan:
     def __next__(self) -> Planned:
         while True:
             position = self._position
-            self._position += 1
+            self._position += self._stride
             draft = self._draft(position)
             ready = None if draft is None else self._add(position, draft)
             if ready is not None:

@@ -42,12 +42,13 @@ class PictureFile:
     """A picture that is not read yet.
 
     name: of the file, as the record has it. open: gives its bytes to read. known_size: upright (height, width), if
-    somebody wrote it down.
+    somebody wrote it down. draw: gives the pixels of a picture that is drawn, without the way through its bytes.
     """
 
     name: str
     open: Open
     known_size: tuple[int, int] | None = None
+    draw: Callable[[], UInt8[np.ndarray, "y x 3"]] | None = None
 
     def size(self) -> tuple[int, int]:
         """Upright (height, width), from the header alone. Raises ValueError naming the file."""
@@ -55,7 +56,7 @@ class PictureFile:
 
     def pixels(self) -> UInt8[np.ndarray, "y x 3"]:
         """Upright RGB values. Raises ValueError naming the file."""
-        return self._opened(to_rgb)
+        return self._opened(to_rgb) if self.draw is None else self.draw()
 
     def read(self) -> bytes:
         """The file as it is. Raises ValueError naming it."""
@@ -78,16 +79,16 @@ class PictureFile:
             raise ValueError(f"{self.name}: {error}") from error
 
 
-def picture_of(name: str, pixels: UInt8[np.ndarray, "y x 3"]) -> PictureFile:
-    """A picture that is in memory, for sources that draw what they give."""
+def drawn_picture(name: str, draw: Callable[[], UInt8[np.ndarray, "y x 3"]], size: tuple[int, int]) -> PictureFile:
+    """A picture of (height, width) for sources that draw what they give; its bytes are those of a PNG."""
 
     def png() -> BytesIO:
         buffer = BytesIO()
-        Image.fromarray(pixels).save(buffer, "png", compress_level=1)
+        Image.fromarray(draw()).save(buffer, "png", compress_level=1)
         buffer.seek(0)
         return buffer
 
-    return PictureFile(name, png, (pixels.shape[0], pixels.shape[1]))
+    return PictureFile(name, png, size, draw)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ from internvlu_jax.checkpoint import RunCheckpoints
 from internvlu_jax.config import PRESETS, Compute, ConfigError, InternVLUConfig
 from internvlu_jax.config_files import read_config
 from internvlu_jax.data.loader import Loader
+from internvlu_jax.data.workers import WorkerLoader
 from internvlu_jax.models import lora
 from internvlu_jax.models.internvlu import modules, param_shapes
 from internvlu_jax.parallel.executors import Executor
@@ -84,9 +85,10 @@ def make_step(cfg: TrainConfig, found: Origin, shards: int) -> Step:
     return Step(objective, cfg.optimizer, factors(found.shapes, cfg.optimizer), cfg.steps)
 
 
-def make_loader(cfg: TrainConfig, found: Origin, executor: Executor) -> Loader:
+def make_loader(cfg: TrainConfig, found: Origin, executor: Executor) -> Loader | WorkerLoader:
     """The run's data on this process."""
-    return Loader(found.config, found.tokenizer, cfg.data, seed=cfg.seed, accumulate=cfg.accumulate, rows=executor.rows)
+    make = WorkerLoader if cfg.data.workers else Loader
+    return make(found.config, found.tokenizer, cfg.data, seed=cfg.seed, accumulate=cfg.accumulate, rows=executor.rows)
 
 
 def first_state(cfg: TrainConfig, found: Origin, step: Step, executor: Executor) -> TrainState:

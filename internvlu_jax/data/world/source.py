@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
-from internvlu_jax.data.records import PictureFile, Record, picture_of
+from internvlu_jax.data.records import PictureFile, Record, drawn_picture
 from internvlu_jax.data.world.config import WORLDS, World
 from internvlu_jax.data.world.domains import KINDS, TASKS
 from internvlu_jax.data.world.example import Example
@@ -35,6 +36,7 @@ WEIGHTS: Mapping[str, float] = {
 
 _MAKERS = {**TASKS, **KINDS}
 _TRIES = 500
+_RECENT = 8192  # examples that are kept: a loader asks for each twice, to plan a batch and to fill it
 
 
 class WorldSource:
@@ -76,6 +78,7 @@ class WorldSource:
         self._tasks = tuple(weights)
         self._shares = np.cumsum([weights[task] for task in self._tasks]) / sum(weights.values())
         self._seed, self._split, self._side, self._length = seed, split, side, length
+        self._recent = lru_cache(_RECENT)(self._make)
 
     def __len__(self) -> int:
         return self._length
@@ -87,6 +90,9 @@ class WorldSource:
 
     def example(self, index: int) -> Example:
         """The example behind a record, with its truth."""
+        return self._recent(index)
+
+    def _make(self, index: int) -> Example:
         rng = np.random.default_rng([self._seed, zlib.crc32(self._split.encode()), index])
         task = self._tasks[int(np.searchsorted(self._shares, rng.random(), side="right"))]
         for _ in range(_TRIES):
@@ -115,7 +121,7 @@ def record_of(example: Example, where: str, side: int) -> Record:
 
 
 def _drawn(name: str, picture: Drawable, side: int) -> PictureFile:
-    return PictureFile(name, lambda: picture_of(name, picture.draw(side)).open(), (side, side))
+    return drawn_picture(name, partial(picture.draw, side), (side, side))
 
 
 def _known_world(world: World | str) -> World:
