@@ -78,10 +78,12 @@ def assert_same(first, second) -> None:
         np.testing.assert_array_equal(a, b)
 
 
-def plan(records, data: DataConfig = DATA, weights=None, seed: int = 0) -> Plan:
+def plan(
+    records, data: DataConfig = DATA, weights=None, seed: int = 0, share: tuple[int, int] = (0, 1), **options
+) -> Plan:
     named = tuple((f"source {n}", weight) for n, weight in enumerate(weights or [1.0] * len(records)))
-    data = dataclasses.replace(data, sources=named)
-    return Plan(Drafter(CFG, TOKENIZER, data), records, data, seed)
+    data = dataclasses.replace(data, sources=named, **options)
+    return Plan(Drafter(CFG, TOKENIZER, data), records, data, seed, share)
 
 
 def drafts(made: Plan, count: int) -> list:

@@ -12,7 +12,7 @@ from converters.engine import export
 from converters.head import head_rules
 from converters.vlm import vlm_rules
 from internvlu_jax import loading
-from internvlu_jax.config import Compute
+from internvlu_jax.config import Compute, ConfigError
 from internvlu_jax.data.batch import Batch, Picture, Text
 from internvlu_jax.ops.msrope import msrope_positions
 from internvlu_jax.training.config import ObjectiveConfig
@@ -234,6 +234,26 @@ def test_random_numbers_belong_to_rows(one):
         np.testing.assert_array_equal(alone.sigma[0], whole.sigma[row])
     assert not np.allclose(whole.noise[0], whole.noise[1])
     assert not np.allclose(whole.sigma, objective.draw(jax.random.key(4), batch).sigma)
+
+
+def test_several_draws_of_a_picture_are_several_pictures(one):
+    """Three noises of each row in one step: the loss of each row thrice, without its text being read thrice."""
+    thrice, once = objective_for(one, draws=3), objective_for(one)
+    batch, key = random_batch(thrice), jax.random.key(2)
+    rows = batch._replace(index=np.array([0, 4, 9], np.int32))
+    drawn = thrice.draw(key, rows)
+    assert drawn.sigma.shape == (9,) and len(np.unique(drawn.sigma)) == 9
+
+    @jax.jit
+    def flow(sigma, noise):
+        return once.sums(one.params, rows, Draws(sigma, noise)).flow
+
+    each = [flow(drawn.sigma[g::3], drawn.noise[g::3]) for g in range(3)]
+    both = jax.jit(lambda: thrice.sums(one.params, rows, drawn))()
+    assert_close(both.flow, sum(each) / 3, 1e-6)
+    assert_close(both.text, once.sums(one.params, rows, Draws(drawn.sigma[::3], drawn.noise[::3])).text, 1e-6)
+    with pytest.raises(ConfigError, match=r"objective\.draws is 0"):
+        ObjectiveConfig(draws=0)
 
 
 def test_packed_equals_unpacked(one):

@@ -18,12 +18,19 @@ class ObjectiveConfig:
 
     time: how noise levels are drawn: "logit_normal" (mean and deviation of the model's config) or "uniform".
     shift: of the noise levels; None is the model's `flow_shift`.
+    draws: noises of each picture, all in one step: what comes before the head is computed once for all of them. For
+        small models, whose examples cost more than their steps.
     """
 
     text_weight: float = 1.0
     flow_weight: float = 20.0
     time: Literal["logit_normal", "uniform"] = "logit_normal"
     shift: float | None = None
+    draws: int = 1
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise ConfigError(f"objective.draws is {self.draws}; expected at least 1")
 
 
 @dataclass(frozen=True)

@@ -52,10 +52,10 @@ class Sums(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """Random numbers of one micro-batch, keyed by the rows' numbers: noise levels [b] and noise [b, y, x, c]."""
+    """Random numbers of one micro-batch, keyed by the rows' numbers; g = `draws` for each row, one after the other."""
 
-    sigma: Float[Array, "b"]
-    noise: Float[Array, "b y x c"]
+    sigma: Float[Array, "b*g"]
+    noise: Float[Array, "b*g y x c"]
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ class Objective:
             return None
         sigma_key, noise_key = jax.random.split(key)
         grid = self._latent_shape(batch.picture)
-        index = jnp.asarray(batch.index)
+        draws = self.weights.draws
+        index = rearrange(draws * jnp.asarray(batch.index)[:, None] + jnp.arange(draws), "b g -> (b g)")
         noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(noise_key, i), grid))(index)
         return Draws(self._times().sample(sigma_key, index), noise)
 
@@ -185,21 +186,25 @@ class Objective:
         latents = self._apply("vae", params["vae"], pixels, method="encode_latents")
         return jax.lax.stop_gradient(latents.astype(jnp.float32))
 
-    def _flow_sum(self, params: Params, picture: Picture, context: Any, draws: Draws) -> Float[Array, ""]:
-        head, dit = params["head"], self.cfg.generation_decoder.decoder_config
-        clean = self.latents(params, picture.target)
+    def _flow_sum(self, params: Params, picture: Picture, context: Any, drawn: Draws) -> Float[Array, ""]:
+        head, dit, draws = params["head"], self.cfg.generation_decoder.decoder_config, self.weights.draws
+
+        def each(array: Array) -> Array:
+            return jnp.repeat(array, draws, axis=0)
+
+        clean = each(self.latents(params, picture.target))
         velocity = self._apply(
             "head",
             head,
-            interpolate(clean, draws.noise, draws.sigma),
-            TIME_SCALE * draws.sigma,
-            self._apply("head", head, context, method="embed_context"),
-            picture.context_lengths,
-            msrope_table(picture.positions, dit.axes_dims_rope),
-            tuple(self.latents(params, source) for source in picture.sources),
+            interpolate(clean, drawn.noise, drawn.sigma),
+            TIME_SCALE * drawn.sigma,
+            each(self._apply("head", head, context, method="embed_context")),
+            each(picture.context_lengths),
+            msrope_table(each(picture.positions), dit.axes_dims_rope),
+            tuple(each(self.latents(params, source)) for source in picture.sources),
         )
-        error = jnp.square(velocity - velocity_target(clean, draws.noise))
-        return jnp.sum(jnp.mean(error, axis=(1, 2, 3)) * picture.weight)
+        error = jnp.square(velocity - velocity_target(clean, drawn.noise))
+        return jnp.sum(jnp.mean(error, axis=(1, 2, 3)) * each(picture.weight)) / draws
 
 
 def _chosen(states: Qwen3Output, picture: Picture) -> Float[Array, "b t e"]:
