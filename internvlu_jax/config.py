@@ -20,16 +20,20 @@ class Compute:
     dtype: of activations and matrix products, "float32" or "bfloat16"; norms, softmax and rotary stay in float32.
     attention: "xla", "cudnn", or "auto" (cuDNN where it can run, XLA elsewhere), see `ops.attention`.
     remat: what a block keeps for its backward pass: "none" (recompute nothing), "dots" (keep matrix products), "full".
+    time: what the head's diffusion time is rounded to; None is `dtype`, as the released weights were trained. A model
+        trained in bfloat16 that is to draw in float32 has never seen the times between: it takes "float32" here.
     """
 
     dtype: str = "float32"
     attention: str = "auto"
     remat: str = "none"
+    time: str | None = None
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, ("float32", "bfloat16", "float16"))
         _one_of("attention", self.attention, ("auto", "xla", "cudnn"))
         _one_of("remat", self.remat, ("none", "dots", "full"))
+        _one_of("time", self.time, (None, "float32", "bfloat16", "float16"))
 
 
 def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:

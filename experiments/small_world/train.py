@@ -29,7 +29,7 @@ from experiments.configs.stage1 import HEAD_ONLY
 from experiments.configs.stage3 import ALL_BUT_VAE
 from internvlu_jax import checkpoint, loading
 from internvlu_jax.compilation import enable_cache
-from internvlu_jax.config import small_config
+from internvlu_jax.config import Compute, small_config
 from internvlu_jax.data.config import DataConfig
 from internvlu_jax.data.world import WorldSource
 from internvlu_jax.data.world.scene import Scene
@@ -61,10 +61,7 @@ PROMPTS = (
     "two blue circles and a red star",
 )  # fmt: skip
 
-Part = Literal[
-    "start", "backbone", "stage1", "stage2", "stage3", "stage3_read", "stage3_steps", "stage3_places",
-    "stage3_relations",
-]  # fmt: skip
+Part = Literal["start", "backbone", "stage1", "stage2", "stage3"]
 
 
 @dataclass(frozen=True)
@@ -72,9 +69,19 @@ class Arguments:
     workdir: Path
     scale: float = 1.0
     """Factor of all numbers of steps."""
+    rows: int = 256
+    """Of a step. On a CPU fewer, 32, give more for the time."""
+    draws: int = 2
+    """Noises of each picture in one step."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of computation."""
+    workers: int = 0
+    """Processes that draw the world; on a GPU as many as there are other cores."""
     seed: int = 0
-    until: Part = "stage3_relations"
+    until: Part = "stage3"
     """The last part to train."""
+    sample_every: int | None = None
+    """Steps between sheets of sample pictures."""
     export: Path | None = None
     """A new directory for the result."""
 
@@ -111,7 +118,7 @@ def _crop(scene: Any, rng: np.random.Generator) -> UInt8[np.ndarray, "y x 3"]:
 def start_model(arguments: Arguments) -> Path:
     """A model directory with a tokenizer, a trained autoencoder, and everything else at random."""
     target = arguments.workdir / "start"
-    if checkpoint.is_model(target):
+    if _brought(target):
         return target
     config, seed = small_config(), arguments.seed
     how = AutoencoderConfig(steps=max(round(10_000 * arguments.scale), 1), kl_weight=4e-3, seed=seed)
@@ -129,100 +136,72 @@ def start_model(arguments: Arguments) -> Path:
 
 
 def _sources(**weights: float) -> tuple[tuple[str, float], ...]:
+    """Of tasks "general_edit", and of one kind of a task, "general_picture_position"."""
     return tuple((f"world:small/{name.replace('_', '/')}", float(weight)) for name, weight in weights.items())
+
+
+# Words, and which of two objects is where, are learned last: prompts of these kinds come more often than the others.
+_PICTURES = _sources(
+    general_picture=10, general_picture_position=9, general_picture_attribution=5, general_picture_two=5,
+    general_picture_counting=4, text_picture=12,
+)  # fmt: skip
+_EDITS = _sources(general_edit=16, text_edit=4)
+_RIDDLES = _sources(reasoning_picture=4, reasoning_steps=6)
+_QUESTIONS = _sources(general_question=10, general_question_relation=8, general_description=1, text_question=4)
 
 
 def parts(arguments: Arguments, start: Path) -> list[TrainConfig]:
     """Backbone and stages; each starts from the one before it."""
-    work, scale = arguments.workdir, arguments.scale
+    work, rows = arguments.workdir, arguments.rows
     optimizer = OptimizerConfig(learning_rate=1.5e-3, warmup=200, clip=1.0, b2=0.99, ema=0.999)
     head = dataclasses.replace(optimizer, rates=HEAD_ONLY)
     # The language model is what the head reads: at the full rate it forgets its words, and the head cannot follow.
-    gently = (("vlm/llm/.*", 0.25), *ALL_BUT_VAE)
-    everything = dataclasses.replace(optimizer, learning_rate=1.2e-3, rates=gently)
-    falling = dataclasses.replace(everything, schedule="cosine", decay_steps=round(22_000 * scale))
-    thinking = dataclasses.replace(everything, learning_rate=8e-4, schedule="cosine")
-    final = dataclasses.replace(everything, learning_rate=1e-3, schedule="cosine")
-    placing = dataclasses.replace(final, decay_steps=round(12_000 * scale))
-    seen = _sources(general_question=4, general_description=1, text_question=1, reasoning_words=2)
-    drawn = _sources(general_picture=5, text_picture=1, reasoning_direct=0.5)
-    edited = _sources(general_edit=4, text_edit=0.5)
-    # After stage 1 the shapes are there; what is learned slowly are questions, and which object is to be where.
-    joint_drawn = _sources(general_picture=20, text_picture=2.5, reasoning_direct=2, reasoning_picture=4)
-    joint_edited = _sources(general_edit=13, text_edit=1)
-    joint_seen = _sources(general_question=25, general_description=3, text_question=2)
-    read = _sources(general_question=18, general_description=2, text_question=10)  # reading is learned last
-    # Riddles of one fact are soon drawn right without a word; those of several steps come with their reasoning alone.
-    joint_thought = _sources(general_picture=20, text_picture=1.5, reasoning_picture=4, reasoning_steps=5)
-    balanced = _sources(general_question=21, general_description=2, text_question=7)
-    # Until here one picture in thirty said where things are, and the words left and right changed no loss. They are
-    # learned on a world that has little else to learn.
-    placed = _sources(
-        general_picture_position=22, general_picture_attribution=8, general_picture_two=8, general_picture_counting=6,
-        general_picture=8, text_picture=0.5, reasoning_picture=3, reasoning_steps=4, general_edit=10,
-        general_question_relation=8, general_question=9, general_description=1, text_question=4,
-    )  # fmt: skip
-    mixed = _sources(
-        general_picture_position=16, general_picture_attribution=7, general_picture_two=8, general_picture_counting=6,
-        general_picture=9, text_picture=0.5, reasoning_picture=3, reasoning_steps=4, general_edit=12,
-        general_question_relation=5, general_question=9, general_description=1, text_question=4,
-    )  # fmt: skip
-    related = (*mixed, ("world:few/general/picture/position", 14.0), ("world:few/general/question/relation", 6.0))
+    gently = (("vlm/llm/.*", 0.4), *ALL_BUT_VAE)
+    everything = dataclasses.replace(optimizer, schedule="cosine", rates=gently)
     data = DataConfig(
-        batch_size=32, packed_rows=12, sides=(SIDE,), text_lengths=(20, 26, 36, 46, 56), pack_length=256, pack_tiles=5,
-        threads=2, prefetch=4, text_targets=False,
+        batch_size=rows, packed_rows=max(rows // 4, 1), sides=(SIDE,), text_lengths=(60,), pack_length=256,
+        pack_tiles=5, threads=1, workers=arguments.workers, text_targets=False,
     )  # fmt: skip
     both = dataclasses.replace(data, text_targets=True)
-    common: dict[str, Any] = {
-        "seed": arguments.seed, "save_every": 500, "keep_last": 1, "sample_every": 1000, "sample_prompts": PROMPTS,
-    }  # fmt: skip
-
-    def part(name: str, steps: int, before: Path, **settings: Any) -> TrainConfig:
-        return TrainConfig(name, max(round(steps * scale), 1), start=str(before), **settings, **common)
-
-    words, flow = ObjectiveConfig(1.0, 0.0), ObjectiveConfig(0.0, 1.0)
+    words = ObjectiveConfig(1.0, 0.0)
     # Over noise levels of 0.8 a picture shows too little of itself, and the prompt decides: a third of the samples are
     # there, where logit-normal ones without shift have 8%.
-    noisy = dataclasses.replace(flow, time="uniform", shift=2.0)
-    joint = dataclasses.replace(noisy, text_weight=0.5)
-    return [
+    flow = ObjectiveConfig(0.0, 1.0, time="uniform", shift=2.0, draws=arguments.draws)
+    joint = dataclasses.replace(flow, text_weight=0.5)
+
+    def part(name: str, steps: int, before: Path, **settings: Any) -> TrainConfig:
+        return TrainConfig(
+            name, max(round(steps * arguments.scale), 1), start=str(before), save_every=1000,
+            compute=Compute(arguments.dtype, "xla", time="float32"), keep_last=1, sample_every=arguments.sample_every,
+            sample_prompts=PROMPTS, **settings,
+        )  # fmt: skip
+
+    made = [
         part(
-            "backbone", 1500, start, objective=words,
+            "backbone", 2000, start, objective=words,
             optimizer=dataclasses.replace(optimizer, learning_rate=1e-3, rates=BACKBONE_ONLY),
-            data=dataclasses.replace(both, sources=seen, packed_rows=12),
+            data=dataclasses.replace(both, sources=_QUESTIONS + _sources(reasoning_words=6)),
         ),
         part(
-            "stage1", 6000, work / "backbone", objective=flow, optimizer=head,
-            data=dataclasses.replace(data, sources=drawn),
+            "stage1", 2500, work / "backbone", objective=flow, optimizer=head,
+            data=dataclasses.replace(data, sources=_PICTURES + _sources(reasoning_direct=1)),
         ),
         part(
-            "stage2", 2500, work / "stage1", objective=noisy, optimizer=head,
-            data=dataclasses.replace(data, sources=drawn + edited),
+            "stage2", 1500, work / "stage1", objective=flow, optimizer=head,
+            data=dataclasses.replace(data, sources=_PICTURES + _EDITS),
         ),
         part(
-            "stage3", 2760, work / "stage2", objective=joint, optimizer=everything,
-            data=dataclasses.replace(both, sources=joint_drawn + joint_edited + joint_seen),
-        ),
-        part(
-            "stage3_read", 12_500, work / "stage3", objective=joint, optimizer=falling,
-            data=dataclasses.replace(both, sources=joint_drawn + joint_edited + read),
-        ),
-        part(
-            "stage3_steps", 9500, work / "stage3_read", objective=joint, optimizer=thinking,
-            data=dataclasses.replace(
-                both, sources=joint_thought + joint_edited + balanced, text_lengths=(20, 26, 36, 46, 60)
-            ),
-        ),
-        part(
-            "stage3_places", 6000, work / "stage3_steps", objective=joint, optimizer=placing,
-            data=dataclasses.replace(both, sources=placed, text_lengths=(20, 26, 36, 46, 60)),
-        ),
-        part(
-            "stage3_relations", 7500, work / "stage3_places", optimizer=final,
-            objective=dataclasses.replace(joint, shift=3.0),
-            data=dataclasses.replace(both, sources=related, text_lengths=(20, 26, 36, 46, 60)),
+            "stage3", 8000, work / "stage2", objective=joint, optimizer=everything,
+            data=dataclasses.replace(both, sources=_PICTURES + _EDITS + _RIDDLES + _QUESTIONS),
         ),
     ]  # fmt: skip
+    # With one seed for all, the parts would read the same examples.
+    return [dataclasses.replace(cfg, seed=arguments.seed + 100 * n) for n, cfg in enumerate(made)]
+
+
+def _brought(part: Path) -> bool:
+    """Whether a part is a model in place of a run: the result of another machine, in either layout."""
+    return checkpoint.is_model(part) or (part / "model_index.json").is_file()
 
 
 def main(arguments: Arguments) -> int:
@@ -233,7 +212,7 @@ def main(arguments: Arguments) -> int:
     last = start
     for cfg in parts(arguments, start):
         last = arguments.workdir / cfg.name
-        if train(cfg, last).stopped:
+        if not _brought(last) and train(cfg, last).stopped:
             return 0
         if cfg.name == arguments.until:
             break

@@ -215,7 +215,8 @@ class MMDiT(nn.Module):
         if rope[0].shape[1] != tokens:
             raise ValueError(f"rope has {rope[0].shape[1]} positions; latents, conditions and context have {tokens}")
         keys = _keys(sizes, context.shape[1], context_lengths, condition_mask)
-        time = nn.silu(self.time_embed(timestep_sinusoid(timestep, self.compute.dtype)))
+        rounded_to = self.compute.time or self.compute.dtype
+        time = nn.silu(self.time_embed(timestep_sinusoid(timestep, rounded_to)))
         image = self.latent_in(jnp.concatenate(pictures, axis=1))
         state = rows_first(image), rows_first(context.astype(self.compute.dtype))
         if self.cfg.num_layers > 1:
