@@ -323,8 +323,8 @@ def small_config() -> InternVLUConfig:
         hidden_size=96, num_hidden_layers=3, num_attention_heads=3, intermediate_size=288, patch_size=8, image_size=64
     )
     llm = Qwen3Config(
-        vocab_size=1536, hidden_size=128, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=32, intermediate_size=384, rope_theta=1e4, tie_word_embeddings=True,
+        vocab_size=1536, hidden_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=32, intermediate_size=384, rope_theta=1e4,
     )  # fmt: skip
     vae = VAEConfig(
         base_dim=32, patch_size=4, z_dim=8, dim_mult=(1, 2), num_res_blocks=1, temperal_downsample=(False,),

@@ -219,7 +219,7 @@ def test_larger_pictures_are_the_same_picture():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"world": "large"}, "the world is 'large'; expected one of few, small, full"),
+        ({"world": "large"}, "the world is 'large'; expected one of small, full"),
         ({"split": "test"}, "split is 'test'; expected one of train, seen, heldout"),
         ({"weights": {"general/poem": 1.0}}, r"weights has \['general/poem'\]; expected some of general/picture"),
         ({"weights": {}}, "weights has nothing"),

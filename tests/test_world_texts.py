@@ -13,7 +13,9 @@ from internvlu_jax.data.world.domains.reasoning import RIDDLES
 from internvlu_jax.data.world.edits import EDITS
 from internvlu_jax.data.world.questions import QUESTIONS
 from internvlu_jax.data.world.scene import COLOURS as RGB
+from internvlu_jax.data.world.source import record_of
 from internvlu_jax.data.world.steps import STEPS
+from internvlu_jax.processing.chat import IMAGE_MARK
 from tests.world_parts import examples
 
 COUNTS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "four": 4}
@@ -290,6 +292,21 @@ def test_answers_are_right(split):
         assert 0.5 < answers[kind, "yes"] / answers[kind, "no"] < 2.5
     if split == "train":
         assert max(answers["count", str(n)] for n in range(5)) < 2.2 * min(answers["count", str(n)] for n in range(5))
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_further_questions_of_a_conversation(split):
+    """Every answer is right, none is given away by another, and the record has them as turns of one picture."""
+    numbers = Counter()
+    for example in examples("general/conversation", split, count=300):
+        turns = ((example.prompt, example.answer), *example.further)
+        assert all(answered(text, example.source) == answer for text, answer in turns), example
+        assert len(set(turns)) == len(turns)
+        numbers[len(example.further)] += 1
+        record = record_of(example, "x:1", 64)
+        assert [answer for _, answer in record.turns] == [answer for _, answer in turns]
+        assert [IMAGE_MARK in text for text, _ in record.turns] == [True] + [False] * len(example.further)
+    assert max(numbers) == 5 and numbers[5] > 150
 
 
 # Reasoning

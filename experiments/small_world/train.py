@@ -4,9 +4,15 @@
 
 The order is that of the 4B model, with a backbone of our own in the place of the pretrained one: the autoencoder; the
 vision encoder and language model on questions about pictures and on reasoning in words; stage 1, the head alone on
-prompts; stage 2, the head alone with edits; stage 3, everything but the autoencoder on all tasks. Each part goes on
-where it was stopped, so the same command is given again until it is done. `--export` writes the result as a directory
-in the released layout, in bfloat16.
+prompts; stage 2, the head alone with edits; stage 3, everything but the autoencoder on all tasks. Then what takes many
+small steps in place of few large ones: the reader, a second backbone, on questions alone, and its joining with the head
+of stage 3 (`training.joining`). Each part goes on where it was stopped, so the same command is given again until it is
+done; one that another machine made, a model directory by the part's name in DIR, is taken as it is. `--export` writes
+the result as a directory in the released layout, in bfloat16.
+
+On a GPU, where drawing the world is what takes the time, give its other cores and its own number format:
+
+    python -m experiments.small_world.train --workdir DIR --workers 14 --dtype bfloat16
 """
 
 from __future__ import annotations
@@ -43,6 +49,7 @@ from internvlu_jax.training.autoencoder import (
     with_statistics,
 )
 from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig, TrainConfig
+from internvlu_jax.training.joining import JoiningConfig, train_joined
 from internvlu_jax.training.loop import train
 
 SIDE = 64
@@ -61,7 +68,7 @@ PROMPTS = (
     "two blue circles and a red star",
 )  # fmt: skip
 
-Part = Literal["start", "backbone", "stage1", "stage2", "stage3"]
+Part = Literal["start", "backbone", "stage1", "stage2", "stage3", "reader", "joined"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class Arguments:
     workers: int = 0
     """Processes that draw the world; on a GPU as many as there are other cores."""
     seed: int = 0
-    until: Part = "stage3"
+    until: Part = "joined"
     """The last part to train."""
     sample_every: int | None = None
     """Steps between sheets of sample pictures."""
@@ -157,7 +164,8 @@ def parts(arguments: Arguments, start: Path) -> list[TrainConfig]:
     head = dataclasses.replace(optimizer, rates=HEAD_ONLY)
     # The language model is what the head reads: at the full rate it forgets its words, and the head cannot follow.
     gently = (("vlm/llm/.*", 0.4), *ALL_BUT_VAE)
-    everything = dataclasses.replace(optimizer, schedule="cosine", rates=gently)
+    falling = dataclasses.replace(optimizer, schedule="cosine")
+    everything = dataclasses.replace(falling, rates=gently)
     data = DataConfig(
         batch_size=rows, packed_rows=max(rows // 4, 1), sides=(SIDE,), text_lengths=(60,), pack_length=256,
         pack_tiles=5, threads=1, workers=arguments.workers, text_targets=False,
@@ -178,25 +186,51 @@ def parts(arguments: Arguments, start: Path) -> list[TrainConfig]:
 
     made = [
         part(
-            "backbone", 2000, start, objective=words,
+            "backbone", 1150, start, objective=words,
             optimizer=dataclasses.replace(optimizer, learning_rate=1e-3, rates=BACKBONE_ONLY),
             data=dataclasses.replace(both, sources=_QUESTIONS + _sources(reasoning_words=6)),
         ),
         part(
-            "stage1", 2500, work / "backbone", objective=flow, optimizer=head,
+            "stage1", 2250, work / "backbone", objective=flow, optimizer=head,
             data=dataclasses.replace(data, sources=_PICTURES + _sources(reasoning_direct=1)),
         ),
         part(
-            "stage2", 1500, work / "stage1", objective=flow, optimizer=head,
+            "stage2", 900, work / "stage1", objective=flow, optimizer=head,
             data=dataclasses.replace(data, sources=_PICTURES + _EDITS),
         ),
         part(
-            "stage3", 8000, work / "stage2", objective=joint, optimizer=everything,
+            "stage3", 7650, work / "stage2", objective=joint, optimizer=everything,
             data=dataclasses.replace(both, sources=_PICTURES + _EDITS + _RIDDLES + _QUESTIONS),
+        ),
+        part(
+            "reader", 15_000, start, objective=words,
+            optimizer=dataclasses.replace(falling, learning_rate=1e-3, rates=BACKBONE_ONLY),
+            data=dataclasses.replace(
+                both, batch_size=12, packed_rows=12,
+                sources=_sources(general_conversation=8, text_question=5, general_description=1, reasoning_words=2),
+            ),
         ),
     ]  # fmt: skip
     # With one seed for all, the parts would read the same examples.
     return [dataclasses.replace(cfg, seed=arguments.seed + 100 * n) for n, cfg in enumerate(made)]
+
+
+def joining(arguments: Arguments) -> JoiningConfig:
+    """The last part: the reader learns to give the contexts that the head of stage 3 knows, and goes on reading."""
+    asked = _sources(general_question=12, general_description=0.3, text_question=3)
+    questions = DataConfig(
+        asked, batch_size=4, packed_rows=4, sides=(SIDE,), text_lengths=(60,), pack_length=256, pack_tiles=5, threads=1
+    )
+    prompts = dataclasses.replace(
+        questions, sources=_PICTURES + _EDITS + _sources(reasoning_picture=10, reasoning_steps=12), batch_size=16,
+        packed_rows=None,
+    )  # fmt: skip
+    optimizer = OptimizerConfig(
+        learning_rate=1e-3, schedule="cosine", warmup=50, b2=0.99, clip=1.0, ema=0.995,
+        rates=(("vlm/(vit|projector)/.*", 0.3), (".*", 1.0)),
+    )  # fmt: skip
+    steps = max(round(1900 * arguments.scale), 1)
+    return JoiningConfig(steps, questions, prompts, optimizer, seed=arguments.seed)
 
 
 def _brought(part: Path) -> bool:
@@ -216,6 +250,8 @@ def main(arguments: Arguments) -> int:
             return 0
         if cfg.name == arguments.until:
             break
+    else:
+        last = train_joined(joining(arguments), last, arguments.workdir / "stage3", arguments.workdir / "joined")
     if arguments.export is not None:
         model = loading.load(last, widest="bfloat16", place=np.asarray)
         export_released(arguments.export, model.config, model.params, model.extras, model.small_files)

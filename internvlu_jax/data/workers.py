@@ -57,7 +57,7 @@ class WorkerLoader:
         own = {n: list((rows or range)(n)) for n in {data.batch_size, data.packed_rows or data.batch_size}}
         shares = [(w, data.workers) for w in range(data.workers)]
         self._jobs = [_Job(cfg, tokenizer, data, seed, accumulate, own, share, None) for share in shares]
-        self._state = {"next": 0, "workers": [{**start, "position": w} for w, _ in shares]}
+        self._state: dict[str, Any] = {"next": 0, "workers": [{**start, "position": w} for w, _ in shares]}
         self._ready: queue.Queue[Any] = queue.Queue(2)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None

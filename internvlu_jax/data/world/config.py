@@ -150,9 +150,4 @@ FULL = World(
 )
 """Everything, for larger budgets."""
 
-FEW = World(
-    kinds=("circle", "square"), colours=("red", "blue"), sizes=("large",), backgrounds=("white",), most=2, grid=8
-)
-"""A part of `SMALL` where little but the relation of two objects is left to learn."""
-
-WORLDS = {"few": FEW, "small": SMALL, "full": FULL}
+WORLDS = {"small": SMALL, "full": FULL}

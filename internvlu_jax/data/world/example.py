@@ -18,7 +18,8 @@ class Example:
     """One example of any task.
 
     topic: what kind of example it is within its domain, for scores by kind.
-    prompt: the prompt, the instruction or the question. answer: to a question.
+    prompt: the prompt, the instruction or the question. answer: to a question. further: other questions about the same
+        picture, with their answers.
     image: the picture to draw; source: the picture that is edited or asked about.
     truth: what a scorer needs: a `Wanted`, an `Edit`, a `Question`, or what a domain's own scorer knows.
     reasoning: the words that lead from the prompt to the picture.
@@ -32,6 +33,7 @@ class Example:
     source: Drawable | None = None
     answer: str = ""
     reasoning: str | None = None
+    further: tuple[tuple[str, str], ...] = ()
 
 
 Maker = Callable[[World, np.random.Generator, bool], Example]

@@ -15,6 +15,8 @@ from internvlu_jax.data.world.scene import Item, Scene
 from internvlu_jax.data.world.wanted import APART, OPPOSITE, RELATIONS, Group, Wanted, holds, related, scene_of
 from internvlu_jax.data.world.wishes import background, wish
 
+_COUNTED = ("How many {} are there?", "How many {} are in the picture?", "How many {} do you see?")
+
 
 @dataclass(frozen=True)
 class Question:
@@ -54,12 +56,21 @@ def _mixed(world: World, rng: np.random.Generator, held_out: bool, least: int = 
     raise NoPlaceError(f"no scene with {least} objects was found")
 
 
+def _scene(world: World, given: Scene | None, rng: np.random.Generator, held_out: bool, least: int = 1) -> Scene:
+    """The scene that is asked about: the given one, or one of all kinds."""
+    if given is None:
+        return _mixed(world, rng, held_out, least)
+    if len(given.items) < least:
+        raise NoPlaceError(f"there are fewer than {least} objects")
+    return given
+
+
 def _yes(fact: bool) -> str:
     return "yes" if fact else "no"
 
 
-def _existence(world: World, rng: np.random.Generator, held_out: bool) -> Question:
-    scene = _mixed(world, rng, held_out)
+def _existence(world: World, rng: np.random.Generator, held_out: bool, given: Scene | None = None) -> Question:
+    scene = _scene(world, given, rng, held_out)
     item, coloured, there = pick(scene.items, rng), rng.random() < 0.7, rng.random() < 0.5
     group = Group(item.kind, item.colour if coloured else None)
     if not there:
@@ -91,25 +102,24 @@ def _count(world: World, rng: np.random.Generator, held_out: bool) -> Question:
     if sum(map(asked.fits, scene.items)) != number:
         raise NoPlaceError("there are others")
     called = " ".join(word for word in (asked.colour, plural(asked.kind)) if word)
-    text = pick(("How many {} are there?", "How many {} are in the picture?", "How many {} do you see?"), rng)
+    text = pick(_COUNTED, rng)
     return Question("count", text.format(called), str(number), scene)
 
 
-def _colour(world: World, rng: np.random.Generator, held_out: bool) -> Question:
+def _colour(world: World, rng: np.random.Generator, held_out: bool, given: Scene | None = None) -> Question:
     spelling = pick(("colour", "color"), rng)
     if rng.random() < 0.15:
-        back = pick(world.backgrounds, rng)
-        scene = replace(_mixed(world, rng, held_out), background=back)
-        return Question("colour", f"What {spelling} is the background?", back, scene)
-    scene = _mixed(world, rng, held_out)
+        scene = given or replace(_mixed(world, rng, held_out), background=pick(world.backgrounds, rng))
+        return Question("colour", f"What {spelling} is the background?", scene.background, scene)
+    scene = _scene(world, given, rng, held_out)
     item = pick(scene.items, rng)
     if sum(other.kind == item.kind for other in scene.items) > 1:
         raise NoPlaceError("the kind is there twice")
     return Question("colour", f"What {spelling} is the {item.kind}?", item.colour, scene)
 
 
-def _shape(world: World, rng: np.random.Generator, held_out: bool) -> Question:
-    scene = _mixed(world, rng, held_out)
+def _shape(world: World, rng: np.random.Generator, held_out: bool, given: Scene | None = None) -> Question:
+    scene = _scene(world, given, rng, held_out)
     item = pick(scene.items, rng)
     if sum(other.colour == item.colour for other in scene.items) > 1:
         raise NoPlaceError("the colour is there twice")
@@ -122,8 +132,8 @@ def _pair(scene: Scene, rng: np.random.Generator) -> tuple[Item, Item]:
     return scene.items[a], scene.items[b]
 
 
-def _relation(world: World, rng: np.random.Generator, held_out: bool) -> Question:
-    scene = _mixed(world, rng, held_out, least=2)
+def _relation(world: World, rng: np.random.Generator, held_out: bool, given: Scene | None = None) -> Question:
+    scene = _scene(world, given, rng, held_out, least=2)
     (a, b), relation = _pair(scene, rng), pick(RELATIONS, rng)
     true, false = related(relation, a, b, 1.5 * APART), related(OPPOSITE[relation], a, b, 1.5 * APART)
     if not (true or false):
@@ -136,8 +146,8 @@ def _relation(world: World, rng: np.random.Generator, held_out: bool) -> Questio
     return Question("relation", f"Is the {first} {relation} the {second}?", _yes(true), scene)
 
 
-def _comparison(world: World, rng: np.random.Generator, held_out: bool) -> Question:
-    scene = _mixed(world, rng, held_out, least=2)
+def _comparison(world: World, rng: np.random.Generator, held_out: bool, given: Scene | None = None) -> Question:
+    scene = _scene(world, given, rng, held_out, least=2)
     form = rng.integers(3)
     if form == 0:
         item = pick(scene.items, rng)
@@ -175,6 +185,40 @@ def _reading(world: World, rng: np.random.Generator, held_out: bool) -> Question
     ways = ("What does the word say?", "What is written in the picture?", "Read the text.", "图片上写着什么？")
     return Question("reading", pick(ways, rng), word, scene)
 
+
+def _count_of(world: World, rng: np.random.Generator, held_out: bool, given: Scene) -> Question:
+    """As `_count`, of a scene that was not made for it: what is there is asked for as often as what is not."""
+    if rng.random() < 0.15:
+        return Question("count", "How many objects are there?", str(len(given.items)), given)
+    kind = pick(given.items, rng).kind if rng.random() < 0.6 else pick(world.kinds, rng)
+    group = Group(kind, pick(given.items, rng).colour if rng.random() < 0.4 else None)
+    if not held_out and (group.colour, kind) in world.held_pairs:
+        raise NoPlaceError("it must not be spoken of")
+    text = pick(_COUNTED, rng).format(name(replace(group, count=2)))
+    return Question("count", text, str(sum(map(group.fits, given.items))), given)
+
+
+def further(world: World, first: Question, number: int, rng: np.random.Generator, held_out: bool) -> list[Question]:
+    """Up to so many other questions about the scene of a first one; no answer gives another one away."""
+    found = [first]
+    for _ in range(4 * number):
+        if len(found) > number or not first.scene.items:
+            break
+        try:
+            made = pick(_ABOUT, rng)(world, rng, held_out, first.scene)
+        except NoPlaceError:
+            continue
+        if _fact(made) not in map(_fact, found):
+            found.append(made)
+    return found[1:]
+
+
+def _fact(asked: Question) -> tuple[str, str]:
+    """What two questions must not share: the same may be asked in other words."""
+    return asked.kind, asked.text if asked.answer in ("yes", "no") else asked.answer
+
+
+_ABOUT = (_existence, _count_of, _colour, _shape, _relation, _comparison)
 
 _MAKERS: dict[str, Callable[[World, np.random.Generator, bool], Question]] = {
     "existence": _existence,

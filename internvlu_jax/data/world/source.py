@@ -109,8 +109,10 @@ def record_of(example: Example, where: str, side: int) -> Record:
     sources = () if example.source is None else (_drawn("source.png", example.source, side),)
     if example.task == "understanding":
         asked = f"{IMAGE_MARK}\n{example.prompt}" if sources else example.prompt
-        turns = ((asked, example.answer),)
-        said = [{"from": "human", "value": asked}, {"from": "gpt", "value": example.answer}]
+        turns = ((asked, example.answer), *example.further)
+        said = [
+            {"from": who, "value": value} for turn in turns for who, value in zip(("human", "gpt"), turn, strict=True)
+        ]
         data: dict[str, Any] = {"task": example.task, "conversations": said}
         data.update({"image": "source.png"} if sources else {})
         return Record(example.task, where, sources=sources, turns=turns, data=data)

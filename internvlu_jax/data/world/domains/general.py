@@ -12,12 +12,13 @@ from internvlu_jax.data.world.captions import caption, pick, plain
 from internvlu_jax.data.world.config import World
 from internvlu_jax.data.world.edits import EDITS, edit
 from internvlu_jax.data.world.example import Example, Maker
-from internvlu_jax.data.world.questions import QUESTIONS, question
+from internvlu_jax.data.world.questions import QUESTIONS, further, question
 from internvlu_jax.data.world.wanted import scene_of
 from internvlu_jax.data.world.wishes import CATEGORIES, background, described, wish
 
 _EDITS = tuple(kind for kind in EDITS if kind != "text")
 _QUESTIONS = tuple(kind for kind in QUESTIONS if kind != "reading")
+_FURTHER = 5  # questions of a conversation after the first
 _KindMaker = Callable[[World, str, np.random.Generator, bool], Example]
 
 
@@ -56,6 +57,13 @@ def question_example(world: World, kind: str, rng: np.random.Generator, held_out
     return Example("understanding", made.kind, made.text, made, source=made.scene, answer=made.answer)
 
 
+def conversation(world: World, rng: np.random.Generator, held_out: bool) -> Example:
+    """A question of any kind, reading among them, and others about the same picture: many answers for one picture."""
+    made = question(world, pick(QUESTIONS, rng), rng, held_out)
+    more = tuple((other.text, other.answer) for other in further(world, made, _FURTHER, rng, held_out))
+    return Example("understanding", made.kind, made.text, made, source=made.scene, answer=made.answer, further=more)
+
+
 def _of_kind(make: _KindMaker, kind: str, world: World, rng: np.random.Generator, held_out: bool) -> Example:
     return make(world, kind, rng, held_out)
 
@@ -68,7 +76,13 @@ def told(world: World, rng: np.random.Generator, held_out: bool) -> Example:
     return Example("understanding", "description", text, wanted, source=scene, answer=plain(wanted))
 
 
-TASKS: Mapping[str, Maker] = {"picture": picture, "edit": edited, "question": asked, "description": told}
+TASKS: Mapping[str, Maker] = {
+    "picture": picture,
+    "edit": edited,
+    "question": asked,
+    "conversation": conversation,
+    "description": told,
+}
 
 KINDS: Mapping[str, Maker] = {
     f"{task}/{kind}": partial(_of_kind, make, kind)

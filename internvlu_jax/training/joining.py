@@ -1,0 +1,184 @@
+"""A backbone that understands, for a head that draws: it learns to give the contexts that the head was trained on.
+
+Pictures and answers want different amounts of training: a small head is good after as many pictures as a GPU draws in
+minutes, while answers take many small steps. So the two may be trained apart, and are then joined without the head:
+
+    loss = text + context_weight * context
+    text    = mean over target tokens of -log p(token | what stands before it), of packed conversations, and another of
+              the reasoning before pictures
+    context = mean over the layers that condition the head of
+              sum over context tokens of |h - h'|^2 / sum over context tokens of |h' - mean h'|^2
+
+h are the hidden states of the backbone that is trained (`HeadConfig.vlm_select_layer`), h' those of the backbone that
+the head was trained with, of prompts, edits and prompts with their reasoning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from einops import rearrange
+from jaxtyping import Array, Float
+
+from internvlu_jax import checkpoint, loading
+from internvlu_jax.config import Compute, ConfigError
+from internvlu_jax.data.batch import Batch
+from internvlu_jax.data.config import DataConfig
+from internvlu_jax.data.loader import Loader
+from internvlu_jax.processing.tokenizer import Tokenizer
+from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig
+from internvlu_jax.training.losses import Objective, Params
+from internvlu_jax.training.optimizer import factors, make_optimizer
+from internvlu_jax.training.reporting import Records
+from internvlu_jax.training.tree import merge, split
+
+
+@dataclass(frozen=True)
+class JoiningConfig:
+    """A run. A step reads one batch of each kind of data.
+
+    questions: conversations. prompts: what is to be drawn. Where these have reasoning it has to be a target: contexts
+    that are another backbone's end what the output layer knew of it.
+    optimizer: `rates` are of vlm/..., and `ema` is needed.
+    """
+
+    steps: int
+    questions: DataConfig
+    prompts: DataConfig
+    optimizer: OptimizerConfig = OptimizerConfig(ema=0.995)
+    context_weight: float = 3.0
+    seed: int = 0
+    save_every: int = 500
+
+    def __post_init__(self) -> None:
+        if self.optimizer.ema is None:
+            raise ConfigError("optimizer.ema is None; expected a decay: the average is what a joined model keeps")
+
+
+class JoiningState(NamedTuple):
+    """As `RunCheckpoints` saves it."""
+
+    trained: Params
+    opt_state: Any
+    ema: Params
+
+
+def context_error(
+    now: Float[Array, "b t e"], then: Float[Array, "b t e"], lengths: Array, layers: int
+) -> Float[Array, ""]:
+    """The distance of the module's docstring; the first `lengths` tokens of each row count."""
+    now, then = (rearrange(states.astype(jnp.float32), "b t (l d) -> l b t d", l=layers) for states in (now, then))
+    counts = (jnp.arange(now.shape[2]) < lengths[:, None])[..., None]
+    mean = jnp.sum(then * counts, axis=(1, 2), keepdims=True) / jnp.sum(counts)
+    moved, size = (jnp.sum(jnp.square(x) * counts, axis=(1, 2, 3)) for x in (now - then, then - mean))
+    return jnp.mean(moved / size)
+
+
+def train_joined(
+    cfg: JoiningConfig, backbone: str | Path, head: str | Path, workdir: str | Path, quiet: bool = False
+) -> Path:
+    """Trains the backbone of the model `backbone` for the head of the model `head`, or goes on in `workdir`.
+
+    The result is the model `workdir`/model: that backbone, and everything else of `head`.
+
+    Raises:
+        ConfigError, ValueError: the models do not fit together, or the rules or the data cannot be used; before
+            compilation.
+    """
+    workdir = Path(workdir)
+    target = workdir / "model"
+    if checkpoint.is_model(target):
+        return target
+    own, other = (loading.load(name, place=np.asarray) for name in (backbone, head))
+    config = dataclasses.replace(other.config, vlm=own.config.vlm, files={})
+    tokenizer, theirs = (Tokenizer.from_directory(model.small_files / "processor") for model in (own, other))
+    if tokenizer.encode(_SAMPLE) != theirs.encode(_SAMPLE):
+        raise ConfigError(f"{backbone} and {head} have different tokenizers; expected backbones that read the same ids")
+    wide = jax.tree.map(lambda p: np.asarray(p, np.float32), own.params["vlm"])
+    found = factors({"vlm": wide}, cfg.optimizer)
+    trained, frozen = split({"vlm": wide}, found.is_trained)
+    transform = make_optimizer(cfg.optimizer, found, trained, cfg.steps)
+    ids = tokenizer.special_table_ids
+    student, teacher = (
+        Objective(dataclasses.replace(c, files={}), Compute(), ObjectiveConfig(1.0, 0.0), ids)
+        for c in (config, other.config)
+    )
+    step = _step(cfg, student, teacher, transform, frozen, other.params["vlm"])
+    state = JoiningState(trained, jax.jit(transform.init)(trained), jax.tree.map(np.copy, trained))
+    with (
+        Loader(config, tokenizer, cfg.questions, seed=cfg.seed) as questions,
+        Loader(config, tokenizer, cfg.prompts, seed=cfg.seed + 1) as prompts,
+        checkpoint.RunCheckpoints(workdir / "checkpoints", keep_last=1) as saved,
+    ):
+        done = saved.latest() or 0
+        if done:
+            restored, ema, opt_state, data = saved.restore(done, jax.tree.map(jnp.asarray, state))
+            state = JoiningState(restored, opt_state, ema)
+            questions.restore(data["questions"])
+            prompts.restore(data["prompts"])
+        records = Records(workdir, cfg.steps, done, write=True, show=not quiet)
+        for number in range(done + 1, cfg.steps + 1):
+            state, metrics = step(state, next(questions)[0], next(prompts)[0], jnp.float32(number))
+            records.write(number, {name: float(value) for name, value in metrics.items()}, "")
+            if number % cfg.save_every == 0 or number == cfg.steps:
+                saved.save(number, state, {"questions": questions.state(), "prompts": prompts.state()})
+        records.close()
+    vlm = merge(state.ema, frozen)["vlm"]
+    checkpoint.save_model(target, config, {**other.params, "vlm": vlm}, other.extras, other.small_files)
+    return target
+
+
+_SAMPLE = "The word STOP above two red circles, left of a small blue square: 1 + 2 = 3."
+
+
+def _step(
+    cfg: JoiningConfig,
+    student: Objective,
+    teacher: Objective,
+    transform: optax.GradientTransformationExtraArgs,
+    frozen: Params,
+    given: Params,
+) -> Any:
+    """(state, questions, prompts, number) -> (state, metrics), compiled once for each kind of prompts.
+
+    given: the backbone that the head was trained with.
+    """
+    layers = len(student.cfg.generation_decoder.vlm_select_layer)
+    decay = cfg.optimizer.ema or 0.0
+
+    def loss(trained: Params, questions: Batch, prompts: Batch) -> tuple[Array, tuple[Array, Array]]:
+        vlm = merge(trained, frozen)["vlm"]
+        assert prompts.picture is not None
+        text = sum(
+            (
+                student.means(student.sums({"vlm": vlm}, part._replace(picture=None), None), student.totals(part)).text
+                for part in (questions, prompts)
+            ),
+            jnp.zeros(()),
+        )
+        wanted = jax.lax.stop_gradient(teacher.contexts(given, prompts))
+        error = context_error(
+            student.contexts(vlm, prompts), wanted, jnp.asarray(prompts.picture.context_lengths), layers
+        )
+        return text + cfg.context_weight * error, (text, error)
+
+    @jax.jit
+    def step(
+        state: JoiningState, questions: Batch, prompts: Batch, number: Array
+    ) -> tuple[JoiningState, dict[str, Array]]:
+        (total, (text, error)), gradient = jax.value_and_grad(loss, has_aux=True)(state.trained, questions, prompts)
+        updates, opt_state = transform.update(gradient, state.opt_state, state.trained)
+        trained = optax.apply_updates(state.trained, updates)
+        keep = jnp.minimum(decay, number / (9 + number))  # the first steps are forgotten sooner
+        ema = jax.tree.map(lambda average, new: keep * average + (1 - keep) * new, state.ema, trained)
+        metrics = {"loss": total, "text_loss": text, "context_error": error, "grad_norm": optax.tree.norm(gradient)}
+        return JoiningState(trained, opt_state, ema), metrics
+
+    return step
