@@ -23,8 +23,8 @@ from internvlu_jax.sheets import save_sheet
 
 PARTS = ("backbone", "stage1", "stage2", "stage3", "reader", "joined")
 _SPANS = 60  # of each part
-_KEYS = ("flow_loss", "text_loss", "grad_norm")
-_COLOURS = {"flow_loss": (35, 80, 220), "text_loss": (215, 25, 40)}
+_KEYS = ("flow_loss", "text_loss", "context_error", "grad_norm")
+_COLOURS = {"flow_loss": (35, 80, 220), "text_loss": (215, 25, 40), "context_error": (25, 150, 60)}
 _WIDTH, _HEIGHT, _MARGIN = 900, 360, 48
 
 
