@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -23,7 +24,12 @@ QUESTIONS = DataConfig(
 PROMPTS = dataclasses.replace(QUESTIONS, sources=(("world:small/general/edit", 1.0),))
 RATES = (("vlm/vit/.*", 0.0), (".*", 1.0))
 CONFIG = JoiningConfig(
-    4, QUESTIONS, PROMPTS, OptimizerConfig(learning_rate=1e-2, warmup=1, ema=0.5, rates=RATES), save_every=2
+    4,
+    QUESTIONS,
+    PROMPTS,
+    OptimizerConfig(learning_rate=5e-4, warmup=1, ema=0.5, rates=RATES),
+    context_weight=30.0,
+    save_every=2,
 )
 
 
@@ -62,7 +68,7 @@ def test_the_contexts_come_closer(whole):
     rows = [json.loads(line) for line in (whole.parent / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert rows[3]["context_error"] < rows[0]["context_error"]
-    assert all(row["loss"] == pytest.approx(row["text_loss"] + 3 * row["context_error"], rel=1e-5) for row in rows)
+    assert all(row["loss"] == pytest.approx(row["text_loss"] + 30 * row["context_error"], rel=1e-5) for row in rows)
 
 
 def test_a_stopped_run_goes_on(head, whole, tmp_path):
@@ -97,11 +103,13 @@ def test_the_distance_against_its_formula():
         wanted = np.array([then[row, token, columns] for row, token in tokens])
         off = np.array([moved[row, token, columns] for row, token in tokens])
         each.append(np.sum(off**2) / np.sum((wanted - wanted.mean(0)) ** 2))
-    found = context_error(np.float32(then + moved), np.float32(then), lengths, 2)
+    found = context_error(jnp.float32(then + moved), jnp.float32(then), jnp.asarray(lengths), 2)
     assert float(found) == pytest.approx(np.mean(each), rel=1e-5)
     rows = np.arange(5)[None, :] < lengths[:, None]
     mean = np.broadcast_to(then[rows].mean(0), then.shape)
-    assert float(context_error(np.float32(mean), np.float32(then), lengths, 2)) == pytest.approx(1.0, rel=1e-5)
+    assert float(context_error(jnp.float32(mean), jnp.float32(then), jnp.asarray(lengths), 2)) == pytest.approx(
+        1.0, rel=1e-5
+    )
 
 
 def test_what_cannot_be_joined(tmp_path):

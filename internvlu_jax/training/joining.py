@@ -97,11 +97,11 @@ def train_joined(
     if checkpoint.is_model(target):
         return target
     own, other = (loading.load(name, place=np.asarray) for name in (backbone, head))
-    config = dataclasses.replace(other.config, vlm=own.config.vlm, files={})
     tokenizer, theirs = (Tokenizer.from_directory(model.small_files / "processor") for model in (own, other))
     if tokenizer.encode(_SAMPLE) != theirs.encode(_SAMPLE):
         raise ConfigError(f"{backbone} and {head} have different tokenizers; expected backbones that read the same ids")
-    wide = jax.tree.map(lambda p: np.asarray(p, np.float32), own.params["vlm"])
+    config = dataclasses.replace(other.config, vlm=own.config.vlm, files={})
+    wide, given = (jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), m.params["vlm"]) for m in (own, other))
     found = factors({"vlm": wide}, cfg.optimizer)
     trained, frozen = split({"vlm": wide}, found.is_trained)
     transform = make_optimizer(cfg.optimizer, found, trained, cfg.steps)
@@ -110,8 +110,8 @@ def train_joined(
         Objective(dataclasses.replace(c, files={}), Compute(), ObjectiveConfig(1.0, 0.0), ids)
         for c in (config, other.config)
     )
-    step = _step(cfg, student, teacher, transform, frozen, other.params["vlm"])
-    state = JoiningState(trained, jax.jit(transform.init)(trained), jax.tree.map(np.copy, trained))
+    step = _step(cfg, student, teacher, transform, frozen, given)
+    state = JoiningState(trained, jax.jit(transform.init)(trained), jax.tree.map(jnp.copy, trained))
     with (
         Loader(config, tokenizer, cfg.questions, seed=cfg.seed) as questions,
         Loader(config, tokenizer, cfg.prompts, seed=cfg.seed + 1) as prompts,
@@ -119,7 +119,7 @@ def train_joined(
     ):
         done = saved.latest() or 0
         if done:
-            restored, ema, opt_state, data = saved.restore(done, jax.tree.map(jnp.asarray, state))
+            restored, ema, opt_state, data = saved.restore(done, state)
             state = JoiningState(restored, opt_state, ema)
             questions.restore(data["questions"])
             prompts.restore(data["prompts"])
@@ -130,7 +130,7 @@ def train_joined(
             if number % cfg.save_every == 0 or number == cfg.steps:
                 saved.save(number, state, {"questions": questions.state(), "prompts": prompts.state()})
         records.close()
-    vlm = merge(state.ema, frozen)["vlm"]
+    vlm = jax.tree.map(np.asarray, merge(state.ema, frozen)["vlm"])
     checkpoint.save_model(target, config, {**other.params, "vlm": vlm}, other.extras, other.small_files)
     return target
 
