@@ -111,7 +111,7 @@ def train_joined(
         for c in (config, other.config)
     )
     step = _step(cfg, student, teacher, transform, frozen, given)
-    state = JoiningState(trained, jax.jit(transform.init)(trained), jax.tree.map(jnp.copy, trained))
+    state: Any = JoiningState(trained, jax.jit(transform.init)(trained), jax.tree.map(jnp.copy, trained))
     with (
         Loader(config, tokenizer, cfg.questions, seed=cfg.seed) as questions,
         Loader(config, tokenizer, cfg.prompts, seed=cfg.seed + 1) as prompts,
