@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from internvlu_jax.config import InternVLUConfig
+from internvlu_jax.data.ahead import Ahead
 from internvlu_jax.data.batch import Batch
 from internvlu_jax.data.collate import Collator
 from internvlu_jax.data.config import DataConfig
@@ -24,7 +23,7 @@ Rows = Callable[[int], Sequence[int]]
 """From the rows of a micro-batch to those of them that this process has to fill."""
 
 
-class Loader:
+class Loader(Ahead):
     """Iterator over steps of `accumulate` micro-batches, without end. A context manager: leaving it ends its threads.
 
     Micro-batches of a step come in an order of their shapes, and `Batch.index` numbers all their rows.
@@ -57,64 +56,20 @@ class Loader:
         self._unreadable = Tally(data.max_broken, sum(len(source) for source in found))
         self._pool = ThreadPoolExecutor(data.threads)
         self._collator = Collator(cfg, tokenizer, data, self._pool, self._unreadable.bad)
-        self._state = self._plan.state()
-        self._ready: queue.Queue[Any] = queue.Queue(data.prefetch)
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def __iter__(self) -> Loader:
-        return self
-
-    def __next__(self) -> tuple[Batch, ...]:
-        if self._stop.is_set():
-            raise RuntimeError("the loader is closed")
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, daemon=True)
-            self._thread.start()
-        item = self._ready.get()
-        if isinstance(item, BaseException):
-            self._ready.put(item)  # for whoever asks again
-            raise item
-        batches, self._state = item
-        return batches
-
-    def state(self) -> dict[str, Any]:
-        """Where the last step that was taken leaves the data; JSON, the same on every host."""
-        return self._state
+        super().__init__(data.prefetch, self._plan.state())
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on where `state` was taken; before the first step is taken."""
-        if self._thread is not None:
-            raise RuntimeError("restore comes before the first step is taken")
+        super().restore(state)
         self._plan.restore(state)
-        self._state = state
-
-    def __enter__(self) -> Loader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Ends the threads."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
+        super().close()
         self._pool.shutdown()
 
     def _work(self) -> None:
-        try:
-            while not self._stop.is_set():
-                self._put((self._step(), self._plan.state()))
-        except BaseException as error:  # it belongs to the thread that asks for batches
-            self._put(error)
-
-    def _put(self, item: Any) -> None:
         while not self._stop.is_set():
-            try:
-                return self._ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
+            self._put((self._step(), self._plan.state()))
 
     def _step(self) -> tuple[Batch, ...]:
         planned = sorted((next(self._plan) for _ in range(self._accumulate)), key=lambda p: repr(astuple(p.kind)))

@@ -153,18 +153,14 @@ def _step(
     layers = len(student.cfg.generation_decoder.vlm_select_layer)
     decay = cfg.optimizer.ema or 0.0
 
-    def text_loss(vlm: Params, batch: Batch) -> Array:
-        sums = student.sums({"vlm": vlm}, batch._replace(picture=None), None)
-        return student.means(sums, student.totals(batch)).text
-
     def loss(trained: Params, questions: Batch, prompts: Batch) -> tuple[Array, tuple[Array, Array]]:
         vlm = merge(trained, frozen)["vlm"]
         assert prompts.picture is not None
-        text = text_loss(vlm, questions) + text_loss(vlm, prompts)
+        answers = student.means(student.sums({"vlm": vlm}, questions, None), student.totals(questions)).text
+        reasoning, contexts = student.text_and_contexts(vlm, prompts)
+        text = answers + reasoning
         wanted = jax.lax.stop_gradient(teacher.contexts(given, prompts))
-        error = context_error(
-            student.contexts(vlm, prompts), wanted, jnp.asarray(prompts.picture.context_lengths), layers
-        )
+        error = context_error(contexts, wanted, jnp.asarray(prompts.picture.context_lengths), layers)
         return text + cfg.context_weight * error, (text, error)
 
     @jax.jit

@@ -21,9 +21,8 @@ from jax.experimental import multihost_utils
 
 from internvlu_jax import checkpoint, run_directory
 from internvlu_jax.config import ConfigError
+from internvlu_jax.data.ahead import Ahead
 from internvlu_jax.data.batch import Batch
-from internvlu_jax.data.loader import Loader
-from internvlu_jax.data.workers import WorkerLoader
 from internvlu_jax.parallel.executors import Executor, make_executor
 from internvlu_jax.sheets import save_sheet
 from internvlu_jax.training import overview, setup
@@ -126,7 +125,7 @@ class _Run:
         found: Origin,
         step: Step,
         executor: Executor,
-        loader: Loader | WorkerLoader,
+        loader: Ahead,
         saved: checkpoint.RunCheckpoints,
         quiet: bool,
     ) -> None:

@@ -116,9 +116,20 @@ class Objective:
 
     def contexts(self, vlm: Params, batch: Batch) -> Float[Array, "b t e"]:
         """The hidden states that condition the pictures of a batch, to be stored in place of its text."""
+        return self._contexts(vlm, jax.tree.map(jnp.asarray, batch))[1]
+
+    def text_and_contexts(self, vlm: Params, batch: Batch) -> tuple[Float[Array, ""], Float[Array, "b t e"]]:
+        """Mean of equation (2) over a batch with targets, and its `contexts`, from one pass."""
         batch = jax.tree.map(jnp.asarray, batch)
+        states, contexts = self._contexts(vlm, batch)
+        assert batch.text is not None
+        sums = Sums(jnp.zeros(()), self._text_sum(vlm, states.last, batch.text))
+        return self.means(sums, self.totals(batch)).text, contexts
+
+    def _contexts(self, vlm: Params, batch: Batch) -> tuple[Qwen3Output, Float[Array, "b t e"]]:
         assert batch.text is not None and batch.picture is not None
-        return _chosen(self._read(vlm, batch.text, True), batch.picture)
+        states = self._read(vlm, batch.text, True)
+        return states, _chosen(states, batch.picture)
 
     def _apply(self, part: str, params: Params, *args: Any, method: str | None = None, **kwargs: Any) -> Any:
         return modules(self.cfg, self.compute)[part].apply({"params": params}, *args, method=method, **kwargs)
@@ -200,7 +211,7 @@ class Objective:
             TIME_SCALE * drawn.sigma,
             each(self._apply("head", head, context, method="embed_context")),
             each(picture.context_lengths),
-            msrope_table(each(picture.positions), dit.axes_dims_rope),
+            jax.tree.map(each, msrope_table(picture.positions, dit.axes_dims_rope)),
             tuple(each(self.latents(params, source)) for source in picture.sources),
         )
         error = jnp.square(velocity - velocity_target(clean, drawn.noise))

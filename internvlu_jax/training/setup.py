@@ -14,6 +14,7 @@ from internvlu_jax import loading, run_directory
 from internvlu_jax.checkpoint import RunCheckpoints
 from internvlu_jax.config import PRESETS, Compute, ConfigError, InternVLUConfig
 from internvlu_jax.config_files import read_config
+from internvlu_jax.data.ahead import Ahead
 from internvlu_jax.data.loader import Loader
 from internvlu_jax.data.workers import WorkerLoader
 from internvlu_jax.models import lora
@@ -85,7 +86,7 @@ def make_step(cfg: TrainConfig, found: Origin, shards: int) -> Step:
     return Step(objective, cfg.optimizer, factors(found.shapes, cfg.optimizer), cfg.steps)
 
 
-def make_loader(cfg: TrainConfig, found: Origin, executor: Executor) -> Loader | WorkerLoader:
+def make_loader(cfg: TrainConfig, found: Origin, executor: Executor) -> Ahead:
     """The run's data on this process."""
     make = WorkerLoader if cfg.data.workers else Loader
     return make(found.config, found.tokenizer, cfg.data, seed=cfg.seed, accumulate=cfg.accumulate, rows=executor.rows)

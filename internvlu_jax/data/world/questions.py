@@ -101,9 +101,12 @@ def _count(world: World, rng: np.random.Generator, held_out: bool) -> Question:
     scene = scene_of(world, Wanted(groups, background=background(world, rng)), rng, held_out)
     if sum(map(asked.fits, scene.items)) != number:
         raise NoPlaceError("there are others")
-    called = " ".join(word for word in (asked.colour, plural(asked.kind)) if word)
-    text = pick(_COUNTED, rng)
-    return Question("count", text.format(called), str(number), scene)
+    return _how_many(asked, scene, rng)
+
+
+def _how_many(group: Group, scene: Scene, rng: np.random.Generator) -> Question:
+    text = pick(_COUNTED, rng).format(name(replace(group, count=2)))
+    return Question("count", text, str(sum(map(group.fits, scene.items))), scene)
 
 
 def _colour(world: World, rng: np.random.Generator, held_out: bool, given: Scene | None = None) -> Question:
@@ -187,15 +190,14 @@ def _reading(world: World, rng: np.random.Generator, held_out: bool) -> Question
 
 
 def _count_of(world: World, rng: np.random.Generator, held_out: bool, given: Scene) -> Question:
-    """As `_count`, of a scene that was not made for it: what is there is asked for as often as what is not."""
+    """As `_count`, of a scene that was not made for it: in most cases a kind that is there."""
     if rng.random() < 0.15:
         return Question("count", "How many objects are there?", str(len(given.items)), given)
     kind = pick(given.items, rng).kind if rng.random() < 0.6 else pick(world.kinds, rng)
     group = Group(kind, pick(given.items, rng).colour if rng.random() < 0.4 else None)
     if not held_out and (group.colour, kind) in world.held_pairs:
         raise NoPlaceError("it must not be spoken of")
-    text = pick(_COUNTED, rng).format(name(replace(group, count=2)))
-    return Question("count", text, str(sum(map(group.fits, given.items))), given)
+    return _how_many(group, given, rng)
 
 
 def further(world: World, first: Question, number: int, rng: np.random.Generator, held_out: bool) -> list[Question]:
