@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,16 +103,12 @@ def train_joined(
         raise ConfigError(f"{backbone} and {head} have different tokenizers; expected backbones that read the same ids")
     config = dataclasses.replace(other.config, vlm=own.config.vlm, files={})
     wide, given = (jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), m.params["vlm"]) for m in (own, other))
-    found = factors({"vlm": wide}, cfg.optimizer)
-    trained, frozen = split({"vlm": wide}, found.is_trained)
-    transform = make_optimizer(cfg.optimizer, found, trained, cfg.steps)
+    trained, frozen = split({"vlm": wide}, factors({"vlm": wide}, cfg.optimizer).is_trained)
     ids = tokenizer.special_table_ids
-    student, teacher = (
-        Objective(dataclasses.replace(c, files={}), Compute(), ObjectiveConfig(1.0, 0.0), ids)
-        for c in (config, other.config)
-    )
-    step = _step(cfg, student, teacher, transform, frozen, given)
-    state: Any = JoiningState(trained, jax.jit(transform.init)(trained), jax.tree.map(jnp.copy, trained))
+    rules = _Rules(cfg, *(Objective(c, Compute(), ObjectiveConfig(1.0, 0.0), ids) for c in (config, other.config)))
+    opt_state = jax.jit(rules.transform(trained, frozen).init)(trained)
+    state: Any = JoiningState(trained, opt_state, jax.tree.map(jnp.copy, trained))
+    state = jax.device_put(state, jax.local_devices()[0])  # bound to it, like what is restored: one program for both
     with (
         Loader(config, tokenizer, cfg.questions, seed=cfg.seed) as questions,
         Loader(config, tokenizer, cfg.prompts, seed=cfg.seed + 1) as prompts,
@@ -125,7 +122,8 @@ def train_joined(
             prompts.restore(data["prompts"])
         records = Records(workdir, cfg.steps, done, write=True, show=not quiet)
         for number in range(done + 1, cfg.steps + 1):
-            state, metrics = step(state, next(questions)[0], next(prompts)[0], jnp.float32(number))
+            batches = next(questions)[0], next(prompts)[0]
+            state, metrics = _step(rules, state, frozen, given, *batches, jnp.float32(number))
             records.write(number, {name: float(value) for name, value in metrics.items()}, "")
             if number % cfg.save_every == 0 or number == cfg.steps:
                 saved.save(number, state, {"questions": questions.state(), "prompts": prompts.state()})
@@ -138,41 +136,50 @@ def train_joined(
 _SAMPLE = "The word STOP above two red circles, left of a small blue square: 1 + 2 = 3."
 
 
-def _step(
-    cfg: JoiningConfig,
-    student: Objective,
-    teacher: Objective,
-    transform: optax.GradientTransformationExtraArgs,
-    frozen: Params,
-    given: Params,
-) -> Any:
-    """(state, questions, prompts, number) -> (state, metrics), compiled once for each kind of prompts.
+@dataclass(frozen=True)
+class _Rules:
+    """What a step is compiled for. Equal rules share one program."""
 
-    given: the backbone that the head was trained with.
-    """
-    layers = len(student.cfg.generation_decoder.vlm_select_layer)
-    decay = cfg.optimizer.ema or 0.0
+    cfg: JoiningConfig
+    student: Objective
+    teacher: Objective
 
-    def loss(trained: Params, questions: Batch, prompts: Batch) -> tuple[Array, tuple[Array, Array]]:
-        vlm = merge(trained, frozen)["vlm"]
+    def transform(self, trained: Params, frozen: Params) -> optax.GradientTransformationExtraArgs:
+        found = factors(merge(trained, frozen), self.cfg.optimizer)
+        return make_optimizer(self.cfg.optimizer, found, trained, self.cfg.steps)
+
+    def loss(
+        self, trained: Params, frozen: Params, given: Params, questions: Batch, prompts: Batch
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """The module's loss, and its two parts; `given` is the backbone that the head was trained with."""
+        student, vlm = self.student, merge(trained, frozen)["vlm"]
         assert prompts.picture is not None
         answers = student.means(student.sums({"vlm": vlm}, questions, None), student.totals(questions)).text
         reasoning, contexts = student.text_and_contexts(vlm, prompts)
+        wanted = jax.lax.stop_gradient(self.teacher.contexts(given, prompts))
+        lengths = jnp.asarray(prompts.picture.context_lengths)
+        error = context_error(contexts, wanted, lengths, len(student.cfg.generation_decoder.vlm_select_layer))
         text = answers + reasoning
-        wanted = jax.lax.stop_gradient(teacher.contexts(given, prompts))
-        error = context_error(contexts, wanted, jnp.asarray(prompts.picture.context_lengths), layers)
-        return text + cfg.context_weight * error, (text, error)
+        return text + self.cfg.context_weight * error, (text, error)
 
-    @jax.jit
-    def step(
-        state: JoiningState, questions: Batch, prompts: Batch, number: Array
-    ) -> tuple[JoiningState, dict[str, Array]]:
-        (total, (text, error)), gradient = jax.value_and_grad(loss, has_aux=True)(state.trained, questions, prompts)
-        updates, opt_state = transform.update(gradient, state.opt_state, state.trained)
-        trained = optax.apply_updates(state.trained, updates)
-        keep = jnp.minimum(decay, number / (9 + number))  # the first steps are forgotten sooner
-        ema = jax.tree.map(lambda average, new: keep * average + (1 - keep) * new, state.ema, trained)
-        metrics = {"loss": total, "text_loss": text, "context_error": error, "grad_norm": optax.tree.norm(gradient)}
-        return JoiningState(trained, opt_state, ema), metrics
 
-    return step
+@partial(jax.jit, static_argnums=0)
+def _step(
+    rules: _Rules,
+    state: JoiningState,
+    frozen: Params,
+    given: Params,
+    questions: Batch,
+    prompts: Batch,
+    number: Float[Array, ""],
+) -> tuple[JoiningState, dict[str, Array]]:
+    """Step `number` from 1; compiled once for each kind of prompts."""
+    gradient_of = jax.value_and_grad(rules.loss, has_aux=True)
+    (total, (text, error)), gradient = gradient_of(state.trained, frozen, given, questions, prompts)
+    transform = rules.transform(state.trained, frozen)
+    updates, opt_state = transform.update(gradient, state.opt_state, state.trained)
+    trained = optax.apply_updates(state.trained, updates)
+    keep = jnp.minimum(rules.cfg.optimizer.ema or 0.0, number / (9 + number))  # the first steps are forgotten sooner
+    ema = jax.tree.map(lambda average, new: keep * average + (1 - keep) * new, state.ema, trained)
+    metrics = {"loss": total, "text_loss": text, "context_error": error, "grad_norm": optax.tree.norm(gradient)}
+    return JoiningState(trained, opt_state, ema), metrics
