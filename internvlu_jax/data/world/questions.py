@@ -20,7 +20,7 @@ _COUNTED = ("How many {} are there?", "How many {} are in the picture?", "How ma
 
 @dataclass(frozen=True)
 class Question:
-    """kind: one of `QUESTIONS`. answer: a word, a number in digits, or what is written."""
+    """kind: one of `QUESTIONS`, or "place". answer: a word, a number in digits, or what is written."""
 
     kind: str
     text: str
@@ -149,6 +149,18 @@ def _relation(world: World, rng: np.random.Generator, held_out: bool, given: Sce
     return Question("relation", f"Is the {first} {relation} the {second}?", _yes(true), scene)
 
 
+def _place(world: World, rng: np.random.Generator, held_out: bool, given: Scene | None = None) -> Question:
+    """Where in the picture one object is: what relations are made of, and learned from."""
+    scene = _scene(world, given, rng, held_out)
+    item = pick(scene.items, rng)
+    ways, at = pick((("on the left or right", item.x), ("at the top or bottom", item.y)), rng)
+    if abs(at - 0.5) < 0.75 * APART:
+        raise NoPlaceError("it is in the middle")
+    *_, first, _, second = ways.split()
+    text = f"Is the {reference(item, scene, rng)} {ways}?"
+    return Question("place", text, first if at < 0.5 else second, scene)
+
+
 def _comparison(world: World, rng: np.random.Generator, held_out: bool, given: Scene | None = None) -> Question:
     scene = _scene(world, given, rng, held_out, least=2)
     form = rng.integers(3)
@@ -203,11 +215,14 @@ def _count_of(world: World, rng: np.random.Generator, held_out: bool, given: Sce
 def further(world: World, first: Question, number: int, rng: np.random.Generator, held_out: bool) -> list[Question]:
     """Up to so many other questions about the scene of a first one; no answer gives another one away."""
     found = [first]
+    # places tell relations
+    left_out = _place if first.kind == "relation" else pick((_place, _relation), rng)
+    about = [make for make in _ABOUT if make is not left_out]
     for _ in range(4 * number):
         if len(found) > number or not first.scene.items:
             break
         try:
-            made = pick(_ABOUT, rng)(world, rng, held_out, first.scene)
+            made = pick(about, rng)(world, rng, held_out, first.scene)
         except NoPlaceError:
             continue
         if _fact(made) not in map(_fact, found):
@@ -220,7 +235,7 @@ def _fact(asked: Question) -> tuple[str, str]:
     return asked.kind, asked.text if asked.answer in ("yes", "no") else asked.answer
 
 
-_ABOUT = (_existence, _count_of, _colour, _shape, _relation, _comparison)
+_ABOUT = (_existence, _count_of, _colour, _shape, _place, _relation, _comparison)
 
 _MAKERS: dict[str, Callable[[World, np.random.Generator, bool], Question]] = {
     "existence": _existence,
@@ -233,4 +248,4 @@ _MAKERS: dict[str, Callable[[World, np.random.Generator, bool], Question]] = {
 }
 
 QUESTIONS = tuple(_MAKERS)
-"""Kinds of questions."""
+"""Kinds of questions; "place" is a further one, of conversations alone."""
