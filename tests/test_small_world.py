@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.small_world import curves
-from experiments.small_world.train import Arguments, crops, joining, parts, texts
+from experiments.small_world.train import Arguments, crops, joining, parts, texts, with_ramps
 from internvlu_jax.config import small_config
 from internvlu_jax.data.loader import Loader
 from internvlu_jax.data.sources import open_source
@@ -36,6 +36,7 @@ def test_one_kind_of_a_task_by_name():
     assert all(world.example(n).truth.relation for n in range(50))
     assert {open_source("world:small/general/question/relation").example(n).topic for n in range(20)} == {"relation"}
     assert {open_source("world:small/general/edit/move").example(n).topic for n in range(20)} == {"move"}
+    assert {open_source("world:small/general/question/place").example(n).topic for n in range(20)} == {"place"}
 
 
 @pytest.mark.parametrize(
@@ -82,6 +83,21 @@ def test_batches_of_every_part(tmp_path):
         drawn = [batch for batch in batches if batch.picture is not None]
         assert bool(drawn) == (cfg.objective.flow_weight > 0)
         assert any(batch.picture is None for batch in batches) or cfg.objective.text_weight == 0
+
+
+def test_positions_can_be_told_from_a_new_table():
+    """The coordinates of the patches are linear in their entries, and the class token has none."""
+    rng = np.random.default_rng(0)
+    table = 0.02 * rng.standard_normal((1 + 64, 96)).astype(np.float32)
+    ramped = with_ramps(table, rng)
+    np.testing.assert_array_equal(ramped[0], table[0])
+    rows, columns = np.divmod(np.arange(64), 8)
+    for wanted in (rows, columns):
+        centred = wanted - 3.5
+        direction = centred @ ramped[1:]
+        found = ramped[1:] @ direction
+        assert abs(np.corrcoef(found, centred)[0, 1]) > 0.9
+    assert 1.0 < ramped[1:].std() < 4.0
 
 
 def test_crops_show_something():

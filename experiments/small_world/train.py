@@ -5,10 +5,10 @@
 The order is that of the 4B model, with a backbone of our own in the place of the pretrained one: the autoencoder; the
 vision encoder and language model on questions about pictures and on reasoning in words; stage 1, the head alone on
 prompts; stage 2, the head alone with edits; stage 3, everything but the autoencoder on all tasks. Then what takes many
-small steps in place of few large ones: the reader, a second backbone, on questions alone, and its joining with the head
-of stage 3 (`training.joining`). Each part goes on where it was stopped, so the same command is given again until it is
-done; one that another machine made, a model directory by the part's name in DIR, is taken as it is. `--export` writes
-the result as a directory in the released layout, in bfloat16.
+small steps in place of few large ones: the reader, a second backbone, on questions alone; its joining with the head of
+stage 3 (`training.joining`); and all of it together once more, in small steps. Each part goes on where it was stopped,
+so the same command is given again until it is done; one that another machine made, a model directory by the part's name
+in DIR, is taken as it is. `--export` writes the result as a directory in the released layout, in bfloat16.
 
 On a GPU, where drawing the world is what takes the time, give its other cores and its own number format:
 
@@ -56,6 +56,7 @@ SIDE = 64
 _CROP = 32  # pixels; crops around objects teach the autoencoder in minutes what whole pictures take hours for
 _CROPS = 32  # of one step
 _MERGES = 1200
+_RAMP = 3.0  # about as large as the patches' values
 _TEXTS = 20_000  # examples whose texts the tokenizer is made from
 _DRAWN = {"general/picture": 3.0, "text/picture": 1.0}
 _CROPPED = {"general/picture": 1.0, "text/picture": 1.0}  # letters are the hardest to keep
@@ -68,7 +69,7 @@ PROMPTS = (
     "two blue circles and a red star",
 )  # fmt: skip
 
-Part = Literal["start", "backbone", "stage1", "stage2", "stage3", "reader", "joined"]
+Part = Literal["start", "backbone", "stage1", "stage2", "stage3", "reader", "joined", "together"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Arguments:
     workers: int = 0
     """Processes that draw the world; on a GPU as many as there are other cores."""
     seed: int = 0
-    until: Part = "joined"
+    until: Part = "together"
     """The last part to train."""
     sample_every: int | None = None
     """Steps between sheets of sample pictures."""
@@ -136,10 +137,27 @@ def start_model(arguments: Arguments) -> Path:
     # One scale for all channels: those that say little would be blown up, and cost the head as much as others.
     config = with_statistics(config, mean, np.full_like(std, np.sqrt(np.mean(np.square(std)))))
     params = {**init_params(config, jax.random.key(seed)), "vae": vae}
+    table = params["vlm"]["vit"]["position_embedding"]
+    params["vlm"]["vit"]["position_embedding"] = with_ramps(table, np.random.default_rng(seed))
     files = arguments.workdir / "files"
     Tokenizer.trained(texts(), _MERGES, chat.FIXED_TEXTS).save(files / "processor")
     checkpoint.save_model(target, config, params, {}, files)
     return target
+
+
+def with_ramps(table: Any, rng: np.random.Generator) -> np.ndarray:
+    """A vision encoder's new position table, with the coordinates of the patches in two directions of it.
+
+    New tables are of 0.02, and patches of 2: questions where something is stayed at chance for thousands of steps.
+
+    Args:
+        table: [1 + n * n, d], the class token first.
+    """
+    side = round((len(table) - 1) ** 0.5)
+    at = np.linspace(-1.0, 1.0, side)
+    coordinates = np.stack(np.meshgrid(at, at, indexing="ij"), -1).reshape(-1, 2)
+    ramps = _RAMP * coordinates @ rng.standard_normal((2, table.shape[1]))
+    return np.asarray(table) + np.concatenate([np.zeros((1, table.shape[1])), ramps]).astype(np.float32)
 
 
 def _sources(**weights: float) -> tuple[tuple[str, float], ...]:
@@ -154,11 +172,20 @@ _PICTURES = _sources(
 )  # fmt: skip
 _EDITS = _sources(general_edit=16, text_edit=4)
 _RIDDLES = _sources(reasoning_picture=4, reasoning_steps=6)
-_QUESTIONS = _sources(general_question=10, general_question_relation=8, general_description=1, text_question=4)
+_QUESTIONS = _sources(
+    general_question=10, general_question_place=4, general_question_relation=8, general_description=1, text_question=4
+)
+# What was still weak after the joining: sizes, and edits that move or exchange.
+_WEAK = _sources(
+    general_picture=6, general_picture_single=8, general_picture_position=3, general_picture_attribution=4,
+    general_picture_two=4, general_picture_counting=5, text_picture=14, general_edit=14, general_edit_move=6,
+    general_edit_replace=4, text_edit=4, reasoning_picture=5, reasoning_steps=6, general_conversation=10,
+    general_question_place=2, general_question_relation=6, text_question=2, general_description=0.5,
+)  # fmt: skip
 
 
 def parts(arguments: Arguments, start: Path) -> list[TrainConfig]:
-    """Backbone and stages; each starts from the one before it."""
+    """All parts but the joining, which is before the last; backbone and stages start from the one before them."""
     work, rows = arguments.workdir, arguments.rows
     optimizer = OptimizerConfig(learning_rate=1.5e-3, warmup=200, clip=1.0, b2=0.99, ema=0.999)
     head = dataclasses.replace(optimizer, rates=HEAD_ONLY)
@@ -207,8 +234,16 @@ def parts(arguments: Arguments, start: Path) -> list[TrainConfig]:
             optimizer=dataclasses.replace(falling, learning_rate=1e-3, rates=BACKBONE_ONLY),
             data=dataclasses.replace(
                 both, batch_size=12, packed_rows=12,
-                sources=_sources(general_conversation=8, text_question=5, general_description=1, reasoning_words=2),
+                sources=_sources(
+                    general_conversation=8, general_question_place=4, general_question_relation=4, text_question=5,
+                    general_description=1, reasoning_words=2,
+                ),
             ),
+        ),
+        part(
+            "together", 4000, work / "joined" / "model", objective=dataclasses.replace(joint, draws=1),
+            optimizer=dataclasses.replace(falling, learning_rate=4e-4, ema=0.998, rates=ALL_BUT_VAE),
+            data=dataclasses.replace(both, batch_size=16, packed_rows=4, sources=_WEAK),
         ),
     ]  # fmt: skip
     # With one seed for all, the parts would read the same examples.
@@ -216,20 +251,20 @@ def parts(arguments: Arguments, start: Path) -> list[TrainConfig]:
 
 
 def joining(arguments: Arguments) -> JoiningConfig:
-    """The last part: the reader learns to give the contexts that the head of stage 3 knows, and goes on reading."""
-    asked = _sources(general_question=12, general_description=0.3, text_question=3)
+    """The reader learns to give the contexts that the head of stage 3 knows, and goes on reading."""
+    asked = _sources(
+        general_conversation=10, general_question_place=5, general_question_relation=5, general_description=0.5,
+        text_question=2,
+    )  # fmt: skip
     questions = DataConfig(
-        asked, batch_size=4, packed_rows=4, sides=(SIDE,), text_lengths=(60,), pack_length=256, pack_tiles=5, threads=1
+        asked, batch_size=12, packed_rows=8, sides=(SIDE,), text_lengths=(60,), pack_length=256, pack_tiles=5, threads=1
     )
     prompts = dataclasses.replace(
-        questions, sources=_PICTURES + _EDITS + _sources(reasoning_picture=10, reasoning_steps=12), batch_size=16,
-        packed_rows=None,
+        questions, batch_size=20, packed_rows=None,
+        sources=_PICTURES + _sources(general_edit=24, text_edit=4, reasoning_picture=10, reasoning_steps=12),
     )  # fmt: skip
-    optimizer = OptimizerConfig(
-        learning_rate=1e-3, schedule="cosine", warmup=50, b2=0.99, clip=1.0, ema=0.995,
-        rates=(("vlm/(vit|projector)/.*", 0.3), (".*", 1.0)),
-    )  # fmt: skip
-    steps = max(round(1900 * arguments.scale), 1)
+    optimizer = OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup=50, b2=0.99, clip=1.0, ema=0.995)
+    steps = max(round(6000 * arguments.scale), 1)
     return JoiningConfig(steps, questions, prompts, optimizer, seed=arguments.seed)
 
 
@@ -243,15 +278,17 @@ def main(arguments: Arguments) -> int:
     start = start_model(arguments)
     if arguments.until == "start":
         return 0
-    last = start
+    last, work = start, arguments.workdir
     for cfg in parts(arguments, start):
-        last = arguments.workdir / cfg.name
+        if cfg.name == "together":
+            last = train_joined(joining(arguments), work / "reader", work / "stage3", work / "joined")
+            if arguments.until == "joined":
+                break
+        last = work / cfg.name
         if not _brought(last) and train(cfg, last).stopped:
             return 0
         if cfg.name == arguments.until:
             break
-    else:
-        last = train_joined(joining(arguments), last, arguments.workdir / "stage3", arguments.workdir / "joined")
     if arguments.export is not None:
         model = loading.load(last, widest="bfloat16", place=np.asarray)
         export_released(arguments.export, model.config, model.params, model.extras, model.small_files)

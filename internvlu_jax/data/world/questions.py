@@ -245,7 +245,8 @@ _MAKERS: dict[str, Callable[[World, np.random.Generator, bool], Question]] = {
     "relation": _relation,
     "comparison": _comparison,
     "reading": _reading,
+    "place": _place,
 }
 
-QUESTIONS = tuple(_MAKERS)
-"""Kinds of questions; "place" is a further one, of conversations alone."""
+QUESTIONS = tuple(kind for kind in _MAKERS if kind != "place")
+"""Kinds of questions that are scored; "place" is there to learn from."""

@@ -89,7 +89,7 @@ KINDS: Mapping[str, Maker] = {
     for task, kinds, make in (
         ("picture", (*CATEGORIES, "mixed"), picture_example),
         ("edit", _EDITS, edit_example),
-        ("question", _QUESTIONS, question_example),
+        ("question", (*_QUESTIONS, "place"), question_example),
     )
     for kind in kinds
 }
