@@ -21,9 +21,11 @@ SQUARE = Item("square", "blue", "large", 0.75, 0.5)
 SCENE = Scene((CIRCLE, SQUARE))
 STARS = Scene((Item("star", "green", "large", 0.25, 0.25), Item("star", "green", "large", 0.75, 0.75)), "light blue")
 
+# As many of each kind as in the demo: both then run the same compiled programs.
 DRAWN = {
     "a red circle": Wanted((Group("circle", "red"),)),
     "three blue squares": Wanted((Group("square", "blue", count=3),)),
+    "a green triangle above a blue circle": Wanted((Group("triangle", "green"), Group("circle", "blue")), "above"),
     "a yellow star on a light blue background": Wanted((Group("star", "yellow"),), background="light blue"),
 }
 REASONED = {
@@ -31,16 +33,17 @@ REASONED = {
     "as many circles as a bicycle has wheels": (Wanted((Group("circle", count=2),)), "two"),
 }
 ASKED = (
-    (SCENE, "How many objects are there?", "2"),
     (SCENE, "What colour is the circle?", "red"),
     (SCENE, "Is there a star?", "no"),
     (STARS, "How many stars are there?", "2"),
     (STARS, "What colour is the background?", "light blue"),
 )
+_SMALL = Item("circle", "red", "small", 0.25, 0.5)
 _GREEN = Item("square", "green", "large", 0.75, 0.5)
 EDITS = (
     Edit("recolour", "make the blue square green", SCENE, Scene((CIRCLE, _GREEN)), SQUARE, _GREEN),
     Edit("remove", "remove the blue square", SCENE, Scene((CIRCLE,)), SQUARE),
+    Edit("resize", "make the red circle smaller", SCENE, Scene((_SMALL, SQUARE)), CIRCLE, _SMALL),
     Edit("background", "change the background to light yellow", SCENE, Scene(SCENE.items, "light yellow")),
 )
 

@@ -178,8 +178,8 @@ _QUESTIONS = _sources(
 # What was still weak after the joining: sizes, and edits that move or exchange.
 _WEAK = _sources(
     general_picture=6, general_picture_single=8, general_picture_position=3, general_picture_attribution=4,
-    general_picture_two=4, general_picture_counting=5, text_picture=14, general_edit=14, general_edit_move=6,
-    general_edit_replace=4, text_edit=4, reasoning_picture=5, reasoning_steps=6, general_conversation=10,
+    general_picture_two=4, general_picture_counting=5, text_picture=8, general_edit=14, general_edit_move=6,
+    general_edit_replace=4, text_edit=3, reasoning_picture=5, reasoning_steps=6, general_conversation=10,
     general_question_place=2, general_question_relation=6, text_question=2, general_description=0.5,
 )  # fmt: skip
 
