@@ -156,8 +156,9 @@ def with_ramps(table: Any, rng: np.random.Generator) -> np.ndarray:
     side = round((len(table) - 1) ** 0.5)
     at = np.linspace(-1.0, 1.0, side)
     coordinates = np.stack(np.meshgrid(at, at, indexing="ij"), -1).reshape(-1, 2)
-    ramps = _RAMP * coordinates @ rng.standard_normal((2, table.shape[1]))
-    return np.asarray(table) + np.concatenate([np.zeros((1, table.shape[1])), ramps]).astype(np.float32)
+    ramped = np.array(table)
+    ramped[1:] += _RAMP * coordinates @ rng.standard_normal((2, table.shape[1]))
+    return ramped
 
 
 def _sources(**weights: float) -> tuple[tuple[str, float], ...]:
@@ -278,7 +279,7 @@ def main(arguments: Arguments) -> int:
     start = start_model(arguments)
     if arguments.until == "start":
         return 0
-    last, work = start, arguments.workdir
+    work = arguments.workdir
     for cfg in parts(arguments, start):
         if cfg.name == "together":
             last = train_joined(joining(arguments), work / "reader", work / "stage3", work / "joined")

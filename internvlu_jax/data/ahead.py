@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from abc import ABC, abstractmethod
 from typing import Any, TypeVar
 
 from internvlu_jax.data.batch import Batch
@@ -11,7 +12,7 @@ from internvlu_jax.data.batch import Batch
 _Ahead = TypeVar("_Ahead", bound="Ahead")  # beartype checks no typing.Self of methods alone
 
 
-class Ahead:
+class Ahead(ABC):
     """Iterator over the steps that `_work` puts, without end. A context manager: leaving it ends the thread.
 
     Args:
@@ -64,12 +65,12 @@ class Ahead:
         if self._thread is not None:
             self._thread.join()
 
-    def _start(self) -> None:
+    def _start(self) -> None:  # noqa: B027 -- most have nothing to do here
         """Before the thread begins."""
 
+    @abstractmethod
     def _work(self) -> None:
         """In the thread: puts (step, state after it) until `_stop` is set."""
-        raise NotImplementedError
 
     def _run(self) -> None:
         try:
