@@ -21,7 +21,7 @@ SQUARE = Item("square", "blue", "large", 0.75, 0.5)
 SCENE = Scene((CIRCLE, SQUARE))
 STARS = Scene((Item("star", "green", "large", 0.25, 0.25), Item("star", "green", "large", 0.75, 0.75)), "light blue")
 
-# As many of each kind as in the demo: both then run the same compiled programs.
+# As many pictures and edits as in the demo: both then run the same compiled programs.
 DRAWN = {
     "a red circle": Wanted((Group("circle", "red"),)),
     "three blue squares": Wanted((Group("square", "blue", count=3),)),
@@ -33,6 +33,7 @@ REASONED = {
     "as many circles as a bicycle has wheels": (Wanted((Group("circle", count=2),)), "two"),
 }
 ASKED = (
+    (SCENE, "How many objects are there?", "2"),
     (SCENE, "What colour is the circle?", "red"),
     (SCENE, "Is there a star?", "no"),
     (STARS, "How many stars are there?", "2"),
