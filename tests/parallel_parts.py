@@ -11,7 +11,7 @@ import sys
 
 if __name__ == "__main__":
     _count = 8 if len(sys.argv) == 3 else 4
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={_count}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={_count}"
     os.environ["JAX_PLATFORMS"] = "cpu"
 
 import dataclasses

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 if sys.argv[1:2] in (["shardings"], ["two"]):
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={8 if sys.argv[1] == 'shardings' else 2}"
+    _count = 8 if sys.argv[1] == "shardings" else 2
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={_count}"
 
 import jax
 import jax.numpy as jnp

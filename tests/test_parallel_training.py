@@ -17,11 +17,14 @@ ROOT = Path(__file__).parent.parent
 CLOSE = 1e-5
 
 
+def environment(devices: int) -> dict[str, str]:
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+
+
 def run(workdir: Path, devices: int, *arguments: str) -> subprocess.Popen:
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     command = [sys.executable, "-m", "tests.parallel_training_parts", str(workdir), *arguments]
-    return subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=ROOT, env=environment(devices), stderr=subprocess.PIPE, text=True)
 
 
 def ended(process: subprocess.Popen) -> None:
@@ -68,8 +71,8 @@ def test_a_batch_that_the_mesh_cannot_share(tmp_path):
         "import dataclasses; from tests.parallel_training_parts import KINDS, train; from tests.training_parts import "
         f"with_data; train(with_data(KINDS['mesh'], batch_size=6), {str(tmp_path)!r})"
     )
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, cwd=ROOT, env=environment(8), capture_output=True, text=True, check=False)
     assert "ValueError: a batch of 6 rows cannot be shared out over 4 groups of devices" in found.stderr
     assert "the next sizes are 4 or 8" in found.stderr
     assert not list(tmp_path.iterdir())
