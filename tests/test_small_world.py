@@ -37,6 +37,11 @@ def test_one_kind_of_a_task_by_name():
     assert {open_source("world:small/general/question/relation").example(n).topic for n in range(20)} == {"relation"}
     assert {open_source("world:small/general/edit/move").example(n).topic for n in range(20)} == {"move"}
     assert {open_source("world:small/general/question/place").example(n).topic for n in range(20)} == {"place"}
+    for length in range(1, 5):
+        words = {open_source(f"world:small/text/picture/{length}").example(n).truth.word for n in range(20)}
+        assert {len(word) for word in words} == {length} and not any(map(SMALL.holds_word, words))
+    with pytest.raises(ValueError, match="no word of length 1 was found with held_out True"):
+        SMALL.word(np.random.default_rng(0), held_out=True, length=1)
 
 
 @pytest.mark.parametrize(

@@ -49,13 +49,13 @@ STORED = {
     "general/edit": 3420393769,
     "general/question": 3579844609,
     "general/description": 1460668931,
-    "text/picture": 171800277,
-    "text/edit": 3499451282,
-    "text/question": 2600742703,
-    "reasoning/picture": 4251038177,
+    "text/picture": 2621150708,
+    "text/edit": 3743002429,
+    "text/question": 480600499,
+    "reasoning/picture": 1032162312,
     "reasoning/steps": 1124327681,
-    "reasoning/direct": 1812425139,
-    "reasoning/words": 2900323483,
+    "reasoning/direct": 1294568028,
+    "reasoning/words": 4063075039,
 }
 
 

@@ -95,17 +95,22 @@ class World:
         """Whether the word is one of the eighth that is held out of training; single letters never are."""
         return len(text) > 1 and zlib.crc32(text.encode()) % _HELD_WORDS == 0
 
-    def word(self, rng: np.random.Generator, held_out: bool = False) -> str:
-        """A word of the list or a string of letters, held out or not."""
+    def word(self, rng: np.random.Generator, held_out: bool = False, length: int | None = None) -> str:
+        """A word, held out or not: a string of letters of that length; with None, half of the time one of the list.
+
+        Raises:
+            ValueError: there is no such word.
+        """
         for _ in range(1000):
-            if self.words and rng.random() < 0.5:
+            if length is None and self.words and rng.random() < 0.5:
                 text = self.words[rng.integers(len(self.words))]
             else:
-                length = rng.integers(1, self.word_length + 1)
-                text = "".join(self.letters[i] for i in rng.integers(len(self.letters), size=length))
+                size = length or rng.integers(1, self.word_length + 1)
+                text = "".join(self.letters[i] for i in rng.integers(len(self.letters), size=size))
             if self.holds_word(text) == held_out:
                 return text
-        raise ValueError(f"no word was found with held_out {held_out} out of the letters {self.letters}")
+        many = "" if length is None else f"of length {length} "
+        raise ValueError(f"no word {many}was found with held_out {held_out} out of the letters {self.letters}")
 
 
 def _check_known(name: str, values: Iterable, options: Iterable) -> None:
@@ -131,10 +136,12 @@ def _held_pairs(kinds: tuple[str, ...], colours: tuple[str, ...]) -> tuple[tuple
 
 
 _HELD_COUNTS = ((2, "triangle"), (3, "star"), (4, "circle"))
+_DISTINCT = "DEKLNOPSTY"  # no two of these letters agree in more than 28 of their 35 cells
 
 SMALL = World(
     grid=8,
-    words=WORDS,
+    letters=_DISTINCT,
+    words=tuple(word for word in WORDS if set(word) <= set(_DISTINCT)),
     held_pairs=_held_pairs(KINDS[:4], tuple(COLOURS)[:8]),
     held_counts=_HELD_COUNTS,
 )

@@ -25,5 +25,9 @@ TASKS: Mapping[str, Maker] = {
 }
 """All tasks, as "general/picture"."""
 
-KINDS: Mapping[str, Maker] = {f"general/{kind}": maker for kind, maker in general.KINDS.items()}
-"""One kind of a task alone, as "general/picture/position"; a task draws its kinds evenly."""
+KINDS: Mapping[str, Maker] = {
+    f"{domain}/{kind}": maker
+    for domain, kinds in (("general", general.KINDS), ("text", text.KINDS))
+    for kind, maker in kinds.items()
+}
+"""One kind of a task alone, as "general/picture/position" or "text/picture/1"."""

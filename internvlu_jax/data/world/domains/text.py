@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 
@@ -14,20 +15,20 @@ from internvlu_jax.data.world.wanted import Group, Wanted, scene_of
 from internvlu_jax.data.world.wishes import background
 
 
-def wish(world: World, rng: np.random.Generator, held_out: bool = False) -> Wanted:
-    """A word, sometimes with its colour said, sometimes above or below an object."""
+def wish(world: World, rng: np.random.Generator, held_out: bool = False, length: int | None = None) -> Wanted:
+    """A word (see `World.word`), sometimes with its colour said, sometimes above or below an object."""
     groups: tuple[Group, ...] = ()
     place = None
     if rng.random() < 0.25:
         colour, kind = pick(world.pairs, rng)
         groups, place = (Group(kind, colour),), pick(("above", "below"), rng)
     word_colour = pick(world.colours, rng) if rng.random() < 0.5 else None
-    return Wanted(groups, None, background(world, rng), world.word(rng, held_out), word_colour, place)
+    return Wanted(groups, None, background(world, rng), world.word(rng, held_out, length), word_colour, place)
 
 
-def picture(world: World, rng: np.random.Generator, held_out: bool) -> Example:
+def picture(world: World, rng: np.random.Generator, held_out: bool, length: int | None = None) -> Example:
     """A prompt for a word, one in three in Chinese."""
-    wanted = wish(world, rng, held_out)
+    wanted = wish(world, rng, held_out, length)
     in_chinese = rng.random() < 1 / 3
     text = chinese(wanted, rng) if in_chinese else caption(wanted, rng)
     return Example("t2i", "chinese" if in_chinese else "english", text, wanted, scene_of(world, wanted, rng, held_out))
@@ -44,3 +45,6 @@ def read(world: World, rng: np.random.Generator, held_out: bool) -> Example:
 
 
 TASKS: Mapping[str, Maker] = {"picture": picture, "edit": edited, "question": read}
+
+KINDS: Mapping[str, Maker] = {f"picture/{length}": partial(picture, length=length) for length in range(1, 5)}
+"""Words of so many letters, none of the list: letters are learned one at a time, or not at all."""
