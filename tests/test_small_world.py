@@ -1,18 +1,22 @@
 """The small world as a source of a training run, and the parts of the script that trains on it."""
 
+import jax
 import numpy as np
 import pytest
 
 from experiments.small_world import curves
-from experiments.small_world.train import Arguments, crops, joining, parts, texts, with_ramps
+from experiments.small_world.train import Arguments, crops, halfway, joining, parts, texts, with_ramps
+from internvlu_jax import checkpoint, loading
 from internvlu_jax.config import small_config
 from internvlu_jax.data.loader import Loader
 from internvlu_jax.data.sources import open_source
+from internvlu_jax.data.world import SMALL
 from internvlu_jax.loading import BUILT_IN
 from internvlu_jax.models.internvlu import param_shapes
 from internvlu_jax.processing import chat
 from internvlu_jax.processing.tokenizer import Tokenizer
 from internvlu_jax.training.tree import paths
+from tests.conftest import Golden
 
 
 def test_a_world_by_name():
@@ -103,6 +107,19 @@ def test_positions_can_be_told_from_a_new_table():
         found = ramped[1:] @ direction
         assert abs(np.corrcoef(found, centred)[0, 1]) > 0.9
     assert 1.0 < ramped[1:].std() < 4.0
+
+
+def test_halfway_between_two_models(tmp_path):
+    model = loading.load(Golden("base").checkpoint, place=np.asarray)
+    tripled = jax.tree.map(lambda p: 3 * p, model.params)
+    checkpoint.save_model(tmp_path / "tripled", model.config, tripled, model.extras, model.small_files)
+    halfway(Golden("base").checkpoint, tmp_path / "tripled", tmp_path / "between")
+    found = loading.load(tmp_path / "between", place=np.asarray)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 2 * b, rtol=1e-6), found.params, model.params)
+    assert jax.tree.all(jax.tree.map(lambda a, b: a.dtype == b.dtype, found.params, model.params))
+    made = (tmp_path / "between").stat().st_mtime_ns
+    halfway(tmp_path / "between", tmp_path / "tripled", tmp_path / "between")
+    assert (tmp_path / "between").stat().st_mtime_ns == made, "what was made stays"
 
 
 def test_crops_show_something():

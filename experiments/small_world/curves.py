@@ -21,7 +21,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from internvlu_jax.sheets import save_sheet
 
-PARTS = ("backbone", "stage1", "stage2", "stage3", "reader", "joined", "together")
+PARTS = (
+    "backbone", "stage1", "stage2", "stage3", "reader", "joined", "together", "letters", "together2", "places",
+    "together3",
+)  # fmt: skip
 _SPANS = 60  # of each part
 _KEYS = ("flow_loss", "text_loss", "context_error", "grad_norm")
 _COLOURS = {"flow_loss": (35, 80, 220), "text_loss": (215, 25, 40), "context_error": (25, 150, 60)}

@@ -6,9 +6,11 @@ The order is that of the 4B model, with a backbone of our own in the place of th
 vision encoder and language model on questions about pictures and on reasoning in words; stage 1, the head alone on
 prompts; stage 2, the head alone with edits; stage 3, everything but the autoencoder on all tasks. Then what takes many
 small steps in place of few large ones: the reader, a second backbone, on questions alone; its joining with the head of
-stage 3 (`training.joining`); and all of it together once more, in small steps. Each part goes on where it was stopped,
-so the same command is given again until it is done; one that another machine made, a model directory by the part's name
-in DIR, is taken as it is. `--export` writes the result as a directory in the released layout, in bfloat16.
+stage 3 (`training.joining`); and all of it together, in small steps. What all tasks together never teach is learned
+alone, letters first and then places, at the cost of the rest; the weights halfway there keep most of both, and all
+tasks bring back what is missing (together2, together3). Each part goes on where it was stopped, so the same command is
+given again until it is done; one that another machine made, a model directory by the part's name in DIR, is taken as it
+is. `--export` writes the result as a directory in the released layout, in bfloat16.
 
 On a GPU, where drawing the world is what takes the time, give its other cores and its own number format:
 
@@ -61,6 +63,8 @@ _TEXTS = 20_000  # examples whose texts the tokenizer is made from
 _DRAWN = {"general/picture": 3.0, "text/picture": 1.0}
 _CROPPED = {"general/picture": 1.0, "text/picture": 1.0}  # letters are the hardest to keep
 BACKBONE_ONLY = (("vlm/.*", 1.0), (".*", 0.0))
+_HALFWAY = {"together2": ("together", "letters"), "together3": ("together2", "places")}
+"""Parts that start between two others: the start's name is their `TrainConfig.start`."""
 
 PROMPTS = (
     "a red circle", "a large blue star", "two green squares", "three yellow triangles", "four red stars",
@@ -69,7 +73,10 @@ PROMPTS = (
     "two blue circles and a red star",
 )  # fmt: skip
 
-Part = Literal["start", "backbone", "stage1", "stage2", "stage3", "reader", "joined", "together"]
+Part = Literal[
+    "start", "backbone", "stage1", "stage2", "stage3", "reader", "joined", "together", "letters", "together2", "places",
+    "together3",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ class Arguments:
     workers: int = 0
     """Processes that draw the world; on a GPU as many as there are other cores."""
     seed: int = 0
-    until: Part = "together"
+    until: Part = "together3"
     """The last part to train."""
     sample_every: int | None = None
     """Steps between sheets of sample pictures."""
@@ -183,10 +190,20 @@ _WEAK = _sources(
     general_edit_replace=4, text_edit=3, reasoning_picture=5, reasoning_steps=6, general_conversation=10,
     general_question_place=2, general_question_relation=6, text_question=2, general_description=0.5,
 )  # fmt: skip
+_LETTERS = _sources(text_picture_1=5, text_picture_2=4, text_picture_3=2, text_picture_4=2, text_picture=2)
+_PLACES = _sources(general_question_place=3, general_question_relation=2)
+# After them, with many words and conversations, so that neither is lost again.
+_ALL = _sources(
+    general_picture=6, general_picture_single=8, general_picture_position=4, general_picture_attribution=4,
+    general_picture_two=4, general_picture_counting=6, text_picture=28, text_picture_2=4, text_picture_3=4,
+    text_picture_4=4, general_edit=14, general_edit_move=6, general_edit_replace=4, text_edit=4, reasoning_picture=5,
+    reasoning_steps=6, general_conversation=16, general_question_place=4, general_question_relation=8, text_question=3,
+    general_description=0.5,
+)  # fmt: skip
 
 
 def parts(arguments: Arguments, start: Path) -> list[TrainConfig]:
-    """All parts but the joining, which is before the last; backbone and stages start from the one before them."""
+    """All parts but the joining; backbone and stages start from the one before them."""
     work, rows = arguments.workdir, arguments.rows
     optimizer = OptimizerConfig(learning_rate=1.5e-3, warmup=200, clip=1.0, b2=0.99, ema=0.999)
     head = dataclasses.replace(optimizer, rates=HEAD_ONLY)
@@ -204,6 +221,8 @@ def parts(arguments: Arguments, start: Path) -> list[TrainConfig]:
     # there, where logit-normal ones without shift have 8%.
     flow = ObjectiveConfig(0.0, 1.0, time="uniform", shift=2.0, draws=arguments.draws)
     joint = dataclasses.replace(flow, text_weight=0.5)
+    slow = dataclasses.replace(falling, learning_rate=5e-4, ema=0.998, rates=ALL_BUT_VAE)
+    few = dataclasses.replace(both, batch_size=16, packed_rows=4)
 
     def part(name: str, steps: int, before: Path, **settings: Any) -> TrainConfig:
         return TrainConfig(
@@ -243,8 +262,26 @@ def parts(arguments: Arguments, start: Path) -> list[TrainConfig]:
         ),
         part(
             "together", 4000, work / "joined" / "model", objective=dataclasses.replace(joint, draws=1),
-            optimizer=dataclasses.replace(falling, learning_rate=4e-4, ema=0.998, rates=ALL_BUT_VAE),
-            data=dataclasses.replace(both, batch_size=16, packed_rows=4, sources=_WEAK),
+            optimizer=slow, data=dataclasses.replace(few, sources=_WEAK),
+        ),
+        part(
+            "letters", 3800, work / "together", objective=dataclasses.replace(flow, shift=2.5, draws=1),
+            optimizer=dataclasses.replace(optimizer, learning_rate=6e-4, warmup=30, ema=0.98, rates=ALL_BUT_VAE),
+            data=dataclasses.replace(few, text_targets=False, sources=_LETTERS),
+        ),
+        part(
+            "together2", 1200, work / "halfway2", objective=dataclasses.replace(joint, draws=1),
+            optimizer=dataclasses.replace(slow, schedule="constant", ema=0.995),
+            data=dataclasses.replace(few, sources=_ALL),
+        ),
+        part(
+            "places", 2000, work / "together2", objective=words,
+            optimizer=dataclasses.replace(optimizer, learning_rate=1.2e-3, warmup=30, ema=0.98, rates=BACKBONE_ONLY),
+            data=dataclasses.replace(few, batch_size=8, packed_rows=8, sources=_PLACES),
+        ),
+        part(
+            "together3", 3900, work / "halfway3", objective=dataclasses.replace(joint, draws=1),
+            optimizer=slow, data=dataclasses.replace(few, sources=_ALL),
         ),
     ]  # fmt: skip
     # With one seed for all, the parts would read the same examples.
@@ -274,6 +311,19 @@ def _brought(part: Path) -> bool:
     return checkpoint.is_model(part) or (part / "model_index.json").is_file()
 
 
+def halfway(before: Path, after: Path, target: Path) -> None:
+    """A model with the means of two models' weights, of which the second was trained from the first."""
+    if _brought(target):
+        return
+    first, second = (loading.load(path, place=np.asarray) for path in (before, after))
+
+    def mean(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.mean([a.astype(np.float32), b.astype(np.float32)], axis=0).astype(a.dtype)
+
+    params = jax.tree.map(mean, first.params, second.params)
+    checkpoint.save_model(target, first.config, params, first.extras, first.small_files)
+
+
 def main(arguments: Arguments) -> int:
     enable_cache()
     start = start_model(arguments)
@@ -285,6 +335,9 @@ def main(arguments: Arguments) -> int:
             last = train_joined(joining(arguments), work / "reader", work / "stage3", work / "joined")
             if arguments.until == "joined":
                 break
+        if cfg.name in _HALFWAY:
+            before, after = _HALFWAY[cfg.name]
+            halfway(work / before, work / after, Path(str(cfg.start)))
         last = work / cfg.name
         if not _brought(last) and train(cfg, last).stopped:
             return 0
