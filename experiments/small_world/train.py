@@ -69,7 +69,7 @@ _HALFWAY = {"together2": ("together", "letters"), "together3": ("together2", "pl
 PROMPTS = (
     "a red circle", "a large blue star", "two green squares", "three yellow triangles", "four red stars",
     "a black circle and a pink star", "a purple square left of an orange circle", "a small orange star",
-    "a green triangle above a blue circle", "the word CAT", "a pink square on a light blue background",
+    "a green triangle above a blue circle", "the word STOP", "a pink square on a light blue background",
     "two blue circles and a red star",
 )  # fmt: skip
 
