@@ -79,7 +79,7 @@ def figure(curves: dict[str, list[dict[str, float]]]) -> Image.Image:
     for n, (name, points) in enumerate(curves.items()):
         x = place(before, 10.0**low)[0]
         draw.line((x, _MARGIN, x, _HEIGHT - _MARGIN), (180, 180, 180))
-        below = _HEIGHT - _MARGIN + 4 + n % 2 * 16  # a short part has its name over the next one's
+        below = _HEIGHT - _MARGIN + 4 + n % 3 * 14  # short parts have their names one below the other
         draw.text((x + 3, below), f"{name}: {points[-1]['step']:,.0f}", (60, 60, 60), font)
         for key, colour in _COLOURS.items():
             line = [place(before + point["step"], point[key]) for point in points if key in point]
