@@ -149,7 +149,8 @@ def _released(row: Rule, leaf: Any, i: int, unused: Any, shape: tuple[int, ...])
     """How to make released tensor `i` of a row once it is asked for."""
 
     def read() -> np.ndarray:
-        used = row.to_released(np.asarray(leaf if row.layers is None else leaf[i]))
+        held = np.asarray(leaf)  # indexed here: on a device XLA may rewrite what is no number in bfloat16
+        used = row.to_released(held if row.layers is None else held[i])
         out = np.zeros(shape, used.dtype)
         if row.last_of is None:
             _copy_into(out, used)
