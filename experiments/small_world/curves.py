@@ -13,18 +13,16 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import numpy as np
 import tyro
 from PIL import Image, ImageDraw, ImageFont
 
+from experiments.small_world.train import Part
 from internvlu_jax.sheets import save_sheet
 
-PARTS = (
-    "backbone", "stage1", "stage2", "stage3", "reader", "joined", "together", "letters", "together2", "places",
-    "together3",
-)  # fmt: skip
+PARTS = get_args(Part)[1:]  # all but the start, which has no steps of its own
 _SPANS = 60  # of each part
 _KEYS = ("flow_loss", "text_loss", "context_error", "grad_norm")
 _COLOURS = {"flow_loss": (35, 80, 220), "text_loss": (215, 25, 40), "context_error": (25, 150, 60)}

@@ -150,11 +150,11 @@ def _relation(world: World, rng: np.random.Generator, held_out: bool, given: Sce
 
 
 def _place(world: World, rng: np.random.Generator, held_out: bool, given: Scene | None = None) -> Question:
-    """Where in the picture one object of several is: what relations are made of, and learned from.
+    """Where in the picture one object is: what relations are made of, and learned from.
 
-    Of one object alone the answer is also where most of the picture is, and the object itself is not looked for.
+    Scenes of its own have several: of one object alone the answer is where anything is, and nothing is looked for.
     """
-    scene = _scene(world, given, rng, held_out, least=2)
+    scene = given or _mixed(world, rng, held_out, least=2)
     item = pick(scene.items, rng)
     ways, at = pick((("on the left or right", item.x), ("at the top or bottom", item.y)), rng)
     if abs(at - 0.5) < 0.75 * APART:
