@@ -8,9 +8,10 @@ prompts; stage 2, the head alone with edits; stage 3, everything but the autoenc
 small steps in place of few large ones: the reader, a second backbone, on questions alone; its joining with the head of
 stage 3 (`training.joining`); and all of it together, in small steps. What all tasks together never teach is learned
 alone, letters first and then places, at the cost of the rest; the weights halfway there keep most of both, and all
-tasks bring back what is missing (together2, together3). Each part goes on where it was stopped, so the same command is
-given again until it is done; one that another machine made, a model directory by the part's name in DIR, is taken as it
-is. `--export` writes the result as a directory in the released layout, in bfloat16.
+tasks bring back what is missing (together2 and 3; together4 in larger steps, with more pictures). Each part goes on
+where it was stopped, so the same command is given again until it is done; one that another machine made, a model
+directory by the part's name in DIR, is taken as it is. `--export` writes the result as a directory in the released
+layout, in bfloat16.
 
 On a GPU, where drawing the world is what takes the time, give its other cores and its own number format:
 
@@ -75,7 +76,7 @@ PROMPTS = (
 
 Part = Literal[
     "start", "backbone", "stage1", "stage2", "stage3", "reader", "joined", "together", "letters", "together2", "places",
-    "together3",
+    "together3", "together4",
 ]  # fmt: skip
 
 
@@ -93,7 +94,7 @@ class Arguments:
     workers: int = 0
     """Processes that draw the world; on a GPU as many as there are other cores."""
     seed: int = 0
-    until: Part = "together3"
+    until: Part = "together4"
     """The last part to train."""
     sample_every: int | None = None
     """Steps between sheets of sample pictures."""
@@ -200,6 +201,14 @@ _ALL = _sources(
     reasoning_steps=6, general_conversation=16, general_question_place=4, general_question_relation=8, text_question=3,
     general_description=0.5,
 )  # fmt: skip
+# What letters and places had cost: a size that is asked for, two objects and no third, and right numbers.
+_LAST = _sources(
+    general_picture=6, general_picture_single=18, general_picture_position=5, general_picture_attribution=7,
+    general_picture_two=7, general_picture_counting=11, text_picture=17, text_picture_1=3, text_picture_2=2,
+    text_picture_3=2, text_picture_4=2, general_edit=14, general_edit_move=6, general_edit_replace=4, text_edit=4,
+    reasoning_picture=5, reasoning_steps=6, general_conversation=14, general_question_place=5,
+    general_question_relation=9, text_question=2, general_description=0.5,
+)  # fmt: skip
 
 
 def parts(arguments: Arguments, start: Path) -> list[TrainConfig]:
@@ -282,6 +291,11 @@ def parts(arguments: Arguments, start: Path) -> list[TrainConfig]:
         part(
             "together3", 3900, work / "halfway3", objective=dataclasses.replace(joint, draws=1),
             optimizer=slow, data=dataclasses.replace(few, sources=_ALL),
+        ),
+        part(
+            "together4", 4500, work / "together3", objective=dataclasses.replace(joint, draws=1),
+            optimizer=dataclasses.replace(slow, learning_rate=4e-4, ema=0.997),
+            data=dataclasses.replace(few, batch_size=32, packed_rows=8, sources=_LAST),
         ),
     ]  # fmt: skip
     # With one seed for all, the parts would read the same examples.
