@@ -184,30 +184,31 @@ _RIDDLES = _sources(reasoning_picture=4, reasoning_steps=6)
 _QUESTIONS = _sources(
     general_question=10, general_question_place=4, general_question_relation=8, general_description=1, text_question=4
 )
+# Of the parts that train all tasks together.
+_SHARED = _sources(
+    general_picture=6, general_edit=14, general_edit_move=6, general_edit_replace=4, reasoning_picture=5,
+    reasoning_steps=6, general_description=0.5,
+)  # fmt: skip
 # What was still weak after the joining: sizes, and edits that move or exchange.
-_WEAK = _sources(
-    general_picture=6, general_picture_single=8, general_picture_position=3, general_picture_attribution=4,
-    general_picture_two=4, general_picture_counting=5, text_picture=8, general_edit=14, general_edit_move=6,
-    general_edit_replace=4, text_edit=3, reasoning_picture=5, reasoning_steps=6, general_conversation=10,
-    general_question_place=2, general_question_relation=6, text_question=2, general_description=0.5,
+_WEAK = _SHARED + _sources(
+    general_picture_single=8, general_picture_position=3, general_picture_attribution=4, general_picture_two=4,
+    general_picture_counting=5, text_picture=8, text_edit=3, general_conversation=10, general_question_place=2,
+    general_question_relation=6, text_question=2,
 )  # fmt: skip
 _LETTERS = _sources(text_picture_1=5, text_picture_2=4, text_picture_3=2, text_picture_4=2, text_picture=2)
 _PLACES = _sources(general_question_place=3, general_question_relation=2)
 # After them, with many words and conversations, so that neither is lost again.
-_ALL = _sources(
-    general_picture=6, general_picture_single=8, general_picture_position=4, general_picture_attribution=4,
-    general_picture_two=4, general_picture_counting=6, text_picture=28, text_picture_2=4, text_picture_3=4,
-    text_picture_4=4, general_edit=14, general_edit_move=6, general_edit_replace=4, text_edit=4, reasoning_picture=5,
-    reasoning_steps=6, general_conversation=16, general_question_place=4, general_question_relation=8, text_question=3,
-    general_description=0.5,
+_ALL = _SHARED + _sources(
+    general_picture_single=8, general_picture_position=4, general_picture_attribution=4, general_picture_two=4,
+    general_picture_counting=6, text_picture=28, text_picture_2=4, text_picture_3=4, text_picture_4=4, text_edit=4,
+    general_conversation=16, general_question_place=4, general_question_relation=8, text_question=3,
 )  # fmt: skip
 # What letters and places had cost: a size that is asked for, two objects and no third, and right numbers.
-_LAST = _sources(
-    general_picture=6, general_picture_single=18, general_picture_position=5, general_picture_attribution=7,
-    general_picture_two=7, general_picture_counting=11, text_picture=17, text_picture_1=3, text_picture_2=2,
-    text_picture_3=2, text_picture_4=2, general_edit=14, general_edit_move=6, general_edit_replace=4, text_edit=4,
-    reasoning_picture=5, reasoning_steps=6, general_conversation=14, general_question_place=5,
-    general_question_relation=9, text_question=2, general_description=0.5,
+_LAST = _SHARED + _sources(
+    general_picture_single=18, general_picture_position=5, general_picture_attribution=7, general_picture_two=7,
+    general_picture_counting=11, text_picture=17, text_picture_1=3, text_picture_2=2, text_picture_3=2,
+    text_picture_4=2, text_edit=4, general_conversation=14, general_question_place=5, general_question_relation=9,
+    text_question=2,
 )  # fmt: skip
 
 
@@ -230,6 +231,7 @@ def parts(arguments: Arguments, start: Path) -> list[TrainConfig]:
     # there, where logit-normal ones without shift have 8%.
     flow = ObjectiveConfig(0.0, 1.0, time="uniform", shift=2.0, draws=arguments.draws)
     joint = dataclasses.replace(flow, text_weight=0.5)
+    once = dataclasses.replace(joint, draws=1)
     slow = dataclasses.replace(falling, learning_rate=5e-4, ema=0.998, rates=ALL_BUT_VAE)
     few = dataclasses.replace(both, batch_size=16, packed_rows=4)
 
@@ -270,7 +272,7 @@ def parts(arguments: Arguments, start: Path) -> list[TrainConfig]:
             ),
         ),
         part(
-            "together", 4000, work / "joined" / "model", objective=dataclasses.replace(joint, draws=1),
+            "together", 4000, work / "joined" / "model", objective=once,
             optimizer=slow, data=dataclasses.replace(few, sources=_WEAK),
         ),
         part(
@@ -279,7 +281,7 @@ def parts(arguments: Arguments, start: Path) -> list[TrainConfig]:
             data=dataclasses.replace(few, text_targets=False, sources=_LETTERS),
         ),
         part(
-            "together2", 1200, work / "halfway2", objective=dataclasses.replace(joint, draws=1),
+            "together2", 1200, work / "halfway2", objective=once,
             optimizer=dataclasses.replace(slow, schedule="constant", ema=0.995),
             data=dataclasses.replace(few, sources=_ALL),
         ),
@@ -289,11 +291,11 @@ def parts(arguments: Arguments, start: Path) -> list[TrainConfig]:
             data=dataclasses.replace(few, batch_size=8, packed_rows=8, sources=_PLACES),
         ),
         part(
-            "together3", 3900, work / "halfway3", objective=dataclasses.replace(joint, draws=1),
+            "together3", 3900, work / "halfway3", objective=once,
             optimizer=slow, data=dataclasses.replace(few, sources=_ALL),
         ),
         part(
-            "together4", 4500, work / "together3", objective=dataclasses.replace(joint, draws=1),
+            "together4", 4500, work / "together3", objective=once,
             optimizer=dataclasses.replace(slow, learning_rate=4e-4, ema=0.997),
             data=dataclasses.replace(few, batch_size=32, packed_rows=8, sources=_LAST),
         ),
