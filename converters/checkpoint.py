@@ -20,7 +20,7 @@ from converters.head import head_rules
 from converters.tensors import TensorReader, byte_count, open_part, write_part
 from converters.vae import vae_rules
 from converters.vlm import vlm_rules
-from internvlu_jax.checkpoint import copy_small_files, new_directory
+from internvlu_jax.checkpoints.arrays import copy_assets, new_directory
 from internvlu_jax.config import ConfigError, InternVLUConfig
 from internvlu_jax.config_files import CONFIG_FILES, read_config, write_config
 from internvlu_jax.models.internvlu import param_shapes
@@ -150,7 +150,7 @@ def export_released(
     }
     with new_directory(directory) as partial:
         if processor_files_from is not None:
-            copy_small_files(processor_files_from, partial)
+            copy_assets(processor_files_from, partial)
         write_config(config, partial)
         if not (partial / "model_index.json").exists():
             (partial / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n", encoding="utf-8")

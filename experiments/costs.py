@@ -11,7 +11,7 @@ What the formulas assume, each exact:
 - causal attention counts the pairs that are seen; no lm_head but for the tokens that are chosen by it;
 - each source picture goes once through the vision encoder and once through the VAE, whose convolutions are 2-D, and
   after an enlargement 2 x 2.
-Norms, activations, rotary turns and the solver are not counted, as in `internvlu_jax.flops`.
+Norms, activations, rotary turns and the solver are not counted, as in `internvlu_jax.utils.flops`.
 
 Letters: d width, f MLP width, S tokens of a branch, n tokens of a prompt.
 """

@@ -3,7 +3,7 @@
     python -m experiments.flops --task t2i|edit|text --height H --width W [--json]
 
 For one picture of 20 steps, or one answer of 256 tokens about one tile (whatever the size). Nothing is allocated: the
-pipeline's own functions are traced on shapes (`experiments.traced`) and their jaxprs counted (`internvlu_jax.flops`);
+pipeline's own functions are traced on shapes (`experiments.traced`) and their jaxprs counted (`utils.flops`);
 the minimum is worked out from the sizes (`experiments.costs`).
 """
 

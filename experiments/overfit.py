@@ -27,15 +27,13 @@ from PIL import Image
 from experiments.configs.debug import DATA, TOY
 from experiments.configs.stage1 import HEAD_ONLY
 from experiments.configs.stage3 import ALL_BUT_VAE
-from internvlu_jax import checkpoint
-from internvlu_jax.compilation import enable_cache
+from internvlu_jax.checkpoints import arrays as checkpoint
 from internvlu_jax.config import debug_config
 from internvlu_jax.data.sources import open_source
+from internvlu_jax.inference.pipeline import InternVLUPipeline
 from internvlu_jax.models.internvlu import init_params
-from internvlu_jax.pipeline import InternVLUPipeline
 from internvlu_jax.processing import chat
 from internvlu_jax.processing.tokenizer import Tokenizer
-from internvlu_jax.sheets import save_sheet, sheet
 from internvlu_jax.training.autoencoder import (
     AutoencoderConfig,
     latent_statistics,
@@ -44,6 +42,8 @@ from internvlu_jax.training.autoencoder import (
 )
 from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig, TrainConfig
 from internvlu_jax.training.loop import train
+from internvlu_jax.utils.compilation import enable_cache
+from internvlu_jax.utils.sheets import save_sheet, sheet
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from rich.progress import track
 from experiments.configs import CONFIGS
 from internvlu_jax.data.batch import Batch
 from internvlu_jax.data.collate import Collator
-from internvlu_jax.data.examples import Draft, Drafter, Kind
+from internvlu_jax.data.examples import Draft, ExampleBuilder, Kind
 from internvlu_jax.data.records import BrokenRecord, Record
 from internvlu_jax.data.sources import Source, entry, open_source, write_shards
 from internvlu_jax.parallel.executors import make_executor
@@ -48,12 +48,12 @@ class Precomputer:
     """From records to entries of shards, for one model and one data configuration."""
 
     def __init__(self, cfg: TrainConfig) -> None:
-        found = setup.origin(cfg)
+        found = setup.initial_model(cfg)
         key = jax.random.key(cfg.seed)
         single = make_executor("single", MeshConfig())
         self._params = single.place(found.params) if found.params else setup.random_params(found.config, key, single)
         data = dataclasses.replace(cfg.data, text_targets=False)
-        self._drafter, self._batch_size = Drafter(found.config, found.tokenizer, data), data.batch_size
+        self._drafter, self._batch_size = ExampleBuilder(found.config, found.tokenizer, data), data.batch_size
         self._pool = ThreadPoolExecutor(data.threads)
         self._collator = Collator(found.config, found.tokenizer, data, self._pool, self._raise)
         special = found.tokenizer.special_table_ids

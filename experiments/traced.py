@@ -12,16 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.costs import Case
-from internvlu_jax import drawing
 from internvlu_jax.config import Compute, InternVLUConfig
 from internvlu_jax.decode.generate import generate
 from internvlu_jax.decode.model import Prompt, prefill
-from internvlu_jax.flops import count_flops
 from internvlu_jax.flow.guidance import Scales
 from internvlu_jax.flow.solver import Steps
-from internvlu_jax.inference import Inference
+from internvlu_jax.inference import drawing
+from internvlu_jax.inference.programs import Inference
 from internvlu_jax.models.internvlu import NUM_SPECIAL_TOKENS, param_shapes
 from internvlu_jax.processing.batch import bucket
+from internvlu_jax.utils.flops import count_flops
 
 Shape: Any = jax.ShapeDtypeStruct  # stands where an array is expected
 

@@ -21,10 +21,10 @@ from typing import Annotated
 import tyro
 
 from experiments.configs import CONFIGS
-from internvlu_jax.compilation import enable_cache
 from internvlu_jax.parallel.mesh import initialise
 from internvlu_jax.training.config import TrainConfig
 from internvlu_jax.training.loop import NotFiniteError, train
+from internvlu_jax.utils.compilation import enable_cache
 
 
 @dataclass(frozen=True)

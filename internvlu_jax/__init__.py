@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from internvlu_jax.pipeline import InternVLUPipeline as InternVLUPipeline
-    from internvlu_jax.pipeline import PipelineOutput as PipelineOutput
+    from internvlu_jax.inference.pipeline import InternVLUPipeline as InternVLUPipeline
+    from internvlu_jax.inference.pipeline import PipelineOutput as PipelineOutput
 
 __all__ = ["InternVLUPipeline", "PipelineOutput"]
 __version__ = "0.1.0"
@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> object:
     """Imports the pipeline, and JAX with it, only when it is asked for."""
     if name in __all__:
-        from internvlu_jax import pipeline
+        from internvlu_jax.inference import pipeline
 
         return getattr(pipeline, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,7 +16,7 @@ import tyro
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from internvlu_jax.pipeline import InternVLUPipeline, PipelineOutput
+    from internvlu_jax.inference.pipeline import InternVLUPipeline, PipelineOutput
 
 Prompt = Annotated[str, tyro.conf.Positional]
 Images = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE ...")]
@@ -34,7 +34,7 @@ class Model:
     attention: Literal["auto", "xla", "cudnn"] = "auto"
 
     def load(self) -> InternVLUPipeline:
-        from internvlu_jax.pipeline import InternVLUPipeline
+        from internvlu_jax.inference.pipeline import InternVLUPipeline
 
         with _status(f"loading {self.checkpoint or 'the model in the box'}"):
             return InternVLUPipeline.from_pretrained(self.checkpoint, dtype=self.dtype, attention=self.attention)
@@ -160,7 +160,7 @@ class Info:
     directory: Annotated[Path, tyro.conf.Positional]
 
     def run(self) -> None:
-        from internvlu_jax.info import print_info
+        from internvlu_jax.checkpoints.info import print_info
 
         print_info(self.directory)
 
@@ -174,7 +174,7 @@ class Convert:
     to: Literal["orbax", "released"]
 
     def run(self) -> None:
-        from internvlu_jax.loading import convert
+        from internvlu_jax.checkpoints.loading import convert
 
         with _status(f"converting {self.source}"):
             convert(self.source, self.target, self.to)

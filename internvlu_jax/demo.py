@@ -8,8 +8,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from internvlu_jax.pipeline import InternVLUPipeline
-from internvlu_jax.sheets import captioned, save_sheet
+from internvlu_jax.inference.pipeline import InternVLUPipeline
+from internvlu_jax.utils.sheets import captioned, save_sheet
 
 DRAWN = (
     "two red circles left of a blue square",

@@ -9,26 +9,17 @@ ROOT = Path(__file__).parent.parent
 
 # A module may import from its own layer and from those before it; the longest matching prefix decides.
 LAYERS = [
-    [
-        "internvlu_jax.config",
-        "internvlu_jax.config_files",
-        "internvlu_jax.compilation",
-        "internvlu_jax.flops",
-        "internvlu_jax.progress",
-        "internvlu_jax.sheets",
-    ],
+    ["internvlu_jax.config", "internvlu_jax.config_files", "internvlu_jax.utils"],
     ["internvlu_jax.ops", "internvlu_jax.processing"],
     ["internvlu_jax.models"],
     ["internvlu_jax.flow", "internvlu_jax.decode"],
-    ["converters", "internvlu_jax.checkpoint", "internvlu_jax.run_directory"],
-    ["internvlu_jax.options", "internvlu_jax.prompts", "internvlu_jax.inference", "internvlu_jax.loading"],
-    ["internvlu_jax.data"],
+    ["converters", "internvlu_jax.checkpoints"],
+    ["internvlu_jax.data", "internvlu_jax.inference"],
     ["internvlu_jax.training.config"],
     ["internvlu_jax.parallel"],
-    ["internvlu_jax.drawing", "internvlu_jax.writing"],
-    ["internvlu_jax.pipeline", "internvlu_jax.info"],
-    ["internvlu_jax.training", "internvlu_jax.evaluation", "internvlu_jax.demo"],
-    ["internvlu_jax"],  # the package itself re-exports the pipeline
+    ["internvlu_jax.training", "internvlu_jax.evaluation"],
+    ["internvlu_jax.small_world", "internvlu_jax.demo"],
+    ["internvlu_jax"],
     ["internvlu_jax.cli"],
     ["experiments"],
 ]
@@ -83,7 +74,7 @@ def test_no_source_imports_torch():
 
 
 def test_no_torch_in_the_process():
-    code = "import sys, internvlu_jax.cli, internvlu_jax.pipeline; sys.exit('torch' in sys.modules)"
+    code = "import sys, internvlu_jax.cli, internvlu_jax.inference.pipeline; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

@@ -20,7 +20,7 @@ import tyro
 from PIL import Image, ImageDraw, ImageFont
 
 from experiments.small_world.train import Part
-from internvlu_jax.sheets import save_sheet
+from internvlu_jax.utils.sheets import save_sheet
 
 PARTS = get_args(Part)[1:]  # all but the start, which has no steps of its own
 _SPANS = 60  # of each part

@@ -30,12 +30,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import internvlu_jax
-from internvlu_jax.data.world import WORLDS
-from internvlu_jax.evaluation.model import NEW_TOKENS, Options, PipelineModel
-from internvlu_jax.evaluation.sheet import outcome_sheet
-from internvlu_jax.evaluation.suite import KEYS, Model, run
-from internvlu_jax.pipeline import InternVLUPipeline
-from internvlu_jax.sheets import save_sheet
+from internvlu_jax.inference.pipeline import InternVLUPipeline
+from internvlu_jax.small_world import WORLDS
+from internvlu_jax.small_world.scoring.model import NEW_TOKENS, Options, PipelineModel
+from internvlu_jax.small_world.scoring.sheet import outcome_sheet
+from internvlu_jax.small_world.scoring.suite import KEYS, Model, run
+from internvlu_jax.utils.sheets import save_sheet
 
 Name = Literal["geneval_seen", "geneval_heldout", "questions", "edits", "words", "reasoning", "domain_questions"]
 SHIPPED: tuple[Name, ...] = ("geneval_seen", "geneval_heldout", "questions", "edits", "words", "reasoning")

@@ -16,9 +16,9 @@ from pathlib import Path
 import tyro
 from PIL import Image, ImageDraw, ImageFont
 
-from internvlu_jax.data.world import WorldSource
-from internvlu_jax.data.world.example import Example
-from internvlu_jax.data.world.scene import Drawable
+from internvlu_jax.small_world import WorldSource
+from internvlu_jax.small_world.scenes.scene import Drawable
+from internvlu_jax.small_world.tasks.example import Example
 
 SHEETS: Mapping[str, tuple[str, ...]] = {
     "general": ("general/picture", "general/question", "general/description"),

@@ -36,15 +36,15 @@ from jaxtyping import UInt8
 from converters.checkpoint import export_released
 from experiments.configs.stage1 import HEAD_ONLY
 from experiments.configs.stage3 import ALL_BUT_VAE
-from internvlu_jax import checkpoint, loading
-from internvlu_jax.compilation import enable_cache
+from internvlu_jax.checkpoints import arrays as checkpoint
+from internvlu_jax.checkpoints import loading
 from internvlu_jax.config import Compute, small_config
 from internvlu_jax.data.config import DataConfig
-from internvlu_jax.data.world import WorldSource
-from internvlu_jax.data.world.scene import Scene
 from internvlu_jax.models.internvlu import init_params
 from internvlu_jax.processing import chat
 from internvlu_jax.processing.tokenizer import Tokenizer
+from internvlu_jax.small_world import WorldSource
+from internvlu_jax.small_world.scenes.scene import Scene
 from internvlu_jax.training.autoencoder import (
     AutoencoderConfig,
     latent_statistics,
@@ -52,8 +52,9 @@ from internvlu_jax.training.autoencoder import (
     with_statistics,
 )
 from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig, TrainConfig
-from internvlu_jax.training.joining import JoiningConfig, train_joined
+from internvlu_jax.training.context_distillation import DistillationConfig, distill_context
 from internvlu_jax.training.loop import train
+from internvlu_jax.utils.compilation import enable_cache
 
 SIDE = 64
 _CROP = 32  # pixels; crops around objects teach the autoencoder in minutes what whole pictures take hours for
@@ -304,7 +305,7 @@ def parts(arguments: Arguments, start: Path) -> list[TrainConfig]:
     return [dataclasses.replace(cfg, seed=arguments.seed + 100 * n) for n, cfg in enumerate(made)]
 
 
-def joining(arguments: Arguments) -> JoiningConfig:
+def joining(arguments: Arguments) -> DistillationConfig:
     """The reader learns to give the contexts that the head of stage 3 knows, and goes on reading."""
     asked = _sources(
         general_conversation=10, general_question_place=5, general_question_relation=5, general_description=0.5,
@@ -319,7 +320,7 @@ def joining(arguments: Arguments) -> JoiningConfig:
     )  # fmt: skip
     optimizer = OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup=50, b2=0.99, clip=1.0, ema=0.995)
     steps = max(round(6000 * arguments.scale), 1)
-    return JoiningConfig(steps, questions, prompts, optimizer, seed=arguments.seed)
+    return DistillationConfig(steps, questions, prompts, optimizer, seed=arguments.seed)
 
 
 def _brought(part: Path) -> bool:
@@ -337,7 +338,7 @@ def halfway(before: Path, after: Path, target: Path) -> None:
         return np.mean([a.astype(np.float32), b.astype(np.float32)], axis=0).astype(a.dtype)
 
     params = jax.tree.map(mean, first.params, second.params)
-    checkpoint.save_model(target, first.config, params, first.extras, first.small_files)
+    checkpoint.save_model(target, first.config, params, first.extras, first.assets)
 
 
 def main(arguments: Arguments) -> int:
@@ -348,7 +349,7 @@ def main(arguments: Arguments) -> int:
     work = arguments.workdir
     for cfg in parts(arguments, start):
         if cfg.name == "together":
-            last = train_joined(joining(arguments), work / "reader", work / "stage3", work / "joined")
+            last = distill_context(joining(arguments), work / "reader", work / "stage3", work / "joined")
             if arguments.until == "joined":
                 break
         if cfg.name in _HALFWAY:
@@ -360,8 +361,8 @@ def main(arguments: Arguments) -> int:
         if cfg.name == arguments.until:
             break
     if arguments.export is not None:
-        model = loading.load(last, widest="bfloat16", place=np.asarray)
-        export_released(arguments.export, model.config, model.params, model.extras, model.small_files)
+        model = loading.load(last, max_dtype="bfloat16", place=np.asarray)
+        export_released(arguments.export, model.config, model.params, model.extras, model.assets)
     return 0
 
 

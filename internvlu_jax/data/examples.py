@@ -17,10 +17,10 @@ from internvlu_jax.data import buckets
 from internvlu_jax.data.buckets import Size
 from internvlu_jax.data.config import DataConfig
 from internvlu_jax.data.records import BrokenRecord, PictureFile, Record
+from internvlu_jax.inference.prompts import Runs, context_runs, context_start
 from internvlu_jax.processing import chat
 from internvlu_jax.processing.images import tile_count
 from internvlu_jax.processing.tokenizer import IM_END, Tokenizer
-from internvlu_jax.prompts import Runs, context_runs, context_start
 
 Drop = Literal["full", "text_dropped", "all_dropped"]
 
@@ -76,7 +76,7 @@ class Draft:
         return len(self.context)
 
 
-class Drafter:
+class ExampleBuilder:
     """Makes drafts for one model and one data configuration.
 
     Raises:

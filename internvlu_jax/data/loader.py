@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from internvlu_jax.config import InternVLUConfig
-from internvlu_jax.data.ahead import Ahead
 from internvlu_jax.data.batch import Batch
 from internvlu_jax.data.collate import Collator
 from internvlu_jax.data.config import DataConfig
-from internvlu_jax.data.examples import DataError, Drafter
+from internvlu_jax.data.examples import DataError, ExampleBuilder
 from internvlu_jax.data.plan import Plan, Planned, Tally
+from internvlu_jax.data.prefetch import Prefetcher
 from internvlu_jax.data.sources import Source, open_source
 from internvlu_jax.processing.tokenizer import Tokenizer
 
@@ -23,7 +23,7 @@ Rows = Callable[[int], Sequence[int]]
 """From the rows of a micro-batch to those of them that this process has to fill."""
 
 
-class Loader(Ahead):
+class Loader(Prefetcher):
     """Iterator over steps of `accumulate` micro-batches, without end. A context manager: leaving it ends its threads.
 
     Micro-batches of a step come in an order of their shapes, and `Batch.index` numbers all their rows.
@@ -52,7 +52,7 @@ class Loader(Ahead):
         found = [open_source(path) for path, _ in data.sources] if sources is None else list(sources)
         self._accumulate = accumulate
         self._rows: Rows = range if rows is None else rows
-        self._plan = Plan(Drafter(cfg, tokenizer, data), found, data, seed, share)
+        self._plan = Plan(ExampleBuilder(cfg, tokenizer, data), found, data, seed, share)
         self._unreadable = Tally(data.max_broken, sum(len(source) for source in found))
         self._pool = ThreadPoolExecutor(data.threads)
         self._collator = Collator(cfg, tokenizer, data, self._pool, self._unreadable.bad)

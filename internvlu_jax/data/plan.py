@@ -22,7 +22,7 @@ import grain
 import numpy as np
 
 from internvlu_jax.data.config import DataConfig
-from internvlu_jax.data.examples import PACKED, DataError, Draft, Drafter, Kind
+from internvlu_jax.data.examples import PACKED, DataError, Draft, ExampleBuilder, Kind
 from internvlu_jax.data.packing import Packer
 from internvlu_jax.data.records import BrokenRecord
 from internvlu_jax.data.sources import Source
@@ -85,7 +85,7 @@ class Plan:
 
     def __init__(
         self,
-        drafter: Drafter,
+        drafter: ExampleBuilder,
         sources: Sequence[Source],
         data: DataConfig,
         seed: int,

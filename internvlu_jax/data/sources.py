@@ -27,9 +27,9 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
 from converters.rules import DTYPES
-from internvlu_jax.checkpoint import new_directory
+from internvlu_jax.checkpoints.arrays import new_directory
 from internvlu_jax.data.records import BrokenRecord, Open, Record, parse
-from internvlu_jax.data.world.names import PREFIX, open_world
+from internvlu_jax.small_world.names import PREFIX, open_world
 
 SHARD_SUFFIX = ".array_record"
 _FILE = "file/"

@@ -17,9 +17,9 @@ from typing import Any
 import jax
 
 from internvlu_jax.config import InternVLUConfig
-from internvlu_jax.data.ahead import Ahead
 from internvlu_jax.data.config import DataConfig
 from internvlu_jax.data.loader import Loader, Rows
+from internvlu_jax.data.prefetch import Prefetcher
 from internvlu_jax.processing.tokenizer import Tokenizer
 
 _WAITING = 2  # steps that are received ahead, besides those that the workers hold
@@ -39,7 +39,7 @@ class _Job:
     state: dict[str, Any]
 
 
-class WorkerLoader(Ahead):
+class WorkerLoader(Prefetcher):
     """As `Loader`, made by `data.workers` processes. A context manager: leaving it ends them."""
 
     def __init__(

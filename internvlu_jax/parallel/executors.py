@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from internvlu_jax.data.batch import Batch
-from internvlu_jax.parallel.mesh import make_mesh, replicated, rows_sharding, settled, tracing_on
+from internvlu_jax.parallel.mesh import block_on_cpu, make_mesh, replicated, rows_sharding, tracing_on
 from internvlu_jax.parallel.rules import shardings
 from internvlu_jax.parallel.steps import AXIS, Programs, Step, mesh_step, pmap_step, single_step
 from internvlu_jax.training.config import MeshConfig
@@ -165,7 +165,7 @@ class MeshExecutor:
     def init(self, function: Callable[..., Tree], *args: Any) -> Tree:
         where = shardings(jax.eval_shape(function, *args), self.mesh)
         with tracing_on(self.mesh):
-            return settled(jax.jit(function, out_shardings=where)(*args))
+            return block_on_cpu(jax.jit(function, out_shardings=where)(*args))
 
     def abstract(self, shapes: Tree) -> Tree:
         where = shardings(shapes, self.mesh)
@@ -229,7 +229,7 @@ class PmapExecutor:
         axes = jax.tree.map(lambda leaf: None if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else 0, args)
         count = len(self.devices)  # pmap wants an argument that differs by device, and keys do not
         made = jax.pmap(lambda _, *given: function(*given), AXIS, in_axes=(0, *axes), devices=self.devices)
-        return settled(made(np.zeros(count), *args))
+        return block_on_cpu(made(np.zeros(count), *args))
 
     def abstract(self, shapes: Tree) -> Tree:
         return _shapes_at(shapes, SingleDeviceSharding(self.devices[0]))

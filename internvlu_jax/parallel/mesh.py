@@ -112,7 +112,7 @@ def tracing_on(mesh: Mesh) -> Iterator[None]:
         yield
 
 
-def settled(tree: Any) -> Any:
+def block_on_cpu(tree: Any) -> Any:
     """The result of a program, waited for where its devices are simulated on a CPU.
 
     These share a pool of threads: of two programs under way at once each can hold the threads that the other waits for

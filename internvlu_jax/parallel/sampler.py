@@ -13,9 +13,9 @@ from jaxtyping import Array, Float
 from internvlu_jax.flow.guidance import Scales
 from internvlu_jax.flow.sampler import Group
 from internvlu_jax.flow.solver import Steps
-from internvlu_jax.inference import Inference, Params
+from internvlu_jax.inference.programs import Inference, Params
 from internvlu_jax.parallel.executors import MeshExecutor, PmapExecutor
-from internvlu_jax.parallel.mesh import replicated, settled, tracing_on
+from internvlu_jax.parallel.mesh import block_on_cpu, replicated, tracing_on
 from internvlu_jax.parallel.steps import AXIS
 
 Draw = Callable[[Params, Any, Steps, tuple[Group, ...], Scales], Float[Array, "b y x c"]]
@@ -36,7 +36,7 @@ def mesh_sampler(inference: Inference, executor: MeshExecutor) -> Draw:
         own = np.minimum(executor.rows(total), count - 1)
         noise, groups = executor.put(jax.tree.map(lambda a: np.asarray(a)[own], (noise, groups)))
         with tracing_on(executor.mesh):
-            drawn = settled(draw(head, noise, _numbers(steps), groups, _numbers(scales)))
+            drawn = block_on_cpu(draw(head, noise, _numbers(steps), groups, _numbers(scales)))
         return drawn.addressable_data(0)[:count]
 
     return run
@@ -50,7 +50,7 @@ def pmap_sampler(inference: Inference, executor: PmapExecutor) -> Draw:
         count = noise.shape[0]
         own = np.minimum(np.arange(count + -count % len(executor.devices)), count - 1)
         noise, groups = executor.put(jax.tree.map(lambda a: np.asarray(a)[own], (noise, groups)))
-        drawn = settled(draw(head, noise, _numbers(steps), groups, _numbers(scales)))
+        drawn = block_on_cpu(draw(head, noise, _numbers(steps), groups, _numbers(scales)))
         return jax.device_put(rearrange(drawn, "n b y x c -> (n b) y x c"), executor.devices[0])[:count]
 
     return run

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from internvlu_jax.data.batch import Batch
-from internvlu_jax.parallel.mesh import replicated, settled, tracing_on
+from internvlu_jax.parallel.mesh import block_on_cpu, replicated, tracing_on
 from internvlu_jax.parallel.rules import shardings
 
 AXIS = "devices"
@@ -64,12 +64,12 @@ class Programs:
     def __call__(self, state: Tree, batches: Batches, key: jax.Array) -> tuple[Tree, dict[str, jax.Array]]:
         with self.around():
             if len(batches) == 1:
-                return settled(self.whole(state, batches[0], key))
-            totals = settled(self.pool([settled(self.totals(batch)) for batch in batches]))
-            gradients = settled(self.zeros(state))
+                return block_on_cpu(self.whole(state, batches[0], key))
+            totals = block_on_cpu(self.pool([block_on_cpu(self.totals(batch)) for batch in batches]))
+            gradients = block_on_cpu(self.zeros(state))
             for batch in batches:
-                gradients = settled(self.add(gradients, state, batch, totals, key))
-            return settled(self.update(state, gradients))
+                gradients = block_on_cpu(self.add(gradients, state, batch, totals, key))
+            return block_on_cpu(self.update(state, gradients))
 
     def lower(self, state: Tree, batch: Batch, key: jax.Array) -> jax.stages.Lowered:
         """The program of a step of one micro-batch, from arrays or from shapes with their shardings."""

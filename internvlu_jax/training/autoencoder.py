@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
-from internvlu_jax.checkpoint import RunCheckpoints
+from internvlu_jax.checkpoints.arrays import RunCheckpoints
 from internvlu_jax.config import Compute, InternVLUConfig, VAEConfig
 from internvlu_jax.models.vae import VAE
 from internvlu_jax.training.config import OptimizerConfig

@@ -19,20 +19,21 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from internvlu_jax import checkpoint, run_directory
+from internvlu_jax.checkpoints import arrays as checkpoint
+from internvlu_jax.checkpoints import run_directory
 from internvlu_jax.config import ConfigError
-from internvlu_jax.data.ahead import Ahead
 from internvlu_jax.data.batch import Batch
+from internvlu_jax.data.prefetch import Prefetcher
 from internvlu_jax.parallel.executors import Executor, make_executor
-from internvlu_jax.sheets import save_sheet
 from internvlu_jax.training import overview, setup
 from internvlu_jax.training.config import TrainConfig
 from internvlu_jax.training.reporting import Records
 from internvlu_jax.training.samples import sample_sheet
-from internvlu_jax.training.setup import Origin
+from internvlu_jax.training.setup import InitialModel
 from internvlu_jax.training.step import Step, TrainState, not_finite
 from internvlu_jax.training.throughput import Operations, Rate, peak_operations
 from internvlu_jax.training.tree import merge
+from internvlu_jax.utils.sheets import save_sheet
 
 # What may change between the calls that make up one run: how long, on what machine, and what is kept and shown.
 _MAY_CHANGE = (
@@ -67,7 +68,7 @@ def train(cfg: TrainConfig, workdir: str | Path, quiet: bool = False) -> Outcome
     for rows in {cfg.data.batch_size, cfg.data.packed_rows or cfg.data.batch_size}:
         executor.rows(rows)
     last = max(checkpoint.saved_steps(workdir / "checkpoints"), default=None)
-    found = setup.origin(cfg, None if last is None else workdir)
+    found = setup.initial_model(cfg, None if last is None else workdir)
     step = setup.make_step(cfg, found, executor.shards)
     with (
         setup.make_loader(cfg, found, executor) as loader,
@@ -98,11 +99,11 @@ def _check_workdir(cfg: TrainConfig, workdir: Path) -> None:
         )
 
 
-def _write_start(cfg: TrainConfig, workdir: Path, found: Origin, state: TrainState) -> None:
+def _write_start(cfg: TrainConfig, workdir: Path, found: InitialModel, state: TrainState) -> None:
     if not run_directory.is_run(workdir):
         run_directory.start_run(
             workdir, dataclasses.asdict(cfg), found.config, state.frozen, found.extras, found.tokenizer,
-            found.small_files,
+            found.assets,
         )  # fmt: skip
 
 
@@ -122,10 +123,10 @@ class _Run:
         self,
         cfg: TrainConfig,
         workdir: Path,
-        found: Origin,
+        found: InitialModel,
         step: Step,
         executor: Executor,
-        loader: Ahead,
+        loader: Prefetcher,
         saved: checkpoint.RunCheckpoints,
         quiet: bool,
     ) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from PIL import Image
 
 from internvlu_jax.config import InternVLUConfig
+from internvlu_jax.inference.pipeline import InternVLUPipeline
 from internvlu_jax.models import lora
-from internvlu_jax.pipeline import InternVLUPipeline
 from internvlu_jax.processing.processor import Processor
 from internvlu_jax.processing.tokenizer import Tokenizer
-from internvlu_jax.sheets import sheet
 from internvlu_jax.training.config import TrainConfig
 from internvlu_jax.training.tree import Tree
+from internvlu_jax.utils.sheets import sheet
 
 
 def sample_sheet(

@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from internvlu_jax import loading, run_directory
-from internvlu_jax.checkpoint import RunCheckpoints
+from internvlu_jax.checkpoints import loading, run_directory
+from internvlu_jax.checkpoints.arrays import RunCheckpoints
 from internvlu_jax.config import PRESETS, Compute, ConfigError, InternVLUConfig
 from internvlu_jax.config_files import read_config
-from internvlu_jax.data.ahead import Ahead
 from internvlu_jax.data.loader import Loader
+from internvlu_jax.data.prefetch import Prefetcher
 from internvlu_jax.data.workers import WorkerLoader
 from internvlu_jax.models import lora
 from internvlu_jax.models.internvlu import modules, param_shapes
@@ -33,11 +33,11 @@ _CHUNK = 1024
 
 
 @dataclass(frozen=True)
-class Origin:
+class InitialModel:
     """The model that a run trains.
 
     shapes: of its parameters, adapters among them, with the dtypes they start with. params: host arrays, or None where
-    they are made up at random or come from the run's own checkpoint. small_files: a directory with its tokenizer and
+    they are made up at random or come from the run's own checkpoint. assets: a directory with its tokenizer and
     config files, or None for a preset.
     """
 
@@ -46,10 +46,10 @@ class Origin:
     shapes: Tree
     params: Tree | None
     extras: dict[str, Any]
-    small_files: Path | None
+    assets: Path | None
 
 
-def origin(cfg: TrainConfig, resumed: Path | None = None) -> Origin:
+def initial_model(cfg: TrainConfig, resumed: Path | None = None) -> InitialModel:
     """What `cfg` starts from, or what the run in the directory `resumed` has come to.
 
     A preset has a byte-level tokenizer, which any vocabulary holds.
@@ -58,23 +58,23 @@ def origin(cfg: TrainConfig, resumed: Path | None = None) -> Origin:
         ConfigError, ValueError: there is no such preset, or the checkpoint cannot be loaded.
     """
     if resumed is not None:
-        files = run_directory.small_files(resumed)
+        files = run_directory.assets(resumed)
         shapes, extras = run_directory.run_shapes(resumed)
         tokenizer = Tokenizer.from_directory(files / "processor")
-        return Origin(read_config(files), tokenizer, shapes, None, extras, files)
+        return InitialModel(read_config(files), tokenizer, shapes, None, extras, files)
     if cfg.start is not None:
         model = loading.load(cfg.start, place=np.asarray)
-        tokenizer = Tokenizer.from_directory(model.small_files / "processor")
+        tokenizer = Tokenizer.from_directory(model.assets / "processor")
         shapes = _adapted_shapes(cfg, jax.eval_shape(lambda: model.params))
-        return Origin(model.config, tokenizer, shapes, model.params, model.extras, model.small_files)
+        return InitialModel(model.config, tokenizer, shapes, model.params, model.extras, model.assets)
     if cfg.model not in PRESETS:
         raise ConfigError(f"model is {cfg.model!r}; expected one of {', '.join(PRESETS)}, or a checkpoint as `start`")
     config = PRESETS[cfg.model]()
     shapes = _adapted_shapes(cfg, param_shapes(config))
-    return Origin(config, Tokenizer.byte_level(chat.FIXED_TEXTS), shapes, None, {}, None)
+    return InitialModel(config, Tokenizer.byte_level(chat.FIXED_TEXTS), shapes, None, {}, None)
 
 
-def make_step(cfg: TrainConfig, found: Origin, shards: int) -> Step:
+def make_step(cfg: TrainConfig, found: InitialModel, shards: int) -> Step:
     """The step of a run whose rows are shared out over `shards` groups of devices.
 
     Raises:
@@ -86,13 +86,13 @@ def make_step(cfg: TrainConfig, found: Origin, shards: int) -> Step:
     return Step(objective, cfg.optimizer, factors(found.shapes, cfg.optimizer), cfg.steps)
 
 
-def make_loader(cfg: TrainConfig, found: Origin, executor: Executor) -> Ahead:
+def make_loader(cfg: TrainConfig, found: InitialModel, executor: Executor) -> Prefetcher:
     """The run's data on this process."""
     make = WorkerLoader if cfg.data.workers else Loader
     return make(found.config, found.tokenizer, cfg.data, seed=cfg.seed, accumulate=cfg.accumulate, rows=executor.rows)
 
 
-def first_state(cfg: TrainConfig, found: Origin, step: Step, executor: Executor) -> TrainState:
+def first_state(cfg: TrainConfig, found: InitialModel, step: Step, executor: Executor) -> TrainState:
     """The state before the first step, born where the executor keeps it."""
     key = jax.random.key(cfg.seed)
     params = executor.place(found.params) if found.params is not None else random_params(found.config, key, executor)
@@ -100,7 +100,13 @@ def first_state(cfg: TrainConfig, found: Origin, step: Step, executor: Executor)
 
 
 def saved_state(
-    cfg: TrainConfig, found: Origin, step: Step, executor: Executor, workdir: Path, saved: RunCheckpoints, last: int
+    cfg: TrainConfig,
+    found: InitialModel,
+    step: Step,
+    executor: Executor,
+    workdir: Path,
+    saved: RunCheckpoints,
+    last: int,
 ) -> tuple[TrainState, dict[str, Any]]:
     """The state of a checkpoint, read straight to where the executor keeps it, and the position in the data."""
     like = executor.abstract(jax.eval_shape(step.init, found.shapes))

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from internvlu_jax.data.batch import Batch
-from internvlu_jax.flops import count_flops
 from internvlu_jax.training.losses import Totals
 from internvlu_jax.training.step import Step, TrainState
+from internvlu_jax.utils.flops import count_flops
 
 # Dense bfloat16 operations a second by the start of `device_kind`, from the makers' data sheets.
 _PEAK = {

@@ -1,0 +1,64 @@
+"""What a checkpoint directory holds, without reading its tensors: `internvlu-jax info DIR`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from converters.checkpoint import summary
+from internvlu_jax.checkpoints import arrays as checkpoint
+from internvlu_jax.checkpoints import run_directory
+
+GIB = 2**30
+
+
+def print_info(directory: str | Path) -> None:
+    """Prints a table of parts, files, parameters and dtypes, then everything that is missing or does not fit.
+
+    Raises:
+        ValueError: there is no such directory, or the checkpoint is not complete (after printing what there is).
+    """
+    root = Path(directory)
+    if not root.is_dir():
+        raise ValueError(f"there is no directory {root}; expected a checkpoint")
+    own = run_directory.is_run(root) or checkpoint.is_model(root)
+    rows, problems = _own(root) if own else _released(root)
+    table = Table("part", "files", "tensors", "parameters", "dtype", "GiB")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    if problems:
+        raise ValueError(f"{root} is not a complete checkpoint: " + "; ".join(problems))
+
+
+def _row(part: str, files: int, tensors: int, parameters: int, dtypes: list[str], size: int) -> list[str]:
+    return [part, str(files), str(tensors), f"{parameters:,}", ", ".join(dtypes), f"{size / GIB:.2f}"]
+
+
+def _released(root: Path) -> tuple[list[list[str]], list[str]]:
+    found = summary(root)
+    rows = [
+        _row(name, len(p.files), p.tensors, p.parameters, sorted(p.dtypes), p.bytes) for name, p in found.parts.items()
+    ]
+    problems = [*found.problems, *(f"{name}: {text}" for name, p in found.parts.items() for text in p.problems)]
+    return rows, problems
+
+
+def _own(root: Path) -> tuple[list[list[str]], list[str]]:
+    """A model directory, or a run's last checkpoint: complete, because they are written in one rename."""
+    shapes = run_directory.run_shapes if run_directory.is_run(root) else checkpoint.stored_shapes
+    params, extras = shapes(root)
+    named = {**params, **{f"{name} (unused)": tree for name, tree in extras.items() if tree}}
+    return [_row(name, 1, *_measure(tree)) for name, tree in named.items()], []
+
+
+def _measure(tree: Any) -> tuple[int, int, list[str], int]:
+    leaves = jax.tree.leaves(tree)
+    sizes = [math.prod(leaf.shape) for leaf in leaves]
+    size = sum(n * leaf.dtype.itemsize for n, leaf in zip(sizes, leaves, strict=True))
+    return len(leaves), sum(sizes), sorted({str(leaf.dtype) for leaf in leaves}), size

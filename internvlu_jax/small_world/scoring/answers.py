@@ -1,0 +1,36 @@
+"""Whether an answer in words is the right one."""
+
+from __future__ import annotations
+
+import re
+
+from internvlu_jax.small_world.tasks.captions import NUMBERS
+
+_LEADING = re.compile(r"^(there (is|are)|it is|it's|its|the|an?)\s+")
+_DIGITS = {"zero": "0", **{word: str(n) for n, word in enumerate(NUMBERS) if n}}
+
+
+def right(wanted: str, said: str, reading: bool = False) -> bool:
+    """Whether the answer says the same, apart from case, punctuation, articles and how numbers are written.
+
+    Args:
+        reading: the question was what is written, where "TEN" is not "10".
+    """
+    if reading:
+        return _bare(said) == _bare(wanted)
+    found, expected = plain(said), plain(wanted)
+    if expected in ("yes", "no"):
+        return found.split(" ")[0] == expected
+    return found == expected
+
+
+def plain(text: str) -> str:
+    """ "It is a circle." -> "circle", "Three" -> "3", "grey" -> "gray"."""
+    text = _bare(text)
+    while (shorter := _LEADING.sub("", text)) != text:
+        text = shorter
+    return " ".join(_DIGITS.get(word, word) for word in text.split()).replace("grey", "gray")
+
+
+def _bare(text: str) -> str:
+    return re.sub(r"[^\w\s]", "", text.strip().lower()).strip()

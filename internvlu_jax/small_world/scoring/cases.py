@@ -1,0 +1,97 @@
+"""The fixed cases of every score: number n is always the same for a seed, however many are asked for."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import numpy as np
+
+from internvlu_jax.small_world.scenes.layout import NoPlaceError
+from internvlu_jax.small_world.scenes.world import World
+from internvlu_jax.small_world.tasks.captions import caption
+from internvlu_jax.small_world.tasks.domains import general, humour, reasoning, science, spatial, text
+from internvlu_jax.small_world.tasks.edits import EDITS
+from internvlu_jax.small_world.tasks.example import Example
+from internvlu_jax.small_world.tasks.questions import QUESTIONS
+from internvlu_jax.small_world.tasks.spec_sampling import CATEGORIES, wish
+from internvlu_jax.small_world.tasks.specs import scene_of
+from internvlu_jax.small_world.tasks.steps import STEPS
+
+_Maker = Callable[[World, str, np.random.Generator], Example]
+_TRIES = 500
+_DOMAINS = {"science": science.TASKS, "spatial": spatial.TASKS, "humour": humour.TASKS}
+
+
+def _geneval(held_out: bool, world: World, category: str, rng: np.random.Generator) -> Example:
+    wanted = wish(world, category, rng, held_out)
+    return Example("t2i", category, caption(wanted, rng), wanted, scene_of(world, wanted, rng, held_out))
+
+
+def _question(world: World, kind: str, rng: np.random.Generator) -> Example:
+    return general.question_example(world, kind, rng, held_out=False)
+
+
+def _domain_question(world: World, domain: str, rng: np.random.Generator) -> Example:
+    return _DOMAINS[domain]["question"](world, rng, False)
+
+
+def _edit(world: World, kind: str, rng: np.random.Generator) -> Example:
+    return general.edit_example(world, kind, rng, held_out=False)
+
+
+def _words(world: World, _: str, rng: np.random.Generator) -> Example:
+    return text.picture(world, rng, held_out=False)
+
+
+def _reasoning(world: World, kind: str, rng: np.random.Generator) -> Example:
+    prompt, thought, wanted = reasoning.riddle(world, kind, rng)
+    return Example("t2i", kind, prompt, wanted, scene_of(world, wanted, rng), reasoning=thought)
+
+
+_CASES: Mapping[str, tuple[tuple[str, ...], _Maker]] = {
+    "geneval_seen": (CATEGORIES, partial(_geneval, False)),
+    "geneval_heldout": (CATEGORIES, partial(_geneval, True)),
+    "questions": (QUESTIONS, _question),
+    "domain_questions": (tuple(_DOMAINS), _domain_question),
+    "edits": (EDITS, _edit),
+    "words": (("word",), _words),
+    "reasoning": ((*reasoning.RIDDLES, *STEPS), _reasoning),
+}
+
+NAMES = tuple(_CASES)
+"""Of all sets of cases."""
+
+
+def kinds(name: str) -> tuple[str, ...]:
+    """The kinds of cases of a set, which come in turn."""
+    return _known(name)[0]
+
+
+def cases(world: World, name: str, count: int, seed: int = 0) -> list[Example]:
+    """So many cases of a set, its kinds in turn. Only those of "geneval_heldout" have something held out in them.
+
+    Raises:
+        ValueError: there is no such set, or the world is too small for it.
+    """
+    kinds, make = _known(name)
+    return [
+        _made(partial(make, world, kinds[n % len(kinds)]), np.random.default_rng([seed, zlib.crc32(name.encode()), n]))
+        for n in range(count)
+    ]
+
+
+def _known(name: str) -> tuple[tuple[str, ...], _Maker]:
+    if name not in _CASES:
+        raise ValueError(f"the set of cases is {name!r}; expected one of {', '.join(NAMES)}")
+    return _CASES[name]
+
+
+def _made(make: Callable[[np.random.Generator], Example], rng: np.random.Generator) -> Example:
+    for _ in range(_TRIES):
+        try:
+            return make(rng)
+        except NoPlaceError:
+            continue
+    raise ValueError(f"no case was found in {_TRIES} tries; the world may be too small for it")

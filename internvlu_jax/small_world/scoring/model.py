@@ -1,0 +1,109 @@
+"""A pipeline as the model that is scored: requests in batches of one size, so that each program is compiled once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from internvlu_jax.inference.options import GUIDANCE
+from internvlu_jax.inference.pipeline import InternVLUPipeline
+from internvlu_jax.small_world.scoring.suite import Reply, Request
+
+NEW_TOKENS = {"text": 24, "text_image": 96}
+"""Most tokens of an answer and of reasoning; the world's own are shorter."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the model is run.
+
+    side: pixels of pictures, None for the checkpoint's default. seed: of the starting noise. all_cfg_scale,
+    part_cfg_scale: None for the pipeline's default in each mode. batch: requests that run together, which does not
+    change what any of them gets.
+    """
+
+    steps: int = 20
+    seed: int = 0
+    side: int | None = None
+    all_cfg_scale: float | None = None
+    part_cfg_scale: float | None = None
+    batch: int = 50
+
+    def guidance(self) -> dict[str, tuple[float, float]]:
+        """(all, part) as they hold in each mode that draws."""
+        given = (self.all_cfg_scale, self.part_cfg_scale)
+        return {
+            mode: (default[0] if given[0] is None else given[0], default[1] if given[1] is None else given[1])
+            for mode, default in GUIDANCE.items()
+        }
+
+
+class PipelineModel:
+    """Replies to requests with a pipeline.
+
+    Args:
+        advance: called with the number of requests that were just replied to.
+
+    Raises:
+        ValueError: the checkpoint's pictures are not square and no side is given, or an option cannot be used.
+    """
+
+    def __init__(
+        self, pipe: InternVLUPipeline, options: Options = Options(), advance: Callable[[int], None] | None = None
+    ) -> None:
+        head = pipe.config.generation_decoder
+        if options.side is None and head.gen_image_height != head.gen_image_width:
+            raise ValueError(
+                f"the checkpoint draws {head.gen_image_height} x {head.gen_image_width} pixels; expected a square. "
+                "Give the side of the pictures"
+            )
+        if options.batch < 1:
+            raise ValueError(f"batch is {options.batch}; expected at least 1")
+        self.side = head.gen_image_height if options.side is None else options.side
+        self._pipe, self._options, self._advance = pipe, options, advance
+
+    def __call__(self, requests: Sequence[Request]) -> list[Reply]:
+        """Replies in the order of the requests. The last batch is filled up with its last request."""
+        size = min(self._options.batch, len(requests))
+        replies: list[Reply] = []
+        for first in range(0, len(requests), size or 1):
+            part = list(requests[first : first + size])
+            replies += self._batch(part + part[-1:] * (size - len(part)))[: len(part)]
+            if self._advance is not None:
+                self._advance(len(part))
+        return replies
+
+    def _batch(self, part: Sequence[Request]) -> list[Reply]:
+        mode = part[0].mode
+        prompts = [request.prompt for request in part]
+        images = [None if request.source is None else Image.fromarray(request.source) for request in part]
+        out = self._pipe(prompts, images, mode, **self._settings(part))
+        texts = out.text or [""] * len(part)
+        pictures = [None] * len(part) if out.images is None else [np.asarray(picture) for picture in out.images]
+        return [Reply(picture, text) for picture, text in zip(pictures, texts, strict=True)]
+
+    def _settings(self, part: Sequence[Request]) -> dict[str, Any]:
+        mode, options = part[0].mode, self._options
+        settings: dict[str, Any] = {"max_new_tokens": NEW_TOKENS.get(mode)}
+        if mode == "text":
+            return settings
+        given = {"all_cfg_scale": options.all_cfg_scale, "part_cfg_scale": options.part_cfg_scale}
+        return {
+            **settings,
+            **{name: value for name, value in given.items() if value is not None},
+            "height": self.side,
+            "width": self.side,
+            "num_inference_steps": options.steps,
+            "latents": np.stack([self._noise(request.number) for request in part]),
+        }
+
+    def _noise(self, number: int) -> np.ndarray:
+        """Of a case, whatever batch it is in and whether or not there is reasoning before it."""
+        head, vae = self._pipe.config.generation_decoder, self._pipe.config.vae
+        cells = self.side // head.pixel_multiple * head.pixel_multiple // head.vae_downsample_factor
+        rng = np.random.default_rng([self._options.seed, number])
+        return rng.standard_normal((cells, cells, vae.z_dim)).astype(np.float32)

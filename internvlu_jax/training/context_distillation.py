@@ -1,0 +1,186 @@
+"""A backbone that understands, for a head that draws: it learns to give the contexts that the head was trained on.
+
+Pictures and answers want different amounts of training: a small head is good after as many pictures as a GPU draws in
+minutes, while answers take many small steps. So the two may be trained apart, and are then joined without the head:
+
+    loss = text + context_weight * context
+    text    = mean over target tokens of -log p(token | what stands before it), of packed conversations, and another of
+              the reasoning before pictures
+    context = mean over the layers that condition the head of
+              sum over context tokens of |h - h'|^2 / sum over context tokens of |h' - mean h'|^2
+
+h are the hidden states of the backbone that is trained (`HeadConfig.vlm_select_layer`), h' those of the backbone that
+the head was trained with, of prompts, edits and prompts with their reasoning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from einops import rearrange
+from jaxtyping import Array, Float
+
+from internvlu_jax.checkpoints import arrays as checkpoint
+from internvlu_jax.checkpoints import loading
+from internvlu_jax.config import Compute, ConfigError
+from internvlu_jax.data.batch import Batch
+from internvlu_jax.data.config import DataConfig
+from internvlu_jax.data.loader import Loader
+from internvlu_jax.processing.tokenizer import Tokenizer
+from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig
+from internvlu_jax.training.losses import Objective, Params
+from internvlu_jax.training.optimizer import factors, make_optimizer
+from internvlu_jax.training.reporting import Records
+from internvlu_jax.training.tree import merge, split
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """A run. A step reads one batch of each kind of data.
+
+    questions: conversations. prompts: what is to be drawn. Where these have reasoning it has to be a target: contexts
+    that are another backbone's end what the output layer knew of it.
+    optimizer: `rates` are of vlm/..., and `ema` is needed.
+    """
+
+    steps: int
+    questions: DataConfig
+    prompts: DataConfig
+    optimizer: OptimizerConfig = OptimizerConfig(ema=0.995)
+    context_weight: float = 3.0
+    seed: int = 0
+    save_every: int = 500
+
+    def __post_init__(self) -> None:
+        if self.optimizer.ema is None:
+            raise ConfigError("optimizer.ema is None; expected a decay: the average is what a joined model keeps")
+
+
+class DistillationState(NamedTuple):
+    """As `RunCheckpoints` saves it."""
+
+    trained: Params
+    opt_state: Any
+    ema: Params
+
+
+def context_error(
+    now: Float[Array, "b t e"], then: Float[Array, "b t e"], lengths: Array, layers: int
+) -> Float[Array, ""]:
+    """The distance of the module's docstring; the first `lengths` tokens of each row count."""
+    now, then = (rearrange(states.astype(jnp.float32), "b t (l d) -> l b t d", l=layers) for states in (now, then))
+    counts = (jnp.arange(now.shape[2]) < lengths[:, None])[..., None]
+    mean = jnp.sum(then * counts, axis=(1, 2), keepdims=True) / jnp.sum(counts)
+    moved, size = (jnp.sum(jnp.square(x) * counts, axis=(1, 2, 3)) for x in (now - then, then - mean))
+    return jnp.mean(moved / size)
+
+
+def distill_context(
+    cfg: DistillationConfig, backbone: str | Path, head: str | Path, workdir: str | Path, quiet: bool = False
+) -> Path:
+    """Trains the backbone of the model `backbone` for the head of the model `head`, or goes on in `workdir`.
+
+    The result is the model `workdir`/model: that backbone, and everything else of `head`.
+
+    Raises:
+        ConfigError, ValueError: the models do not fit together, or the rules or the data cannot be used; before
+            compilation.
+    """
+    workdir = Path(workdir)
+    target = workdir / "model"
+    if checkpoint.is_model(target):
+        return target
+    own, other = (loading.load(name, place=np.asarray) for name in (backbone, head))
+    tokenizer, theirs = (Tokenizer.from_directory(model.assets / "processor") for model in (own, other))
+    if tokenizer.encode(_SAMPLE) != theirs.encode(_SAMPLE):
+        raise ConfigError(f"{backbone} and {head} have different tokenizers; expected backbones that read the same ids")
+    config = dataclasses.replace(other.config, vlm=own.config.vlm, files={})
+    wide, given = (jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), m.params["vlm"]) for m in (own, other))
+    trained, frozen = split({"vlm": wide}, factors({"vlm": wide}, cfg.optimizer).is_trained)
+    ids = tokenizer.special_table_ids
+    rules = _Rules(cfg, *(Objective(c, Compute(), ObjectiveConfig(1.0, 0.0), ids) for c in (config, other.config)))
+    opt_state = jax.jit(rules.transform(trained, frozen).init)(trained)
+    state: Any = DistillationState(trained, opt_state, jax.tree.map(jnp.copy, trained))
+    state = jax.device_put(state, jax.local_devices()[0])  # bound to it, like what is restored: one program for both
+    with (
+        Loader(config, tokenizer, cfg.questions, seed=cfg.seed) as questions,
+        Loader(config, tokenizer, cfg.prompts, seed=cfg.seed + 1) as prompts,
+        checkpoint.RunCheckpoints(workdir / "checkpoints", keep_last=1) as saved,
+    ):
+        done = saved.latest() or 0
+        if done:
+            restored, ema, opt_state, data = saved.restore(done, state)
+            state = DistillationState(restored, opt_state, ema)
+            questions.restore(data["questions"])
+            prompts.restore(data["prompts"])
+        records = Records(workdir, cfg.steps, done, write=True, show=not quiet)
+        for number in range(done + 1, cfg.steps + 1):
+            batches = next(questions)[0], next(prompts)[0]
+            state, metrics = _step(rules, state, frozen, given, *batches, jnp.float32(number))
+            records.write(number, {name: float(value) for name, value in metrics.items()}, "")
+            if number % cfg.save_every == 0 or number == cfg.steps:
+                saved.save(number, state, {"questions": questions.state(), "prompts": prompts.state()})
+        records.close()
+    vlm = jax.tree.map(np.asarray, merge(state.ema, frozen)["vlm"])
+    checkpoint.save_model(target, config, {**other.params, "vlm": vlm}, other.extras, other.assets)
+    return target
+
+
+_SAMPLE = "The word STOP above two red circles, left of a small blue square: 1 + 2 = 3."
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What a step is compiled for. Equal rules share one program."""
+
+    cfg: DistillationConfig
+    student: Objective
+    teacher: Objective
+
+    def transform(self, trained: Params, frozen: Params) -> optax.GradientTransformationExtraArgs:
+        found = factors(merge(trained, frozen), self.cfg.optimizer)
+        return make_optimizer(self.cfg.optimizer, found, trained, self.cfg.steps)
+
+    def loss(
+        self, trained: Params, frozen: Params, given: Params, questions: Batch, prompts: Batch
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """The module's loss, and its two parts; `given` is the backbone that the head was trained with."""
+        student, vlm = self.student, merge(trained, frozen)["vlm"]
+        assert prompts.picture is not None
+        answers = student.means(student.sums({"vlm": vlm}, questions, None), student.totals(questions)).text
+        reasoning, contexts = student.text_and_contexts(vlm, prompts)
+        wanted = jax.lax.stop_gradient(self.teacher.contexts(given, prompts))
+        lengths = jnp.asarray(prompts.picture.context_lengths)
+        error = context_error(contexts, wanted, lengths, len(student.cfg.generation_decoder.vlm_select_layer))
+        text = answers + reasoning
+        return text + self.cfg.context_weight * error, (text, error)
+
+
+@partial(jax.jit, static_argnums=0)
+def _step(
+    rules: _Rules,
+    state: DistillationState,
+    frozen: Params,
+    given: Params,
+    questions: Batch,
+    prompts: Batch,
+    number: Float[Array, ""],
+) -> tuple[DistillationState, dict[str, Array]]:
+    """Step `number` from 1; compiled once for each kind of prompts."""
+    gradient_of = jax.value_and_grad(rules.loss, has_aux=True)
+    (total, (text, error)), gradient = gradient_of(state.trained, frozen, given, questions, prompts)
+    transform = rules.transform(state.trained, frozen)
+    updates, opt_state = transform.update(gradient, state.opt_state, state.trained)
+    trained = optax.apply_updates(state.trained, updates)
+    keep = jnp.minimum(rules.cfg.optimizer.ema or 0.0, number / (9 + number))  # the first steps are forgotten sooner
+    ema = jax.tree.map(lambda average, new: keep * average + (1 - keep) * new, state.ema, trained)
+    metrics = {"loss": total, "text_loss": text, "context_error": error, "grad_norm": optax.tree.norm(gradient)}
+    return DistillationState(trained, opt_state, ema), metrics

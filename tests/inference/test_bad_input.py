@@ -1,0 +1,149 @@
+"""Bad input is a ValueError that names the value, raised before anything is computed."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from internvlu_jax import InternVLUPipeline
+from internvlu_jax.inference.programs import Inference
+from tests.conftest import GOLDENS
+
+CHECKPOINT = GOLDENS / "base/checkpoint"
+PICTURE = Image.new("RGB", (64, 48), "red")
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return InternVLUPipeline.from_pretrained(CHECKPOINT)
+
+
+@pytest.fixture
+def pipe(loaded, monkeypatch):
+    """A pipeline that must not compute."""
+
+    def reached(*args, **kwargs):
+        raise AssertionError("a computation was reached")
+
+    for name in ("visual_tokens", "embed_prompt", "hidden_states", "source_latents", "draw", "draw_step", "pictures"):
+        monkeypatch.setattr(Inference, name, reached)
+    return loaded
+
+
+def truncated() -> Image.Image:
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(buffer, "JPEG")
+    return Image.open(io.BytesIO(buffer.getvalue()[:600]))
+
+
+DRAW = {"generation_mode": "image"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "image", "kwargs", "message"),
+    [
+        ([], None, {}, "list of prompts is empty"),
+        (None, None, {}, "NoneType"),
+        (["a", 3], None, {}, "prompt 1 is a int"),
+        (["a", "b"], [PICTURE], {}, r"2 prompt.*1 entries"),
+        (["a", "b"], PICTURE, {}, "one picture for 2 prompts"),
+        ("<image> and <image>", PICTURE, {}, r"2 <image> marks but 1 image"),
+        ("a", None, {"generation_mode": "video"}, "'video'"),
+        ("a", None, {**DRAW, "height": 15}, "height is 15"),
+        ("a", None, {**DRAW, "width": 0}, "width is 0"),
+        ("a", None, {**DRAW, "width": -64}, "width is -64"),
+        ("a", None, {**DRAW, "height": 64.5}, r"height is 64\.5"),
+        ("a", None, {**DRAW, "height": "64"}, "height is '64'"),
+        ("a", None, {**DRAW, "height": True}, "height is True"),
+        ("a", None, {**DRAW, "height": 100_000}, "height 100000.*16384 pixels"),
+        ("a", None, {**DRAW, "num_inference_steps": 0}, "num_inference_steps is 0"),
+        ("a", None, {**DRAW, "num_inference_steps": 2.0}, r"num_inference_steps is 2\.0"),
+        ("a", None, {**DRAW, "num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
+        ("a", None, {**DRAW, "all_cfg_scale": float("nan")}, "all_cfg_scale is nan"),
+        ("a", None, {**DRAW, "callback": 3}, "callback is 3"),
+        ("a", None, {**DRAW, "seed": 1.5}, r"seed is 1\.5"),
+        ("a", None, {**DRAW, "latents": np.zeros((1, 8, 9, 16), np.float32)}, r"\(1, 8, 9, 16\).*\(1, 8, 8, 16\)"),
+        ("a", None, {**DRAW, "latents": np.zeros((1, 8, 8, 16), np.int32)}, "int32"),
+        ("a", None, {**DRAW, "latents": np.full((1, 8, 8, 16), np.inf, np.float32)}, "not finite"),
+        ("a", None, {"num_beams": 3, "do_sample": True}, "num_beams is 3 and do_sample"),
+        ("a", None, {"num_beams": 0}, "num_beams is 0"),
+        ("a", None, {"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ("a", None, {"do_sample": True, "temperature": 0.0}, r"temperature is 0\.0"),
+        ("a", None, {"do_sample": True, "top_p": 1.5}, r"top_p is 1\.5"),
+        ("a", PICTURE, {"max_tiles": 0}, "max_tiles is 0"),
+        ("a <img>", None, {}, "<img>"),
+        ("a", "photo.png", {}, "str"),
+        ("a", [["photo.png"]], {}, "expected a PIL image, found str"),
+        ("a", [[truncated()]], {}, "truncated"),
+        ("a", Image.new("RGB", (0, 4)), {}, "0 x 4"),
+        ("a", Image.new("RGB", (3000, 10)), {}, "aspect ratio of 300"),
+        ("a", Image.new("RGB", (12, 40)), DRAW, "12"),
+    ],
+)
+def test_call(pipe, prompt, image, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        pipe(prompt, image, **kwargs)
+
+
+def copy(tmp_path):
+    return shutil.copytree(CHECKPOINT, tmp_path / "checkpoint")
+
+
+def test_checkpoint_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere"):
+        InternVLUPipeline.from_pretrained(tmp_path / "nowhere")
+
+
+def test_checkpoint_that_is_a_file(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"model\.safetensors is a file"):
+        InternVLUPipeline.from_pretrained(tmp_path / "model.safetensors")
+
+
+def test_incomplete_checkpoint_names_everything_missing(tmp_path):
+    root = copy(tmp_path)
+    (root / "vae/diffusion_pytorch_model.safetensors").unlink()
+    (root / "scheduler/scheduler_config.json").unlink()
+    shutil.rmtree(root / "generation_decoder")
+    with pytest.raises(ValueError) as error:
+        InternVLUPipeline.from_pretrained(root)
+    for name in ("vae", "scheduler_config.json", "generation_decoder"):
+        assert name in str(error.value)
+
+
+def test_checkpoint_without_a_tokenizer(tmp_path):
+    root = copy(tmp_path)
+    for name in ("tokenizer.json", "vocab.json"):
+        (root / "processor" / name).unlink()
+    with pytest.raises(ValueError, match="tokenizer"):
+        InternVLUPipeline.from_pretrained(root)
+
+
+def test_checkpoint_of_another_model(tmp_path):
+    root = copy(tmp_path)
+    config = json.loads((root / "vlm/config.json").read_text())
+    (root / "vlm/config.json").write_text(json.dumps({**config, "model_type": "llava"}))
+    with pytest.raises(ValueError, match="model_type is 'llava'"):
+        InternVLUPipeline.from_pretrained(root)
+
+
+def test_tensors_of_another_size(tmp_path):
+    root = copy(tmp_path)
+    shutil.copy(GOLDENS / "mlp/checkpoint/vlm/model.safetensors", root / "vlm/model.safetensors")
+    with pytest.raises(ValueError) as error:
+        InternVLUPipeline.from_pretrained(root)
+    for problem in (
+        "11 tensors not expected",
+        "15 tensors missing",
+        "class_embedding is (1, 1, 48), expected (1, 1, 32)",
+    ):
+        assert problem in str(error.value)
+
+
+@pytest.mark.parametrize("options", [{"dtype": "int8"}, {"attention": "flash"}, {"attention": "cudnn"}])
+def test_computation_that_cannot_run(options):
+    with pytest.raises(ValueError, match=next(iter(options.values()))):
+        InternVLUPipeline.from_pretrained(CHECKPOINT, **options)

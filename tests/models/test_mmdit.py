@@ -1,0 +1,343 @@
+"""The generation head's transformer: against the recorded numbers, and by its own properties."""
+
+from dataclasses import replace
+from itertools import pairwise
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from converters.engine import export
+from converters.head import head_rules
+from internvlu_jax.config import Compute, MMDiTConfig
+from internvlu_jax.flow.path import TIME_SCALE, interpolate, velocity_target
+from internvlu_jax.models.mmdit import MLP, Block, Keys, MMDiT
+from internvlu_jax.ops.msrope import msrope_positions, msrope_table
+from internvlu_jax.ops.timestep import timestep_sinusoid
+from tests.helpers.head import grouped_rows, load_head, load_mmdit, random_inputs, row_inputs, runs_of
+from tests.helpers.measures import assert_close, channels_first, channels_last, relative_l2
+
+FORWARD, GRADIENT = 1e-5, 2e-5
+CASES = ["t2i", "edit_resized"]  # the other cases are in test_flow
+
+
+@pytest.fixture(scope="module")
+def small() -> SimpleNamespace:
+    """A transformer with random weights that are not their initial values."""
+    cfg = MMDiTConfig(
+        num_layers=3, num_attention_heads=2, attention_head_dim=16, joint_attention_dim=24, axes_dims_rope=(4, 6, 6)
+    )
+    return build_small(cfg)
+
+
+def build_small(cfg: MMDiTConfig, compute: Compute = Compute()) -> SimpleNamespace:
+    module = MMDiT(cfg, compute)
+
+    def touch(module):
+        context = module.embed_context(jnp.zeros((1, 1, cfg.joint_attention_dim)))
+        table = jnp.zeros((1, 2, cfg.attention_head_dim // 2))
+        return module(jnp.zeros((1, 2, 2, 16)), jnp.zeros(1), context, jnp.ones(1, jnp.int32), (table, table))
+
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), method=touch))["params"]
+    rng = np.random.default_rng(1)
+
+    def weights(path, leaf):
+        centre = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(centre + 0.2 * rng.normal(size=leaf.shape), jnp.float32)
+
+    params = jax.tree_util.tree_map_with_path(weights, shapes)
+    return SimpleNamespace(cfg=cfg, module=module, params=params, apply=jax.jit(module.apply))
+
+
+def apply(mmdit, **inputs):
+    return mmdit.apply({"params": mmdit.params}, **inputs)
+
+
+# Time
+
+
+def test_sinusoid_rounds_as_recorded():
+    """Arguments up to 1e6 agree bit for bit with the definition, under jit, for every time that a sampler uses."""
+    times = np.arange(1001, dtype=np.float32)
+    exponent = np.float32(-np.log(10000.0)) * np.arange(128, dtype=np.float32) / np.float32(128)
+    frequencies = np.exp(exponent.astype(np.float64)).astype(np.float32)
+    arguments = (np.float32(1000) * (times[:, None] * frequencies)).astype(np.float64)
+    got = jax.jit(lambda t: timestep_sinusoid(t, jnp.float32))(times)
+    want = np.concatenate([np.cos(arguments), np.sin(arguments)], axis=-1)
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_sinusoid_casts_time_to_the_compute_dtype_first(golden):
+    recorded = golden.component("timestep")
+    got = timestep_sinusoid(jnp.asarray(recorded["timesteps"]), jnp.bfloat16)
+    want = timestep_sinusoid(jnp.asarray(recorded["timesteps_rounded_bfloat16"]), jnp.float32)
+    np.testing.assert_array_equal(got, want)
+    assert relative_l2(got, timestep_sinusoid(jnp.asarray(recorded["timesteps"]), jnp.float32)) > 0.1
+
+
+def test_recorded_time_embedding(golden):
+    recorded, mmdit = golden.component("timestep"), load_mmdit(golden.checkpoint)
+    width = mmdit.cfg.hidden_size
+    time_embed = MLP(width, width, jax.nn.silu, Compute())
+
+    @jax.jit
+    def embed(times):
+        return time_embed.apply({"params": mmdit.params["time_embed"]}, timestep_sinusoid(times, jnp.float32))
+
+    assert_close(embed(recorded["timesteps"]), recorded["embedding"], FORWARD)
+    assert_close(embed(recorded["timesteps_rounded_bfloat16"]), recorded["embedding_of_rounded"], FORWARD)
+
+
+# Against the recorded head
+
+
+def test_every_parameter_comes_from_one_tensor(golden):
+    cfg, params = load_head(golden.checkpoint)
+    tensors = load_file(golden.checkpoint / "generation_decoder/model.safetensors")
+    back = export(head_rules(cfg), params)
+    assert set(back) == set(tensors)
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(back[name].read(), tensor, err_msg=name)
+
+
+def test_recorded_block(golden):
+    """Two packed samples through block 0, each on its own."""
+    recorded, mmdit = golden.component("mmdit_block"), load_mmdit(golden.checkpoint)
+    block = jax.jit(Block(mmdit.cfg, Compute()).apply, static_argnums=5)
+    params = {"params": jax.tree.map(lambda leaf: leaf[0], mmdit.params["blocks"])}
+    bounds = recorded["cumulative_lengths"][0]
+    for sample, (start, stop) in enumerate(pairwise(bounds)):
+        (_, latents), (is_text, _) = runs_of(recorded["is_text"][0, start:stop])
+        assert is_text
+        hidden = recorded["hidden"][:, start:stop]
+        rope = msrope_table(recorded["positions"][None, start:stop], mmdit.cfg.axes_dims_rope)
+        time = jax.nn.silu(recorded["temb"][sample : sample + 1])
+        tokens, keys = (jnp.asarray(hidden[:, :latents]), jnp.asarray(hidden[:, latents:])), Keys(None, None)
+        (image, text), _ = block(params, tokens, time, rope, keys, None)
+        assert_close(jnp.concatenate([image, text], 1), recorded["output"][:, start:stop], FORWARD, f"sample {sample}")
+        (noisy, _), _ = block(params, tokens, time, rope, keys, 3)
+        assert_close(noisy, recorded["output"][:, start : start + 3], FORWARD, "as the last block")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_recorded_velocity(golden, name):
+    case, mmdit = golden.case(name), load_mmdit(golden.checkpoint)
+    for rows in grouped_rows(case):
+        for step in (0, 1):
+            got = apply(mmdit, **row_inputs(case, rows, mmdit, step))
+            assert_close(channels_first(got), case[f"dit{step}_velocity"][rows], FORWARD, f"step {step}, rows {rows}")
+
+
+def flow_inputs(recorded, mmdit):
+    """Arguments of the transformer for the recorded training batch; row 1 has no condition picture."""
+    length = recorded["context_mask"].sum(1)
+    has_condition = "condition" in recorded and recorded["condition"].size > 0
+    positions = np.stack([
+        msrope_positions(
+            (4, 5),
+            runs_of(recorded["context_image_mask"][row, : length[row]]),
+            condition_grids=[(4, 5)] if has_condition else [],
+            condition_present=[row == 0] if has_condition else None,
+            visual_grids=[(2, 2)] * int(recorded["context_image_mask"][row].any()),
+            latent_scale=mmdit.cfg.video_position_scale_factor,
+            visual_scale=mmdit.cfg.vlm_cond_position_scale_factor,
+            context_length=14,
+        )
+        for row in range(2)
+    ])  # fmt: skip
+    inputs = {
+        "context_lengths": jnp.asarray(length, jnp.int32),
+        "rope": msrope_table(positions, mmdit.cfg.axes_dims_rope),
+    }
+    if has_condition:
+        condition = jnp.asarray(channels_last(recorded["condition"]))
+        inputs["conditions"] = (jnp.concatenate([condition, jnp.full_like(condition, 7.0)]),)
+        inputs["condition_mask"] = jnp.asarray([[True], [False]])
+    return inputs
+
+
+def flow_loss(params, module, recorded, inputs):
+    """(mean squared error of the velocity, velocity) as training computes them."""
+    clean, noise = (jnp.asarray(channels_last(recorded[name])) for name in ("clean", "noise"))
+    sigma = jnp.asarray(recorded["sigma"])
+    noisy = interpolate(clean, noise, sigma)
+    variables = {"params": params}
+    context = module.apply(variables, jnp.asarray(recorded["context"]), method="embed_context")
+    velocity = module.apply(variables, noisy, TIME_SCALE * sigma, context, **inputs)
+    return jnp.mean(jnp.square(velocity - velocity_target(clean, noise))), velocity
+
+
+# What is kept for the backward pass changes nothing, so each is tested against recorded gradients.
+REMAT = {
+    ("base", "flow_grad_t2i"): "none",
+    ("base", "flow_grad_edit"): "dots",
+    ("mlp", "flow_grad_t2i"): "full",
+    ("mlp", "flow_grad_edit"): "none",
+}
+
+
+@pytest.mark.parametrize("name", ["flow_grad_t2i", "flow_grad_edit"])
+def test_recorded_loss_and_gradients(golden, name):
+    recorded, mmdit = golden.component(name), load_mmdit(golden.checkpoint)
+    module = MMDiT(mmdit.cfg, Compute(remat=REMAT[golden.name, name]))
+    inputs = flow_inputs(recorded, mmdit)
+    grad = jax.jit(jax.value_and_grad(lambda p: flow_loss(p, module, recorded, inputs), has_aux=True))
+    (loss, velocity), gradient = grad(mmdit.params)
+    assert_close(loss, recorded["loss"], FORWARD, "loss")
+    assert_close(channels_first(velocity), recorded["velocity"], FORWARD, "velocity")
+
+    cfg, params = load_head(golden.checkpoint)
+    whole = jax.tree.map(np.asarray, params) | {"mmdit": jax.tree.map(np.asarray, gradient)}
+    released = export(head_rules(cfg), whole)
+    checked = 0
+    for key, want in recorded.items():
+        kind, _, tensor = key.partition("/")
+        if kind == "grad":
+            assert_close(released[f"decoder.{tensor}"].read(), want, GRADIENT, key)
+        elif kind == "norm":
+            norm = np.linalg.norm(released[f"decoder.{tensor}"].read().astype(np.float64))
+            np.testing.assert_allclose(norm, want, rtol=GRADIENT, atol=1e-9, err_msg=key)
+        checked += kind in ("grad", "norm")
+    assert checked > 50
+
+
+# Properties
+
+
+def test_scan_equals_unrolled(small):
+    """The stacked blocks in one scan, and one after the other with their slices of the weights."""
+    rng = np.random.default_rng(0)
+    width, rope = small.cfg.hidden_size, random_inputs(small)["rope"]
+    tokens = tuple(jnp.asarray(rng.normal(size=(3, size, width)), jnp.float32) for size in (13, 7))
+    time, keys = jnp.asarray(rng.normal(size=(3, width)), jnp.float32), Keys(jnp.asarray([16, 20, 14]), None)
+    run = jax.jit(lambda variables, *args: small.module.bind(variables).blocks(*args)[0])
+    scanned = run({"params": small.params}, tokens, time, rope, keys)
+    block = jax.jit(Block(small.cfg, Compute()).apply)
+    for i in range(small.cfg.num_layers - 1):
+        weights = {"params": jax.tree.map(lambda leaf, i=i: leaf[i], small.params["blocks"])}
+        tokens, _ = block(weights, tokens, time, rope, keys)
+    for got, want in zip(scanned, tokens, strict=True):
+        assert_close(got, want, 1e-6)
+
+
+def test_one_block_is_enough(small):
+    shallow = build_small(replace(small.cfg, num_layers=1))
+    assert "blocks" not in shallow.params
+    assert apply(shallow, **random_inputs(shallow)).shape == (3, 4, 6, 16)
+
+
+def test_padding_of_the_context_changes_nothing(small):
+    inputs = random_inputs(small)
+    inputs["context_lengths"] = jnp.asarray([4, 7, 1], jnp.int32)
+    garbage = jnp.full((3, 5, small.cfg.hidden_size), 1e3)
+    longer = inputs | {
+        "context": jnp.concatenate([inputs["context"].at[0, 4:].set(-1e3), garbage], axis=1),
+        "rope": tuple(jnp.pad(part, ((0, 0), (0, 5), (0, 0)), constant_values=0.3) for part in inputs["rope"]),
+    }
+    assert_close(apply(small, **longer), apply(small, **inputs), 1e-6)
+
+
+def test_batch_equals_one_by_one(small):
+    inputs = random_inputs(small)
+    together = apply(small, **inputs)
+    for row in range(3):
+        one = {key: value[row : row + 1] for key, value in inputs.items() if key not in ("rope", "conditions")}
+        one |= {"rope": inputs["rope"], "conditions": tuple(c[row : row + 1] for c in inputs["conditions"])}
+        assert_close(apply(small, **one)[0], together[row], 1e-6)
+
+
+def test_mask_of_condition_pictures_equals_leaving_them_out(small):
+    """Row 0 has both pictures, row 1 only the first, row 2 none; each equals a batch of its own kind."""
+    grid, sizes = (2, 3), [(2, 2), (1, 3)]
+    inputs = random_inputs(small, grid=grid, conditions=sizes)
+    mask = np.array([[True, True], [True, False], [False, False]])
+    positions = [
+        msrope_positions(grid, [(False, 7)], condition_grids=sizes, condition_present=row.tolist()) for row in mask
+    ]
+    inputs["rope"] = msrope_table(np.stack(positions), small.cfg.axes_dims_rope)
+    masked = apply(small, **inputs, condition_mask=jnp.asarray(mask))
+    for row, present in enumerate(mask):
+        kept = [n for n in range(2) if present[n]]
+        alone = {key: inputs[key][row : row + 1] for key in ("latents", "timestep", "context", "context_lengths")}
+        alone["conditions"] = tuple(inputs["conditions"][n][row : row + 1] for n in kept)
+        own = msrope_positions(grid, [(False, 7)], condition_grids=[sizes[n] for n in kept])
+        alone["rope"] = msrope_table(own[None], small.cfg.axes_dims_rope)
+        assert_close(apply(small, **alone)[0], masked[row], 1e-6, f"row {row}")
+
+
+def test_order_of_condition_pictures_is_in_their_positions_only(small):
+    """Swapping two pictures together with their positions changes nothing; swapping only the pictures does."""
+    inputs = random_inputs(small)
+    first, second = inputs["conditions"]
+    order = np.concatenate([np.arange(6), np.arange(10, 13), np.arange(6, 10), np.arange(13, 20)])
+    swapped = inputs | {"conditions": (second, first)}
+    moved = swapped | {"rope": tuple(part[:, order] for part in inputs["rope"])}
+    want = apply(small, **inputs)
+    assert_close(apply(small, **moved), want, 1e-6)
+    renumbered = msrope_positions((2, 3), [(False, 7)], condition_grids=[(1, 3), (2, 2)])
+    swapped["rope"] = msrope_table(renumbered[None], small.cfg.axes_dims_rope)
+    assert relative_l2(apply(small, **swapped), want) > 1e-4
+
+
+def test_one_stream_per_token(small):
+    """Text weights act on context tokens only: with a context of length 0 they do not matter."""
+    inputs = random_inputs(small)
+    inputs["context_lengths"] = jnp.zeros(3, jnp.int32)
+
+    def with_text_scaled(factor):
+        params = {**small.params}
+        for name in ("blocks", "last_block"):
+            params[name] = {**params[name], "text": jax.tree.map(lambda leaf: factor * leaf, params[name]["text"])}
+        return small.apply({"params": params}, **inputs)
+
+    assert_close(with_text_scaled(3.0), with_text_scaled(1.0), 1e-6)
+
+
+def test_bfloat16_stays_near_float32(golden):
+    """With the time rounded as the bfloat16 model rounds it, the rest is within 2e-2."""
+    case = golden.case("edit_resized")
+    exact, rounded = load_mmdit(golden.checkpoint), load_mmdit(golden.checkpoint, Compute(dtype="bfloat16"))
+    inputs = row_inputs(case, grouped_rows(case)[0], exact)
+    same_time = inputs["timestep"].astype(jnp.bfloat16).astype(jnp.float32)
+    assert (same_time != inputs["timestep"]).all()
+    want = apply(exact, **(inputs | {"timestep": same_time}))
+    got = apply(rounded, **inputs)
+    assert got.dtype == jnp.float32
+    assert_close(got, want, 2e-2)
+
+
+def test_modulation_vectors_are_not_expanded_over_tokens(small):
+    """No array of the traced computation is [b, s, 6, d] or larger than the MLP's hidden activations."""
+    inputs = random_inputs(small, grid=(8, 8), conditions=())
+    text = str(jax.make_jaxpr(lambda p: small.module.apply({"params": p}, **inputs))(small.params))
+    width, tokens = small.cfg.hidden_size, 64 + 7
+    assert f"3,64,{4 * width}" in text
+    for shape in (f"3,64,6,{width}", f"3,{tokens},6,{width}", f"3,64,{6 * width}", f"3,{tokens},{6 * width}"):
+        assert shape not in text
+
+
+def test_last_block_computes_for_noisy_tokens_only(small):
+    """In the last block no matrix product of the MLP or of the queries has more rows than noisy tokens."""
+    inputs = random_inputs(small, grid=(2, 3), conditions=((2, 2),), context=7)
+    shallow = build_small(replace(small.cfg, num_layers=1))
+    text = str(jax.make_jaxpr(lambda p: shallow.module.apply({"params": p}, **inputs))(shallow.params))
+    hidden = 4 * small.cfg.hidden_size
+    assert f"3,6,{hidden}" in text
+    assert f"3,10,{hidden}" not in text and f"3,7,{hidden}" not in text
+
+
+def test_wrong_table_length_is_refused(small):
+    inputs = random_inputs(small)
+    inputs["rope"] = tuple(part[:, :-1] for part in inputs["rope"])
+    with pytest.raises(ValueError, match="rope has 19 positions"):
+        apply(small, **inputs)
+
+
+def test_latents_that_do_not_divide_are_refused(small):
+    inputs = random_inputs(small)
+    inputs["latents"] = jnp.zeros((3, 3, 6, 16))
+    with pytest.raises(ValueError, match="does not divide"):
+        apply(small, **inputs)

@@ -1,0 +1,374 @@
+"""Pictures: resizing, tiling, generation sizes, and pictures of every kind."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from internvlu_jax.config import GenerationImageProcessorConfig, ImageProcessorConfig, SizeConfig
+from internvlu_jax.config_files import read_config
+from internvlu_jax.processing.images import (
+    generation_pixels,
+    load_image,
+    smart_resize,
+    tile_grid,
+    to_rgb,
+    vision_tiles,
+)
+from internvlu_jax.processing.resize import axis_weights, precision, resize_bicubic, resize_plan
+from tests.helpers.measures import channels_last
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def photo(height, width):
+    """Smooth colour with some sharp edges, like an ordinary picture."""
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    waves = [127 + 120 * np.sin(7 * x + 3 * y), 255 * x / x.max(), 127 + 120 * np.cos(9 * y * x + 1)]
+    image = Image.fromarray(np.stack(waves, -1).astype(np.uint8))
+    ImageDraw.Draw(image).rectangle((width // 4, height // 4, width // 2, height // 2), fill=(250, 20, 40))
+    return image
+
+
+def keys_kernel(x, a=-0.5):
+    x = abs(x)
+    if x < 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
+
+
+def naive_axis(values, out):
+    """One pass of the resize in float64 for one row, written from the definition of the kernel."""
+    scale = len(values) / out
+    width = max(scale, 1.0)
+    result = []
+    for i in range(out):
+        centre = (i + 0.5) * scale
+        low, high = max(int(centre - 2 * width + 0.5), 0), min(int(centre + 2 * width + 0.5), len(values))
+        weights = [keys_kernel((j + 0.5 - centre) / width) for j in range(low, high)]
+        result.append(sum(w * v for w, v in zip(weights, values[low:high], strict=True)) / sum(weights))
+    return np.array(result)
+
+
+# --- recorded numbers ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_recorded_pictures(golden, index):
+    recorded, facts = golden.component("preprocess"), golden.component_json("preprocess")[str(index)]
+    cfg = read_config(golden.checkpoint).processor
+    picture = to_rgb(Image.open(golden.root / f"components/image_{index}.png"))
+    assert list(picture.shape[1::-1]) == facts["size"]
+    single = vision_tiles(picture, cfg.image_processor_kwargs)
+    np.testing.assert_array_equal(single, channels_last(recorded[f"single_{index}"]))
+    tiled = vision_tiles(picture, cfg.image_processor_kwargs, max_tiles=6)
+    assert len(tiled) == facts["tiles"]
+    np.testing.assert_array_equal(tiled, channels_last(recorded[f"tiled_{index}"]))
+    if "generation_error" in facts:
+        with pytest.raises(ValueError, match="16 pixels a side; this one is 7 x 5"):
+            generation_pixels(picture, cfg.image_gen_processor_kwargs)
+    else:
+        pixels = generation_pixels(picture, cfg.image_gen_processor_kwargs)
+        np.testing.assert_array_equal(pixels, channels_last(recorded[f"generation_{index}"])[0])
+
+
+def test_recorded_sizes(golden):
+    rows = golden.component_json("smart_resize")
+    assert len(rows) > 40
+    for height, width, limits, expected in rows:
+        if isinstance(expected, str):
+            with pytest.raises(ValueError, match=f"{width} x {height}"):
+                smart_resize(height, width, **limits)
+        else:
+            assert smart_resize(height, width, **limits) == tuple(expected), (height, width, limits)
+
+
+# --- resizing -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size, out", [(100, 37), (37, 100), (448, 56), (5, 64), (200, 199), (1, 30), (900, 3)])
+def test_resize_is_the_naive_one_within_a_level(size, out):
+    row = noise(1, size)[0, :, 0]
+    got = resize_bicubic(np.repeat(row[None, :, None], 3, axis=-1), 1, out)[0, :, 0].astype(float)
+    want = np.clip(naive_axis(row.astype(float), out), 0, 255)
+    # Rounding to a level is half a level away at most; 16-bit weights add a little for wide windows.
+    assert np.abs(got - want).max() <= 0.75
+
+
+@pytest.mark.parametrize("shape", [(300, 400), (97, 61), (40, 30), (448, 800)])
+def test_resize_is_near_pillow(shape):
+    image = photo(*shape)
+    got = resize_bicubic(np.asarray(image), 112, 112).astype(int)
+    want = np.asarray(image.resize((112, 112), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(got - want).max() <= 2
+
+
+def test_resize_to_the_same_size_changes_nothing():
+    picture = noise(33, 70)
+    np.testing.assert_array_equal(resize_bicubic(picture, 33, 70), picture)
+
+
+@pytest.mark.parametrize("value", [0, 1, 127, 255])
+def test_resize_keeps_a_flat_picture_flat(value):
+    flat = np.full((50, 300, 3), value, np.uint8)
+    np.testing.assert_array_equal(resize_bicubic(flat, 64, 64), np.full((64, 64, 3), value))
+
+
+def test_resize_goes_columns_first_and_rounds_between():
+    picture = noise(60, 80)
+    step = resize_bicubic(resize_bicubic(picture, 60, 24), 24, 24)
+    np.testing.assert_array_equal(resize_bicubic(picture, 24, 24), step)
+    assert not np.array_equal(resize_bicubic(resize_bicubic(picture, 24, 80), 24, 24), step)
+
+
+def test_resize_turns_with_the_channels():
+    picture = noise(30, 50)
+    np.testing.assert_array_equal(
+        resize_bicubic(picture, 20, 20)[..., ::-1], resize_bicubic(picture[..., ::-1], 20, 20)
+    )
+
+
+def test_weights_sum_to_one_and_fit_16_bits():
+    for size, out in ((4000, 448), (7, 448), (448, 447), (3, 2)):
+        weights, first, count = axis_weights(size, out)
+        np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-14)
+        assert (count > 0).all() and (first >= 0).all() and (first + count <= size).all()
+        p = precision(weights.max())
+        assert 2**14 <= round(weights.max() * 2**p) < 2**15
+
+
+def test_resize_of_a_large_photo_is_cheap():
+    # Counted, not timed, so that a busy machine does not matter: the bands hold about a twelfth of the full matrix.
+    blocks, _ = resize_plan(4000, 448)
+    assert sum(block.weights.size for block in blocks) < 4000 * 448 / 10
+    assert resize_bicubic(noise(3000, 4000), 448, 448).shape == (448, 448, 3)
+
+
+# --- tiling -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "height, width, max_tiles, expected",
+    [
+        (100, 100, 1, (1, 1)),
+        (100, 200, 1, (1, 1)),
+        (100, 200, 2, (2, 1)),
+        (200, 100, 2, (1, 2)),
+        (100, 300, 6, (3, 1)),
+        (200, 300, 6, (3, 2)),
+        (1000, 1, 5, (1, 5)),
+        # A square fits 1 x 1, 2 x 2, 3 x 3 equally: a later one needs more than half of its own pixels.
+        (10, 10, 9, (1, 1)),
+        (14, 14, 9, (1, 1)),
+        (15, 15, 9, (2, 2)),
+        (21, 21, 9, (2, 2)),
+        (22, 22, 9, (3, 3)),
+        # So does 2 : 1, as 2 x 1 and 4 x 2.
+        (20, 40, 8, (4, 2)),
+        (10, 20, 8, (2, 1)),
+        # Half way between two ratios is a tie as well: 3/4 lies between 1/2 and 1.
+        (4, 3, 2, (1, 1)),
+        (16, 12, 2, (1, 2)),
+    ],
+)
+def test_tile_grid(height, width, max_tiles, expected):
+    assert tile_grid(height, width, 10, 10, max_tiles) == expected
+
+
+def test_tile_grid_at_exactly_half_the_pixels():
+    # 3 : 2 lies half way between 1 x 1 and 2 x 1 tiles; two tiles of 2 x 3 pixels have twice the picture's 6.
+    assert tile_grid(2, 3, 2, 3, max_tiles=2) == (1, 1)
+    assert tile_grid(4, 6, 2, 3, max_tiles=2) == (2, 1)
+
+
+def test_tiles_are_cut_row_by_row_with_the_thumbnail_last():
+    cfg = ImageProcessorConfig(SizeConfig(28, 28))
+    picture = noise(56, 84)
+    tiles = vision_tiles(picture, cfg, max_tiles=6)
+    whole = vision_tiles(picture, ImageProcessorConfig(SizeConfig(56, 84)))[0]
+    assert tiles.shape == (7, 28, 28, 3) and tiles.dtype == np.float32
+    for i in range(6):
+        row, column = divmod(i, 3)
+        expected = whole[28 * row : 28 * row + 28, 28 * column : 28 * column + 28]
+        np.testing.assert_array_equal(tiles[i], expected)
+    np.testing.assert_array_equal(tiles[6:], vision_tiles(picture, cfg))
+
+
+# --- generation sizes ---------------------------------------------------------------------------------------------
+
+
+def test_generation_pixels_lie_between_minus_one_and_one():
+    cfg = GenerationImageProcessorConfig(min_dynamic_patch=16, max_dynamic_patch=256)
+    picture = np.zeros((64, 48, 3), np.uint8)
+    picture[:32] = 255
+    pixels = generation_pixels(picture, cfg)
+    assert pixels.shape == (64, 48, 3)
+    assert pixels[0, 0, 0] == 1 and pixels[-1, -1, -1] == -1
+
+
+@pytest.mark.parametrize("size", [(15, 64), (64, 15), (4000, 30), (3200, 16)])
+def test_pictures_too_narrow_for_editing(size):
+    with pytest.raises(ValueError, match=f"{size[1]} x {size[0]}"):
+        generation_pixels(np.zeros((*size, 3), np.uint8), GenerationImageProcessorConfig())
+
+
+def test_narrow_picture_and_short_side_limit():
+    cfg = GenerationImageProcessorConfig(min_dynamic_patch=16, max_dynamic_patch=256, max_length=128)
+    with pytest.raises(ValueError, match=r"16 x 3200.*too narrow"):
+        generation_pixels(np.zeros((3200, 16, 3), np.uint8), cfg)
+
+
+# --- kinds of pictures --------------------------------------------------------------------------------------------
+
+
+def reopened(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return Image.open(io.BytesIO(buffer.getvalue()))
+
+
+def converted(image, mode):
+    # `convert("P")` would go to the web palette and dither.
+    return image.quantize(8) if mode == "P" else image.convert(mode)
+
+
+def test_rgb_is_unchanged():
+    picture = noise(5, 7)
+    np.testing.assert_array_equal(to_rgb(Image.fromarray(picture)), picture)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "RGBa", "PA"])
+def test_alpha_is_laid_on_white(mode):
+    colour = Image.new("RGBA", (3, 1), (80, 80, 80, 255))
+    colour.putpixel((1, 0), (0, 0, 0, 0))
+    colour.putpixel((2, 0), (0, 0, 0, 128))
+    if mode == "PA":
+        colour = colour.convert("RGB").quantize(4).convert("PA")
+        colour.putalpha(Image.fromarray(np.array([[255, 0, 128]], np.uint8)))
+    else:
+        colour = colour.convert(mode)
+    assert colour.mode == mode
+    got = to_rgb(colour)[0].astype(int)
+    np.testing.assert_allclose(got, [[80] * 3, [255] * 3, [127] * 3], atol=1)
+
+
+@pytest.mark.parametrize("mode", ["P", "RGB", "L"])
+def test_a_transparent_colour_becomes_white(mode):
+    image = Image.new("RGB", (4, 4), (9, 9, 9))
+    image.putpixel((0, 0), (200, 200, 200))
+    image = converted(image, mode)
+    key = image.getpixel((0, 0))
+    image = reopened(image, transparency=key)
+    assert image.mode == mode and "transparency" in image.info
+    got = to_rgb(image)
+    assert got[0, 0].tolist() == [255, 255, 255] and got[1, 1].tolist() == [9, 9, 9]
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "YCbCr", "HSV"])
+def test_other_kinds_keep_their_colours(mode):
+    colour = (255, 255, 255) if mode in ("L", "1") else (200, 40, 120)
+    image = Image.new("RGB", (6, 4), (0, 0, 0))
+    image.paste(colour, (0, 0, 3, 4))
+    got = to_rgb(converted(image, mode)).astype(int)
+    assert got.shape == (4, 6, 3)
+    np.testing.assert_allclose(got[:, :3], np.broadcast_to(colour, (4, 3, 3)), atol=3)
+    np.testing.assert_allclose(got[:, 3:], 0, atol=3)
+
+
+@pytest.mark.parametrize("kind", ["I;16", "I;16B", "I", "png"])
+def test_16_bits_are_scaled_to_8(kind):
+    values = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
+    if kind == "I":
+        image = Image.fromarray(values.astype(np.int32))
+    elif kind == "I;16B":
+        image = Image.frombytes("I;16B", (6, 1), values.astype(">u2").tobytes())
+    else:
+        image = Image.fromarray(values)
+        image = reopened(image) if kind == "png" else image
+    got = to_rgb(image)
+    np.testing.assert_array_equal(got[0, :, 0], [0, 0, 1, 1, 128, 255])
+    np.testing.assert_array_equal(got[..., 0], got[..., 2])
+
+
+def test_dark_16_bit_picture_stays_dark_but_8_bit_integers_keep_their_value():
+    values = np.array([[0, 100, 255]])
+    assert to_rgb(Image.fromarray(values.astype(np.uint16))).max() == 1
+    assert to_rgb(Image.fromarray(values.astype(np.uint8)).convert("I"))[0, :, 0].tolist() == [0, 100, 255]
+
+
+@pytest.mark.parametrize("image", [Image.new("F", (4, 4)), Image.fromarray(np.array([[-1, 70000]], np.int32))])
+def test_numbers_of_no_known_range_are_refused(image):
+    with pytest.raises(ValueError, match=r"convert it to 8( or 16)? bits"):
+        to_rgb(image)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "L", "I;16"])
+def test_exif_orientation(orientation, mode):
+    upright = noise(3, 5)[..., 0]
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.T,
+        6: upright.T[::-1],
+        7: upright.T[::-1, ::-1],
+        8: upright.T[:, ::-1],
+    }[orientation]
+    if mode == "I;16":
+        image = Image.fromarray(np.ascontiguousarray(stored.astype(np.uint16) * 257))
+    else:
+        image = Image.fromarray(np.ascontiguousarray(stored)).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    np.testing.assert_array_equal(to_rgb(reopened(image, exif=exif))[..., 1], upright)
+
+
+def test_broken_exif_is_ignored():
+    image = reopened(Image.fromarray(noise(4, 6)), exif=b"Exif\x00\x00garbage")
+    np.testing.assert_array_equal(to_rgb(image), noise(4, 6))
+
+
+def test_what_is_no_usable_picture_is_refused():
+    with pytest.raises(ValueError, match="expected a PIL image, found str"):
+        to_rgb("photo.png")
+    with pytest.raises(ValueError, match="0 x 5 pixels"):
+        to_rgb(Image.new("RGB", (0, 5)))
+    with pytest.raises(ValueError, match=r"2 x 402 pixels.*201.*200"):
+        to_rgb(Image.new("RGB", (2, 402)))
+    assert to_rgb(Image.new("RGB", (2, 400))).shape == (400, 2, 3)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_truncated_pictures(tmp_path, kind):
+    buffer = io.BytesIO()
+    Image.fromarray(noise(64, 64)).save(buffer, kind)
+    data = buffer.getvalue()[: len(buffer.getvalue()) // 2]
+    with pytest.raises(ValueError, match="truncated"):
+        to_rgb(Image.open(io.BytesIO(data)))
+    path = tmp_path / "half.img"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"half\.img.*truncated"):
+        load_image(path)
+
+
+def test_load_image(tmp_path):
+    path = tmp_path / "turned.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(noise(4, 6)).save(path, exif=exif)
+    image = load_image(path)
+    assert image.mode == "RGB" and image.size == (4, 6)
+    np.testing.assert_array_equal(to_rgb(image), np.rot90(noise(4, 6), -1))
+    with pytest.raises(ValueError, match=r"none\.png: no such picture"):
+        load_image(tmp_path / "none.png")
+    (tmp_path / "text.png").write_text("not a picture")
+    with pytest.raises(ValueError, match=r"text\.png: not a picture"):
+        load_image(tmp_path / "text.png")
+    (tmp_path / "empty.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"empty\.png: not a picture"):
+        load_image(tmp_path / "empty.png")

@@ -1,0 +1,231 @@
+"""Whole runs: resuming, what they write, what they refuse."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from PIL import Image
+
+from experiments import precompute
+from experiments.train import main as command
+from internvlu_jax.checkpoints import loading
+from internvlu_jax.config import ConfigError
+from internvlu_jax.data.plan import DataError
+from internvlu_jax.inference.pipeline import InternVLUPipeline
+from internvlu_jax.training.config import LoraConfig
+from internvlu_jax.training.loop import NotFiniteError, train
+from tests.helpers.training import CHECKPOINT, TINY, leaves_equal, with_data
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Runs of the same shapes share compiled programs, as they do for users; the directory."""
+    directory = tmp_path_factory.mktemp("xla")
+    before = {name: getattr(jax.config, name) for name in ("jax_enable_compilation_cache", "jax_compilation_cache_dir")}
+    jax.config.update("jax_enable_compilation_cache", True)
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    compilation_cache.reset_cache()
+    yield directory
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The work directory of a run that was never interrupted."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    outcome = train(dataclasses.replace(TINY, sample_every=4, sample_prompts=("a", "b")), workdir, quiet=True)
+    assert (outcome.steps, outcome.stopped) == (4, False)
+    return workdir
+
+
+def lines(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_what_a_run_writes(whole):
+    found = lines(whole)
+    assert [line["step"] for line in found] == [1, 2, 3, 4]
+    assert {"loss", "flow_loss", "text_loss", "grad_norm", "param_norm", "update_norm", "rate"} <= set(found[0])
+    assert [line["rate"] for line in found] == pytest.approx([5e-4, 1e-3, 1e-3, 1e-3])
+    assert json.loads((whole / "config.json").read_text())["optimizer"]["learning_rate"] == 1e-3
+    assert sorted(p.name for p in (whole / "checkpoints").iterdir()) == ["2", "4"]
+    with Image.open(whole / "samples/00000004.png") as sheet:
+        assert sheet.size == (66, 32)
+
+
+def test_stopped_and_resumed_equals_whole(whole, tmp_path):
+    """Parameters, optimizer, data order and random numbers: bit for bit."""
+    assert train(dataclasses.replace(TINY, steps=2), tmp_path, quiet=True).steps == 2
+    assert train(TINY, tmp_path, quiet=True).steps == 4
+    assert lines(tmp_path) == lines(whole)
+    leaves_equal(loading.load(tmp_path).params, loading.load(whole).params)
+    again = train(TINY, tmp_path, quiet=True)
+    assert (again.steps, again.metrics) == (4, None)
+
+
+def test_a_run_is_a_checkpoint(whole, tmp_path):
+    """The pipeline draws from it, and converted to the released layout it draws the same."""
+    loading.convert(whole, tmp_path / "released", "released")
+    options = {"generation_mode": "image", "height": 32, "width": 32, "num_inference_steps": 2, "seed": 1}
+    here, there = (
+        InternVLUPipeline.from_pretrained(d)("a red circle", **options).images[0]
+        for d in (whole, tmp_path / "released")
+    )
+    np.testing.assert_array_equal(np.asarray(here), np.asarray(there))
+    start, end = loading.load(CHECKPOINT).params, loading.load(whole).params
+    leaves_equal(start["vlm"], end["vlm"])
+    leaves_equal(start["vae"], end["vae"])
+    assert not np.array_equal(
+        start["head"]["mmdit"]["latent_in"]["kernel"], end["head"]["mmdit"]["latent_in"]["kernel"]
+    )
+
+
+def test_adapters_train_and_merge(tmp_path):
+    cfg = dataclasses.replace(
+        TINY,
+        steps=2,
+        lora=LoraConfig(rank=2),
+        optimizer=dataclasses.replace(TINY.optimizer, rates=((".*/lora_[ab]", 1.0), (".*", 0.0))),
+    )
+    train(cfg, tmp_path / "run", quiet=True)
+    start, end = loading.load(CHECKPOINT).params, loading.load(tmp_path / "run").params
+    assert jax.tree.structure(start) == jax.tree.structure(end)
+    leaves_equal(start["vlm"]["vit"], end["vlm"]["vit"])
+    q = lambda params: params["head"]["mmdit"]["blocks"]["image"]["q"]["kernel"]  # noqa: E731
+    assert 0 < np.max(np.abs(q(start) - q(end))) < 0.1
+
+
+def test_precomputed_gives_the_same_losses(whole, tmp_path):
+    (shards,) = precompute.precompute(TINY, tmp_path / "stored")
+    train(with_data(TINY, sources=((str(shards), 1.0),)), tmp_path / "run", quiet=True)
+    for got, want in zip(lines(tmp_path / "run"), lines(whole), strict=True):
+        for name in ("loss", "grad_norm", "param_norm"):
+            assert got[name] == pytest.approx(want[name], rel=1e-5), name
+
+
+def test_a_number_that_is_not_finite_ends_the_run(tmp_path):
+    huge = dataclasses.replace(TINY, optimizer=dataclasses.replace(TINY.optimizer, learning_rate=1e30))
+    with pytest.raises(NotFiniteError, match=r"step [234]: .*flow_loss.* is not finite"):
+        train(huge, tmp_path, quiet=True)
+
+
+def test_the_debug_configuration_from_the_shell(tmp_path, capsys):
+    """From scratch: random parameters, byte-level tokenizer, the shipped toy data."""
+    once = ["--steps", "1", "--accumulate", "1", "--save-every", "1", "--optimizer.warmup", "0"]
+    assert command(["debug", "--workdir", str(tmp_path), *once]) == 0
+    said = capsys.readouterr().err
+    assert "head/mmdit/blocks/image/q/kernel" in said
+    assert "frozen" in said
+    assert "done at step 1" in said
+    assert [line["step"] for line in lines(tmp_path)] == [1]
+    assert InternVLUPipeline.from_pretrained(tmp_path)("Hello?", max_new_tokens=3).tokens[0].size <= 3
+
+
+# Ended from outside
+
+
+def start_process(workdir: Path, cache: Path, steps: int) -> subprocess.Popen:
+    code = (
+        "import dataclasses, sys; from experiments.train import Arguments, run; "
+        "from tests.helpers.training import TINY;"
+        f"sys.exit(run(Arguments({str(workdir)!r}, dataclasses.replace(TINY, steps={steps}))))"
+    )
+    env = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+    }
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.05)
+
+
+def test_sigterm_saves_and_ends_with_status_0(cache, tmp_path):
+    process = start_process(tmp_path, cache, 100_000)
+    wait_for(lambda: (tmp_path / "metrics.jsonl").exists() and len(lines(tmp_path)) > 2, process)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, said
+    steps = [line["step"] for line in lines(tmp_path)]
+    assert steps == list(range(1, steps[-1] + 1))
+    assert f"stopped at step {steps[-1]}" in said
+    assert max(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == steps[-1]
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_where_the_uninterrupted_run_does(cache, tmp_path):
+    """SIGKILL at 20 random moments of a run that saves every other step."""
+    rng, steps = np.random.default_rng(0), 400
+    process = start_process(tmp_path / "whole", cache, steps)
+    assert process.wait(timeout=600) == 0
+    for _ in range(20):
+        process = start_process(tmp_path / "killed", cache, steps)
+        time.sleep(rng.uniform(4, 16))
+        process.kill()
+        process.wait()
+    process = start_process(tmp_path / "killed", cache, steps)
+    assert process.wait(timeout=600) == 0
+    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+    leaves_equal(loading.load(tmp_path / "killed").params, loading.load(tmp_path / "whole").params)
+
+
+# Bad input: before anything compiles
+
+
+def test_a_work_directory_of_another_configuration(whole):
+    other = dataclasses.replace(TINY, optimizer=dataclasses.replace(TINY.optimizer, learning_rate=2e-3))
+    with pytest.raises(ConfigError, match=r"another configuration: optimizer.learning_rate: 0.001 -> 0.002"):
+        train(other, whole)
+
+
+def test_a_dataset_without_a_valid_record(tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"task": "t2i", "prompt": "a", "image": "missing.png"}\n' * 3)
+    with pytest.raises(DataError, match=r"3 of the 3 records .*bad.jsonl:\d: .*missing.png"):
+        train(with_data(TINY, sources=((str(tmp_path / "bad.jsonl"), 1.0),)), tmp_path / "run")
+
+
+def test_no_data_at_all(tmp_path):
+    with pytest.raises(DataError, match=r"data.sources is empty"):
+        train(with_data(TINY, sources=()), tmp_path)
+    with pytest.raises(ValueError, match=r"nowhere.jsonl: there is no such file"):
+        train(with_data(TINY, sources=(("nowhere.jsonl", 1.0),)), tmp_path)
+
+
+def test_an_unknown_field_names_the_nearest(capsys, tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        command(["debug", "--workdir", str(tmp_path), "--optimiser.learning-rate", "1"])
+    assert ended.value.code == 2
+    assert "--optimizer.learning-rate" in capsys.readouterr().err
+
+
+def test_an_unknown_configuration_names_the_nearest(capsys):
+    assert command(["stage4", "--workdir", "x"]) == 2
+    assert "did you mean stage" in capsys.readouterr().err
+
+
+def test_errors_are_one_line_and_status_2(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert command(["debug", "--workdir", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err.startswith("error: --workdir")
+    assert command(["debug", "--workdir", str(tmp_path / "w"), "--model", "nano"]) == 2
+    assert "model is 'nano'; expected one of internvl-u-4b, debug" in capsys.readouterr().err
