@@ -7,10 +7,12 @@ each picture's file under the name that the text has for it; other arrays become
 from __future__ import annotations
 
 import bisect
+import importlib
 import io
 import itertools
 import json
 import os
+import re
 import threading
 import weakref
 from array import array
@@ -29,7 +31,12 @@ from safetensors.numpy import save
 from converters.rules import DTYPES
 from internvlu_jax.checkpoints.arrays import new_directory
 from internvlu_jax.data.records import BrokenRecord, Open, Record, parse
-from internvlu_jax.small_world.names import PREFIX, open_world
+
+SCHEMES: Mapping[str, str] = {"world": "internvlu_jax.small_world.names:open_world"}
+"""Sources that are no files, by what stands before the colon of their names, each with the function that opens one.
+
+Modules are named and not imported, because they build on this one; a worker process finds them the same way.
+"""
 
 SHARD_SUFFIX = ".array_record"
 _FILE = "file/"
@@ -49,21 +56,32 @@ class Source(Protocol):
 
 
 def open_source(path: str | Path) -> Source:
-    """The records at `path`: JSON lines, a directory of shards, or the small world by a name (`data.world.names`).
+    """The records at `path`: JSON lines, a directory of shards, or by a name that begins with one of `SCHEMES`.
 
     Raises:
         ValueError: there is nothing of that kind there, no record in it, or a shard is damaged.
     """
-    if str(path).startswith(PREFIX):
-        return open_world(str(path))
-    path = Path(path).expanduser().absolute()
+    scheme = _scheme(str(path))
+    if scheme in SCHEMES:
+        module, _, function = SCHEMES[scheme].partition(":")
+        return getattr(importlib.import_module(module), function)(str(path))
+    name, path = str(path), Path(path).expanduser().absolute()
     if path.is_dir():
         return Shards(path)
+    if not path.is_file() and scheme:
+        known = ", ".join(f"{known}:" for known in SCHEMES)
+        raise ValueError(f"{name}: there is no such file, and no kind of source {scheme + ':'!r}; expected {known}")
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file; expected JSON lines, or a directory of *{SHARD_SUFFIX}")
     if path.suffix == SHARD_SUFFIX:
         raise ValueError(f"{path} is one shard; name its directory, {path.parent}")
     return JsonLines(path)
+
+
+def _scheme(name: str) -> str:
+    """What stands before a colon, "" where there is none or where it is part of a path."""
+    match = re.match(r"([A-Za-z][\w+.-]*):", name)
+    return match[1] if match else ""
 
 
 class JsonLines:

@@ -12,7 +12,6 @@ from urllib.parse import parse_qsl, urlsplit
 from internvlu_jax.small_world.source import WEIGHTS, WorldSource
 from internvlu_jax.small_world.tasks.domains import DOMAINS
 
-PREFIX = "world:"
 _NUMBERS = ("seed", "side", "length")
 
 
