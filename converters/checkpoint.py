@@ -109,7 +109,7 @@ def _open_parts(root: Path) -> tuple[dict[str, TensorReader], dict[str, list[str
 def _missing_configs(root: Path) -> list[str]:
     if not root.is_dir():
         return [f"there is no directory {root}"]
-    missing = [file for file, _ in CONFIG_FILES.values() if not (root / file).is_file()]
+    missing = [file for file in CONFIG_FILES if not (root / file).is_file()]
     return [f"{root} is not a complete InternVL-U checkpoint: it lacks {', '.join(missing)}"] if missing else []
 
 
@@ -151,7 +151,7 @@ def export_released(
     with new_directory(directory) as partial:
         if processor_files_from is not None:
             copy_assets(processor_files_from, partial)
-        write_config(config, partial)
+        write_config(config, partial, processor_files_from)
         if not (partial / "model_index.json").exists():
             (partial / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n", encoding="utf-8")
         for name, part in PARTS.items():

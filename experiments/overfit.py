@@ -28,10 +28,10 @@ from experiments.configs.debug import DATA, TOY
 from experiments.configs.stage1 import HEAD_ONLY
 from experiments.configs.stage3 import ALL_BUT_VAE
 from internvlu_jax.checkpoints import arrays as checkpoint
-from internvlu_jax.config import debug_config
 from internvlu_jax.data.sources import open_source
 from internvlu_jax.inference.pipeline import InternVLUPipeline
 from internvlu_jax.models.internvlu import init_params
+from internvlu_jax.presets import debug_config
 from internvlu_jax.processing import chat
 from internvlu_jax.processing.tokenizer import Tokenizer
 from internvlu_jax.training.autoencoder import (

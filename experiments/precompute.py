@@ -57,7 +57,7 @@ class Precomputer:
         self._pool = ThreadPoolExecutor(data.threads)
         self._collator = Collator(found.config, found.tokenizer, data, self._pool, self._raise)
         special = found.tokenizer.special_table_ids
-        config = dataclasses.replace(found.config, files={})
+        config = found.config
         objective = Objective(config, cfg.compute, cfg.objective, special)
         self._contexts = jax.jit(objective.contexts)
         self._latents = jax.jit(objective.latents)

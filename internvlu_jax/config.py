@@ -1,12 +1,19 @@
-"""Configurations of every part, as frozen dataclasses, and the presets.
+"""Configurations of every part, as frozen dataclasses.
 
 Fields carry the names they have in the released JSON files, which `config_files` reads and writes.
+
+Three parts are slots: `vision_config` (what the language model sees), `vae` (the space that is generated) and
+`generation_decoder` (what generates). A slot holds one of the types that `SLOTS` lists, chosen in JSON by name; the
+released type is the only member for now, and the default. Each such type has `model_type` (its name in JSON),
+`problems()` (what is wrong inside it) and `attention_widths` (of its attention heads), and these facts for its
+neighbours: a vision encoder `image_size` and `patch_size` in pixels, an autoencoder `z_dim` and `downsample_factor`,
+a head `input_hidden_size`, `vlm_select_layer`, `latent_channels`, `vae_downsample_factor`, `pixel_multiple`, `sources`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 
 class ConfigError(ValueError):
@@ -38,12 +45,23 @@ class Compute:
 
 def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     if value not in allowed:
-        raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(map(repr, allowed))}")
+        raise ConfigError(_not_one_of(name, value, allowed))
+
+
+def _not_one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> str:
+    return f"{name} is {value!r}; expected one of {', '.join(map(repr, allowed))}"
+
+
+def _broken(*rules: tuple[bool, str]) -> list[str]:
+    """The sentences of the rules that do not hold."""
+    return [sentence for holds, sentence in rules if not holds]
 
 
 @dataclass(frozen=True)
 class VisionConfig:
     """InternViT (`vision_config` of vlm/config.json)."""
+
+    model_type: ClassVar[str] = "intern_vit_6b"
 
     hidden_size: int = 1024
     num_hidden_layers: int = 24
@@ -58,6 +76,21 @@ class VisionConfig:
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def attention_widths(self) -> tuple[int, ...]:
+        return (self.head_dim,)
+
+    def problems(self) -> list[str]:
+        """What is wrong inside this part, one sentence each."""
+        return _broken(
+            (self.hidden_size % self.num_attention_heads == 0,
+             f"vision hidden_size {self.hidden_size} must divide by its {self.num_attention_heads} heads"),
+            (self.num_channels == 3, f"vision num_channels is {self.num_channels}; pictures have 3"),
+        )  # fmt: skip
+
+
+VisionSlot = VisionConfig
 
 
 @dataclass(frozen=True)
@@ -80,10 +113,9 @@ class Qwen3Config:
 class VLMConfig:
     """Vision encoder, projector and language model (vlm/config.json)."""
 
-    vision_config: VisionConfig = VisionConfig()
+    vision_config: VisionSlot = VisionConfig()
     llm_config: Qwen3Config = Qwen3Config()
     downsample_ratio: float = 0.5
-    template: str = "qwen2_5-chat-v3"
 
     @property
     def shuffle(self) -> int:
@@ -120,9 +152,18 @@ class MMDiTConfig:
         return self.num_attention_heads * self.attention_head_dim
 
 
+SOURCES = ("both", "context", "latents")
+
+
 @dataclass(frozen=True)
 class HeadConfig:
-    """Generation head: context projector, padding token and MMDiT (generation_decoder/config.json)."""
+    """Generation head: context projector, padding token and MMDiT (generation_decoder/config.json).
+
+    sources: what the head gets of source pictures. "context": they stand in the language model's context alone;
+        "latents": their latents alone, and the context leaves the picture tokens out; "both", as released.
+    """
+
+    model_type: ClassVar[str] = "internvlu_generation_decoder"
 
     decoder_config: MMDiTConfig = MMDiTConfig()
     decoder_projector_type: str = "identity"
@@ -137,6 +178,16 @@ class HeadConfig:
     logit_mean: float = 0.0
     logit_std: float = 1.0
     vae_downsample_factor: int = 8
+    sources: str = "both"
+
+    @property
+    def attention_widths(self) -> tuple[int, ...]:
+        return (self.decoder_config.attention_head_dim,)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents that it generates."""
+        return self.decoder_config.out_channels
 
     @property
     def pixel_multiple(self) -> int:
@@ -149,6 +200,25 @@ class HeadConfig:
         The final `<img>` may go with the rest, as in the released code.
         """
         return min(length, self.max_sequence_length) if self.pad_to_fix_length else length
+
+    def problems(self) -> list[str]:
+        """What is wrong inside this part, one sentence each."""
+        dit, projectors = self.decoder_config, ("identity", "mlp2x_gelu")
+        projected = self.input_hidden_size if self.decoder_projector_type == "identity" else self.output_hidden_size
+        tokens = dit.out_channels * dit.patch_size**2
+        return _broken(
+            (self.decoder_projector_type in projectors,
+             _not_one_of("decoder_projector_type", self.decoder_projector_type, projectors)),
+            (self.sources in SOURCES, _not_one_of("sources", self.sources, SOURCES)),
+            (dit.joint_attention_dim == projected,
+             f"joint_attention_dim {dit.joint_attention_dim} is not the context width {projected}"),
+            (sum(dit.axes_dims_rope) == dit.attention_head_dim,
+             f"axes_dims_rope {dit.axes_dims_rope} must sum to attention_head_dim {dit.attention_head_dim}"),
+            (dit.in_channels == tokens, f"in_channels {dit.in_channels} is not out_channels x patch_size^2, {tokens}"),
+        )  # fmt: skip
+
+
+HeadSlot = HeadConfig
 
 
 _QWEN_IMAGE_MEAN = (
@@ -169,6 +239,8 @@ class VAEConfig:
     autoencoder has 1 and its code knows no other; small models start at a lower resolution, which is far cheaper.
     """
 
+    model_type: ClassVar[str] = "AutoencoderKLQwenImage"
+
     base_dim: int = 96
     patch_size: int = 1
     z_dim: int = 16
@@ -182,14 +254,29 @@ class VAEConfig:
     def downsample_factor(self) -> int:
         return self.patch_size * 2 ** (len(self.dim_mult) - 1)
 
+    @property
+    def attention_widths(self) -> tuple[int, ...]:
+        return ()  # its one attention runs on XLA whatever is asked for
 
-@dataclass(frozen=True)
-class SchedulerConfig:
-    """The sampler (scheduler/scheduler_config.json). The shift used is the head's `flow_shift`."""
+    def problems(self) -> list[str]:
+        """What is wrong inside this part, one sentence each."""
+        means, deviations, levels = len(self.latents_mean), len(self.latents_std), len(self.dim_mult) - 1
+        return _broken(
+            (means == deviations == self.z_dim,
+             f"latents_mean and latents_std have {means} and {deviations} entries; they need z_dim, {self.z_dim}"),
+            (len(self.temperal_downsample) == levels,
+             f"temperal_downsample has {len(self.temperal_downsample)} entries; dim_mult has {levels} steps down"),
+        )  # fmt: skip
 
-    num_train_timesteps: int = 1000
-    solver_order: int = 2
-    flow_shift: float = 3.0
+
+VAESlot = VAEConfig
+
+# By slot and by name in JSON. The released type stands first: it is what an absent name means.
+SLOTS: dict[str, dict[str, type]] = {
+    "vision_config": {VisionConfig.model_type: VisionConfig},
+    "vae": {VAEConfig.model_type: VAEConfig},
+    "generation_decoder": {HeadConfig.model_type: HeadConfig},
+}
 
 
 @dataclass(frozen=True)
@@ -243,111 +330,61 @@ class ProcessorConfig:
 
 @dataclass(frozen=True)
 class InternVLUConfig:
-    """The whole model. `files` keeps each JSON file as it was read, so that export gives it back unchanged."""
+    """The whole model."""
 
     vlm: VLMConfig = VLMConfig()
-    generation_decoder: HeadConfig = HeadConfig()
-    vae: VAEConfig = VAEConfig()
-    scheduler: SchedulerConfig = SchedulerConfig()
+    generation_decoder: HeadSlot = HeadConfig()
+    vae: VAESlot = VAEConfig()
     processor: ProcessorConfig = ProcessorConfig()
-    files: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_consistent(self)
 
+    @property
+    def attention_widths(self) -> tuple[int, ...]:
+        """Widths of all attention heads whose implementation `Compute.attention` chooses."""
+        vision, head = self.vlm.vision_config, self.generation_decoder
+        return (
+            *vision.attention_widths,
+            self.vlm.llm_config.head_dim,
+            *self.vae.attention_widths,
+            *head.attention_widths,
+        )
+
 
 def _check_consistent(cfg: InternVLUConfig) -> None:
-    """Refuses parts that do not fit together, naming both sides."""
+    """Refuses parts that are wrong or do not fit together, naming both sides.
+
+    Raises:
+        ConfigError: all that is wrong.
+    """
     vision, llm, head, vae = cfg.vlm.vision_config, cfg.vlm.llm_config, cfg.generation_decoder, cfg.vae
-    dit = head.decoder_config
-    _one_of("decoder_projector_type", head.decoder_projector_type, ("identity", "mlp2x_gelu"))
-    projected = head.input_hidden_size if head.decoder_projector_type == "identity" else head.output_hidden_size
+    tiles, sources = cfg.processor.image_processor_kwargs.size, cfg.processor.image_gen_processor_kwargs
     layers = llm.num_hidden_layers
     bad_layers = [i for i in head.vlm_select_layer if not -layers - 1 <= i <= layers]
-    rules = [
-        (vision.hidden_size % vision.num_attention_heads == 0, "vision hidden_size must divide by its heads"),
-        (vision.image_size % (vision.patch_size * cfg.vlm.shuffle) == 0, "image_size must divide by patch and shuffle"),
+    between = _broken(
         (llm.num_attention_heads % llm.num_key_value_heads == 0, "query heads must be a multiple of key/value heads"),
+        (vision.image_size % (vision.patch_size * cfg.vlm.shuffle) == 0, "image_size must divide by patch and shuffle"),
+        (tiles.height == tiles.width == vision.image_size,
+         f"image_processor_kwargs size {tiles.height} x {tiles.width} is not the encoder's image_size "
+         f"{vision.image_size}"),
+        (cfg.processor.image_seq_length == cfg.vlm.tokens_per_tile,
+         f"image_seq_length {cfg.processor.image_seq_length} is not the encoder's {cfg.vlm.tokens_per_tile} tokens"),
         (head.input_hidden_size == llm.hidden_size * len(head.vlm_select_layer),
          f"input_hidden_size {head.input_hidden_size} is not hidden_size {llm.hidden_size} x "
          f"{len(head.vlm_select_layer)} selected layers"),
-        (dit.joint_attention_dim == projected,
-         f"joint_attention_dim {dit.joint_attention_dim} is not the context width {projected}"),
-        (sum(dit.axes_dims_rope) == dit.attention_head_dim, "axes_dims_rope must sum to attention_head_dim"),
-        (dit.in_channels == vae.z_dim * dit.patch_size**2, "in_channels is not z_dim x patch_size^2"),
-        (dit.out_channels == vae.z_dim, "out_channels is not z_dim"),
-        (len(vae.latents_mean) == len(vae.latents_std) == vae.z_dim, "latents_mean and latents_std need z_dim entries"),
-        (head.vae_downsample_factor == vae.downsample_factor,
-         f"vae_downsample_factor {head.vae_downsample_factor} is not the VAE's {vae.downsample_factor}"),
-        (cfg.processor.image_seq_length == cfg.vlm.tokens_per_tile,
-         f"image_seq_length {cfg.processor.image_seq_length} is not the encoder's {cfg.vlm.tokens_per_tile} tokens"),
         (not bad_layers, f"vlm_select_layer {bad_layers} is outside the {layers} layers"),
-    ]  # fmt: skip
-    problems = [text for ok, text in rules if not ok]
+        (head.latent_channels == vae.z_dim,
+         f"the head's out_channels {head.latent_channels} is not the VAE's z_dim {vae.z_dim}"),
+        (head.vae_downsample_factor == vae.downsample_factor,
+         f"the head's vae_downsample_factor {head.vae_downsample_factor} is not the VAE's {vae.downsample_factor}"),
+        (sources.vae_downsample_factor == vae.downsample_factor,
+         f"the processor's vae_downsample_factor {sources.vae_downsample_factor} is not the VAE's "
+         f"{vae.downsample_factor}"),
+        (sources.factor % head.pixel_multiple == 0,
+         f"sources come in multiples of {sources.factor} pixels (vae_downsample_factor / gen_down_sample_ratio), and a "
+         f"token of the head spans {head.pixel_multiple}"),
+    )  # fmt: skip
+    problems = [*vision.problems(), *head.problems(), *vae.problems(), *between]
     if problems:
         raise ConfigError("config parts do not fit together: " + "; ".join(problems))
-
-
-def debug_config() -> InternVLUConfig:
-    """The preset `debug`: every part of the 4B model at a size that a laptop builds in a second."""
-    vision = VisionConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=56
-    )
-    llm = Qwen3Config(
-        vocab_size=512, hidden_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
-        intermediate_size=96,
-    )  # fmt: skip
-    dit = MMDiTConfig(
-        num_layers=3, num_attention_heads=2, attention_head_dim=32, joint_attention_dim=96, axes_dims_rope=(8, 12, 12)
-    )
-    head = HeadConfig(
-        decoder_config=dit, input_hidden_size=96, output_hidden_size=96, max_sequence_length=32, gen_image_height=64,
-        gen_image_width=64,
-    )  # fmt: skip
-    pictures = GenerationImageProcessorConfig(min_dynamic_patch=16, max_dynamic_patch=256, max_length=128)
-    return InternVLUConfig(
-        vlm=VLMConfig(vision_config=vision, llm_config=llm),
-        generation_decoder=head,
-        vae=VAEConfig(base_dim=8, dim_mult=(1, 1, 2, 2), num_res_blocks=1),
-        processor=ProcessorConfig(4, ImageProcessorConfig(SizeConfig(56, 56)), pictures),
-    )
-
-
-def small_config() -> InternVLUConfig:
-    """The preset `small`: about ten million parameters for pictures of 64 x 64, the model in the box.
-
-    The autoencoder starts at a quarter of the resolution. A visual token spans 16 x 16 pixels, a token of the
-    head 8 x 8: letters are smaller than the former.
-    """
-    vision = VisionConfig(
-        hidden_size=96, num_hidden_layers=3, num_attention_heads=3, intermediate_size=288, patch_size=8, image_size=64
-    )
-    llm = Qwen3Config(
-        vocab_size=1536, hidden_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=32, intermediate_size=384, rope_theta=1e4,
-    )  # fmt: skip
-    vae = VAEConfig(
-        base_dim=32, patch_size=4, z_dim=8, dim_mult=(1, 2), num_res_blocks=1, temperal_downsample=(False,),
-        latents_mean=(0.0,) * 8, latents_std=(1.0,) * 8,
-    )  # fmt: skip
-    dit = MMDiTConfig(
-        num_layers=6, num_attention_heads=6, attention_head_dim=32, patch_size=1, in_channels=8, out_channels=8,
-        joint_attention_dim=256, axes_dims_rope=(8, 12, 12), vlm_cond_position_scale_factor=0.5,
-    )  # fmt: skip
-    head = HeadConfig(
-        decoder_config=dit, input_hidden_size=256, output_hidden_size=256, max_sequence_length=128,
-        gen_image_height=64, gen_image_width=64, flow_shift=1.0,
-    )  # fmt: skip
-    pictures = GenerationImageProcessorConfig(
-        min_dynamic_patch=64, max_dynamic_patch=64, max_length=128, gen_down_sample_ratio=1.0
-    )
-    return InternVLUConfig(
-        vlm=VLMConfig(vision_config=vision, llm_config=llm),
-        generation_decoder=head,
-        vae=vae,
-        scheduler=SchedulerConfig(flow_shift=1.0),
-        processor=ProcessorConfig(16, ImageProcessorConfig(SizeConfig(64, 64)), pictures),
-    )
-
-
-PRESETS = {"internvl-u-4b": InternVLUConfig, "debug": debug_config, "small": small_config}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from internvlu_jax.config import (
+    SLOTS,
     ConfigError,
     GenerationImageProcessorConfig,
     HeadConfig,
@@ -20,7 +21,6 @@ from internvlu_jax.config import (
     MMDiTConfig,
     ProcessorConfig,
     Qwen3Config,
-    SchedulerConfig,
     VAEConfig,
     VisionConfig,
     VLMConfig,
@@ -28,20 +28,25 @@ from internvlu_jax.config import (
 
 T = TypeVar("T")
 
-CONFIG_FILES: dict[str, tuple[str, type]] = {
-    "vlm": ("vlm/config.json", VLMConfig),
-    "generation_decoder": ("generation_decoder/config.json", HeadConfig),
-    "vae": ("vae/config.json", VAEConfig),
-    "scheduler": ("scheduler/scheduler_config.json", SchedulerConfig),
-    "processor": ("processor/processor_config.json", ProcessorConfig),
+# By field of InternVLUConfig.
+_PART_FILES = {
+    "vlm": "vlm/config.json",
+    "generation_decoder": "generation_decoder/config.json",
+    "vae": "vae/config.json",
+    "processor": "processor/processor_config.json",
 }
+# The sampler is implemented as this file says by default; nothing in it is a choice of ours.
+_SCHEDULER_FILE = "scheduler/scheduler_config.json"
+CONFIG_FILES = (*_PART_FILES.values(), _SCHEDULER_FILE)
+
+# The key that names the type of a slot in JSON.
+_TYPE_KEYS = {"vision_config": "model_type", "vae": "_class_name", "generation_decoder": "model_type"}
 
 # Keys whose value decides the mathematics and for which one value is implemented; an absent key has that value.
 # Written out on export, so that the released code reads a complete file.
 _FIXED: dict[type, dict[str, Any]] = {
     VisionConfig: {
         "architectures": ["InternVisionModel"],
-        "model_type": "intern_vit_6b",
         "hidden_act": "gelu",
         "norm_type": "layer_norm",
         "qk_normalization": False,
@@ -65,28 +70,9 @@ _FIXED: dict[type, dict[str, Any]] = {
     MMDiTConfig: {},
     HeadConfig: {
         "architectures": ["InternVLUGenerationDecoder"],
-        "model_type": "internvlu_generation_decoder",
         "padding_encoder_hidden_states": True,
     },
-    VAEConfig: {"_class_name": "AutoencoderKLQwenImage", "attn_scales": []},
-    SchedulerConfig: {
-        "_class_name": "DPMSolverMultistepScheduler",
-        "algorithm_type": "dpmsolver++",
-        "solver_type": "midpoint",
-        "solver_order": 2,
-        "num_train_timesteps": 1000,
-        "prediction_type": "flow_prediction",
-        "use_flow_sigmas": True,
-        "final_sigmas_type": "zero",
-        "lower_order_final": True,
-        "euler_at_final": False,
-        "thresholding": False,
-        "use_dynamic_shifting": False,
-        "use_karras_sigmas": False,
-        "use_exponential_sigmas": False,
-        "use_beta_sigmas": False,
-        "use_lu_lambdas": False,
-    },
+    VAEConfig: {"attn_scales": []},
     ProcessorConfig: {
         "processor_class": "InternVLUProcessor",
         "image_gen_processor_class": "InternVLUDynamicResGenerationImageProcessor",
@@ -94,6 +80,26 @@ _FIXED: dict[type, dict[str, Any]] = {
     ImageProcessorConfig: {"do_resize": True, "do_rescale": True, "do_normalize": True, "crop_to_patches": False},
     GenerationImageProcessorConfig: {"do_resize": True, "do_pad": False, "temporal_patch_size": 1},
 }
+_FIXED_SCHEDULER = {
+    "_class_name": "DPMSolverMultistepScheduler",
+    "algorithm_type": "dpmsolver++",
+    "solver_type": "midpoint",
+    "solver_order": 2,
+    "num_train_timesteps": 1000,
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "final_sigmas_type": "zero",
+    "lower_order_final": True,
+    "euler_at_final": False,
+    "thresholding": False,
+    "use_dynamic_shifting": False,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_lu_lambdas": False,
+}
+# What the released code renders prompts by; here the one template is `processing.chat`.
+_TEMPLATE = "qwen2_5-chat-v3"
 
 
 def parse(kind: type[T], data: Any, where: str) -> T:
@@ -102,16 +108,36 @@ def parse(kind: type[T], data: Any, where: str) -> T:
     Raises:
         ConfigError: a value has the wrong type, or a key has a value that is not implemented; `where` names the place.
     """
+    _check_fixed(_FIXED.get(kind, {}), _object(data, where), where)
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    return kind(**{f.name: _field(f, data[f.name], f"{where}: {f.name}") for f in fields if f.name in data})
+
+
+def _object(data: Any, where: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: expected a JSON object, found {type(data).__name__}")
-    for key, wanted in _FIXED.get(kind, {}).items():
-        if key in data and data[key] != wanted:
-            raise ConfigError(f"{where}: {key} is {data[key]!r}; only {wanted!r} is implemented")
-    values = {}
-    for f in dataclasses.fields(kind):  # type: ignore[arg-type]
-        if f.name in data:
-            values[f.name] = _convert(data[f.name], _default(f), f"{where}: {f.name}")
-    return kind(**values)
+    return data
+
+
+def _check_fixed(fixed: dict[str, Any], data: dict[str, Any], where: str) -> None:
+    for key, implemented in fixed.items():
+        if key in data and data[key] != implemented:
+            raise ConfigError(f"{where}: {key} is {data[key]!r}; only {implemented!r} is implemented")
+
+
+def _field(f: dataclasses.Field, value: Any, where: str) -> Any:
+    if f.name in SLOTS:
+        return parse(_slot_type(f.name, _object(value, where), where), value, where)
+    return _convert(value, _default(f), where)
+
+
+def _slot_type(slot: str, data: dict[str, Any], where: str) -> type:
+    """The type that a JSON object chooses; the released one where it names none."""
+    known, key = SLOTS[slot], _TYPE_KEYS[slot]
+    name = data.get(key, next(iter(known)))
+    if name not in known:
+        raise ConfigError(f"{where}: {key} is {name!r}; expected one of {', '.join(map(repr, known))}")
+    return known[name]
 
 
 def _default(f: dataclasses.Field) -> Any:
@@ -143,7 +169,8 @@ def _convert(value: Any, example: Any, where: str) -> Any:
 
 def to_json(cfg: Any) -> dict[str, Any]:
     """The JSON object of one config, with the keys that this code takes for granted spelled out."""
-    out: dict[str, Any] = dict(_FIXED.get(type(cfg), {}))
+    keys = [_TYPE_KEYS[slot] for slot, known in SLOTS.items() if type(cfg) in known.values()]
+    out: dict[str, Any] = {**{key: cfg.model_type for key in keys}, **_FIXED.get(type(cfg), {})}
     for f in dataclasses.fields(cfg):
         value = getattr(cfg, f.name)
         out[f.name] = to_json(value) if dataclasses.is_dataclass(value) else value
@@ -157,40 +184,40 @@ def read_config(directory: str | Path) -> InternVLUConfig:
         ConfigError: naming every file that is missing, or the first value that is not implemented.
     """
     root = Path(directory)
-    missing = [name for name, _ in CONFIG_FILES.values() if not (root / name).is_file()]
+    missing = [name for name in CONFIG_FILES if not (root / name).is_file()]
     if missing:
         raise ConfigError(
             f"{root} is not a complete InternVL-U checkpoint: missing {', '.join(missing)}. "
             "Expected the released layout: vlm/, generation_decoder/, vae/, scheduler/, processor/."
         )
-    parts: dict[str, Any] = {}
-    files: dict[str, str] = {}
-    for part, (name, kind) in CONFIG_FILES.items():
-        files[name] = (root / name).read_text(encoding="utf-8")
-        parts[part] = parse(kind, _released_quirks(part, _load(files[name], root / name)), str(root / name))
-    return InternVLUConfig(**parts, files=files)
+    _check_fixed(_FIXED_SCHEDULER, _load(root / _SCHEDULER_FILE), str(root / _SCHEDULER_FILE))
+    return InternVLUConfig(**{part: _read_part(part, root / name) for part, name in _PART_FILES.items()})
 
 
-def _load(text: str, path: Path) -> dict[str, Any]:
+def _read_part(part: str, path: Path) -> Any:
+    """One part of `InternVLUConfig` from its file."""
+    (field,) = (f for f in dataclasses.fields(InternVLUConfig) if f.name == part)
+    return _field(field, _released_quirks(part, _load(path)), str(path))
+
+
+def _load(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from error
+    return _object(data, str(path))
 
 
 def _released_quirks(part: str, data: dict[str, Any]) -> dict[str, Any]:
     """Resolves keys that the released files say in two places."""
-    if not isinstance(data, dict):
-        return data
     data = dict(data)
     if part == "vlm":
         # The flag stands at the top, in llm_config, or in both; either ties the head.
         llm = dict(data.get("llm_config") or {})
         llm["tie_word_embeddings"] = bool(data.get("tie_word_embeddings") or llm.get("tie_word_embeddings"))
         data["llm_config"] = llm
-        vision = dict(data.get("vision_config") or {})
-        vision["image_size"] = data.get("force_image_size") or vision.get("image_size", VisionConfig.image_size)
-        data["vision_config"] = vision
+        if data.get("force_image_size"):
+            data["vision_config"] = {**(data.get("vision_config") or {}), "image_size": data["force_image_size"]}
     if part == "generation_decoder":
         # The top-level factors overwrite those of decoder_config, as the released constructor does.
         inner = dict(data.get("decoder_config") or {})
@@ -201,24 +228,78 @@ def _released_quirks(part: str, data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-def write_config(cfg: InternVLUConfig, directory: str | Path) -> None:
-    """Writes the config files, byte for byte as they were read where `cfg.files` has them."""
-    root = Path(directory)
-    for part, (name, _) in CONFIG_FILES.items():
-        path = root / name
+def check_released(cfg: InternVLUConfig) -> None:
+    """Refuses a model that the released code does not know. A VAE with `patch_size` is not asked for, see `export`.
+
+    Raises:
+        ConfigError: names all that it does not know.
+    """
+    unknown = []
+    parts: dict[str, Any] = {
+        "vision_config": cfg.vlm.vision_config,
+        "vae": cfg.vae,
+        "generation_decoder": cfg.generation_decoder,
+    }
+    for slot, part in parts.items():
+        released, *_ = SLOTS[slot].values()
+        if type(part) is not released:
+            unknown.append(f"{slot} of type {part.model_type}")
+    if cfg.generation_decoder.sources != "both":
+        unknown.append(f"generation_decoder with sources {cfg.generation_decoder.sources!r}")
+    if unknown:
+        raise ConfigError(
+            f"the released code does not know {' and '.join(unknown)}; such a model is kept in the Orbax layout"
+        )
+
+
+def write_config(cfg: InternVLUConfig, directory: str | Path, originals: str | Path | None = None) -> None:
+    """Writes the config files.
+
+    Args:
+        originals: a directory in the released layout, that of the model before any change. Those of its config files
+            that say what `cfg` says are written byte for byte.
+    """
+    kept = set() if originals is None else _unchanged(cfg, Path(originals))
+    for name, data in _files(cfg).items():
+        path = Path(directory) / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = cfg.files.get(name) or json.dumps(_as_released(part, to_json(getattr(cfg, part))), indent=2) + "\n"
-        path.write_text(text, encoding="utf-8")
+        if originals is not None and name in kept:
+            path.write_bytes((Path(originals) / name).read_bytes())
+        else:
+            path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
-def _as_released(part: str, data: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `_released_quirks`; a key that the released code lacks is left out at its default."""
-    if part == "vae" and data["patch_size"] == 1:
+def _unchanged(cfg: InternVLUConfig, root: Path) -> set[str]:
+    """Names of the config files in a directory that say what `cfg` says."""
+    parts = {part: _read_part(part, root / name) for part, name in _PART_FILES.items() if (root / name).is_file()}
+    names = {_PART_FILES[part] for part, value in parts.items() if value == getattr(cfg, part)}
+    head, scheduler = parts.get("generation_decoder"), root / _SCHEDULER_FILE
+    if head is not None and head.flow_shift == cfg.generation_decoder.flow_shift and scheduler.is_file():
+        names.add(_SCHEDULER_FILE)
+    return names
+
+
+def _files(cfg: InternVLUConfig) -> dict[str, dict[str, Any]]:
+    """What the config files hold, by name. The scheduler's has the head's shift, which is the one that is used."""
+    files = {name: _part_json(getattr(cfg, part)) for part, name in _PART_FILES.items()}
+    return files | {_SCHEDULER_FILE: {**_FIXED_SCHEDULER, "flow_shift": cfg.generation_decoder.flow_shift}}
+
+
+def _part_json(part: Any) -> dict[str, Any]:
+    """The JSON object of one file: the inverse of `_released_quirks`.
+
+    A key that the released code lacks is left out at its default.
+    """
+    data = to_json(part)
+    if type(part) is VAEConfig and part.patch_size == 1:
         del data["patch_size"]
-    if part == "vlm":
-        data["tie_word_embeddings"] = data["llm_config"]["tie_word_embeddings"]
-        data["force_image_size"] = data["vision_config"]["image_size"]
-    if part == "generation_decoder":
+    if type(part) is VLMConfig:
+        data["template"] = _TEMPLATE
+        data["tie_word_embeddings"] = part.llm_config.tie_word_embeddings
+        data["force_image_size"] = part.vision_config.image_size
+    if type(part) is HeadConfig:
+        if part.sources == "both":
+            del data["sources"]
         for key in ("video_position_scale_factor", "vlm_cond_position_scale_factor"):
             data[key] = data["decoder_config"][key]
     return data

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 
 # A module may import from its own layer and from those before it; the longest matching prefix decides.
 LAYERS = [
-    ["internvlu_jax.config", "internvlu_jax.config_files", "internvlu_jax.utils"],
+    ["internvlu_jax.config", "internvlu_jax.config_files", "internvlu_jax.presets", "internvlu_jax.utils"],
     ["internvlu_jax.ops", "internvlu_jax.processing"],
     ["internvlu_jax.models"],
     ["internvlu_jax.flow", "internvlu_jax.decode"],

@@ -38,9 +38,10 @@ from experiments.configs.stage1 import HEAD_ONLY
 from experiments.configs.stage3 import ALL_BUT_VAE
 from internvlu_jax.checkpoints import arrays as checkpoint
 from internvlu_jax.checkpoints import loading
-from internvlu_jax.config import Compute, small_config
+from internvlu_jax.config import Compute
 from internvlu_jax.data.config import DataConfig
 from internvlu_jax.models.internvlu import init_params
+from internvlu_jax.presets import small_config
 from internvlu_jax.processing import chat
 from internvlu_jax.processing.tokenizer import Tokenizer
 from internvlu_jax.small_world import WorldSource

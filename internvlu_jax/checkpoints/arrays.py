@@ -104,7 +104,7 @@ def save_model(
     with new_directory(directory) as partial:
         if released is not None:
             copy_assets(released, partial / "released")
-        write_config(config, partial / "released")
+        write_config(config, partial / "released", released)
         write_arrays(partial / "arrays", {"params": params, "extras": extras})
         (partial / MARKER).write_text(json.dumps(FORMAT) + "\n", encoding="utf-8")
 

@@ -77,7 +77,7 @@ def _write_assets(directory: Path, config: InternVLUConfig, tokenizer: Tokenizer
         tokenizer.save(directory / "processor")
     else:
         checkpoint.copy_assets(released, directory)
-    write_config(config, directory)
+    write_config(config, directory, released)
 
 
 def config_differences(workdir: str | Path, config: dict[str, Any], may_change: Iterable[str] = ()) -> list[str]:

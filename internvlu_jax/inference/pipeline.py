@@ -65,7 +65,7 @@ class InternVLUPipeline:
         self.config = config
         self.params = params
         self.processor = processor
-        self.inference = Inference(dataclasses.replace(config, files={}), compute)
+        self.inference = Inference(config, compute)
         self._dropped: dict[bytes, Context] = {}
 
     @classmethod

@@ -81,7 +81,7 @@ class MeshConfig:
 class TrainConfig:
     """A run.
 
-    model: a preset of `config.PRESETS`, made up at random.
+    model: a preset of `presets.PRESETS`, made up at random.
     start: a checkpoint to start from in place of that: a directory in either layout, another run's work directory, or
         a Hub id.
     accumulate: micro-batches of one step; their losses are pooled before the one update.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 
 from internvlu_jax.checkpoints import loading, run_directory
 from internvlu_jax.checkpoints.arrays import RunCheckpoints
-from internvlu_jax.config import PRESETS, Compute, ConfigError, InternVLUConfig
+from internvlu_jax.config import Compute, ConfigError, InternVLUConfig
 from internvlu_jax.config_files import read_config
 from internvlu_jax.data.loader import Loader
 from internvlu_jax.data.prefetch import Prefetcher
@@ -20,6 +19,7 @@ from internvlu_jax.data.workers import WorkerLoader
 from internvlu_jax.models import lora
 from internvlu_jax.models.internvlu import modules, param_shapes
 from internvlu_jax.parallel.executors import Executor
+from internvlu_jax.presets import PRESETS
 from internvlu_jax.processing import chat
 from internvlu_jax.processing.tokenizer import Tokenizer
 from internvlu_jax.training.config import TrainConfig
@@ -81,7 +81,7 @@ def make_step(cfg: TrainConfig, found: InitialModel, shards: int) -> Step:
         ConfigError: rules or adapters do not fit the model.
     """
     scale = None if cfg.lora is None else cfg.lora.alpha / cfg.lora.rank
-    config, special = dataclasses.replace(found.config, files={}), found.tokenizer.special_table_ids
+    config, special = found.config, found.tokenizer.special_table_ids
     objective = Objective(config, cfg.compute, cfg.objective, special, _CHUNK * shards, scale)
     return Step(objective, cfg.optimizer, factors(found.shapes, cfg.optimizer), cfg.steps)
 

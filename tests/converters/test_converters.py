@@ -17,8 +17,8 @@ from converters import tensors
 from converters.checkpoint import PARTS, export_released, load_released, summary
 from converters.engine import ConversionError, Rule, Unused, convert, export, flatten
 from converters.tensors import TensorReader, open_part, write_part
-from internvlu_jax.config import debug_config
 from internvlu_jax.models.internvlu import param_shapes
+from internvlu_jax.presets import debug_config
 from tests.helpers.tensor_files import assert_same_bits, lazy, read_all, released
 
 ROOT = Path(__file__).parents[2]

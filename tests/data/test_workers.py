@@ -7,11 +7,12 @@ import pytest
 from PIL import Image
 
 from internvlu_jax.checkpoints.loading import BUILT_IN
-from internvlu_jax.config import ConfigError, small_config
+from internvlu_jax.config import ConfigError
 from internvlu_jax.data.config import DataConfig
 from internvlu_jax.data.examples import DataError
 from internvlu_jax.data.loader import Loader
 from internvlu_jax.data.workers import WorkerLoader
+from internvlu_jax.presets import small_config
 from internvlu_jax.processing.tokenizer import Tokenizer
 from tests.helpers.data import assert_same, plan, steps, t2i
 

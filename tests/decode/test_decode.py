@@ -12,7 +12,6 @@ import pytest
 from converters.engine import convert
 from converters.tensors import open_part
 from converters.vlm import vlm_rules
-from internvlu_jax.config import debug_config
 from internvlu_jax.config_files import read_config
 from internvlu_jax.decode.beam import search
 from internvlu_jax.decode.generate import _search, _write, generate
@@ -20,6 +19,7 @@ from internvlu_jax.decode.model import LanguageModel, extend, prefill
 from internvlu_jax.decode.sampling import choose, row_keys
 from internvlu_jax.models.internvlu import VLM
 from internvlu_jax.models.qwen3 import KVCache, Qwen3Output
+from internvlu_jax.presets import debug_config
 from internvlu_jax.processing.tokenizer import SPECIAL_TABLE
 from tests.helpers.measures import assert_close
 

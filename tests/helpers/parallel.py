@@ -27,7 +27,7 @@ import optax
 from flax import linen as nn
 from flax import struct
 
-from internvlu_jax.config import Compute, debug_config
+from internvlu_jax.config import Compute
 from internvlu_jax.data.batch import Batch, Text
 from internvlu_jax.flow import solver
 from internvlu_jax.flow.guidance import Scales
@@ -39,6 +39,7 @@ from internvlu_jax.models.qwen3 import Qwen3
 from internvlu_jax.parallel.executors import MeshExecutor, PmapExecutor, SingleExecutor, make_executor
 from internvlu_jax.parallel.mesh import initialise, tracing_on
 from internvlu_jax.parallel.sampler import mesh_sampler, pmap_sampler
+from internvlu_jax.presets import debug_config
 from internvlu_jax.training.config import MeshConfig
 
 WIDTH, HIDDEN, HEADS, VOCABULARY = 16, 32, 4, 24

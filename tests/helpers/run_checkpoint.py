@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from internvlu_jax.checkpoints import run_directory
 from internvlu_jax.checkpoints.arrays import CheckpointError, RunCheckpoints
-from internvlu_jax.config import debug_config
+from internvlu_jax.presets import debug_config
 
 
 class Moments(NamedTuple):

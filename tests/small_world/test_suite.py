@@ -9,8 +9,8 @@ from PIL import Image
 
 from experiments.small_world import evaluate as script
 from experiments.small_world.evaluate import SHIPPED, Arguments, evaluate
-from internvlu_jax.config import debug_config
 from internvlu_jax.inference.pipeline import InternVLUPipeline, PipelineOutput
+from internvlu_jax.presets import debug_config
 from internvlu_jax.small_world import SMALL
 from internvlu_jax.small_world.scoring.cases import NAMES, cases
 from internvlu_jax.small_world.scoring.model import Options, PipelineModel

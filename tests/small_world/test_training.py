@@ -9,10 +9,10 @@ from experiments.small_world.train import Arguments, crops, halfway, joining, pa
 from internvlu_jax.checkpoints import arrays as checkpoint
 from internvlu_jax.checkpoints import loading
 from internvlu_jax.checkpoints.loading import BUILT_IN
-from internvlu_jax.config import small_config
 from internvlu_jax.data.loader import Loader
 from internvlu_jax.data.sources import open_source
 from internvlu_jax.models.internvlu import param_shapes
+from internvlu_jax.presets import small_config
 from internvlu_jax.processing import chat
 from internvlu_jax.processing.tokenizer import Tokenizer
 from internvlu_jax.small_world import SMALL
