@@ -30,11 +30,10 @@ from rich.table import Table
 from experiments.costs import Case
 from experiments.flops import case_for
 from experiments.traced import Part, Traced
-from internvlu_jax.config import PRESETS, Compute
+from internvlu_jax.config import Compute
 from internvlu_jax.ops.attention import attention, resolve_implementation
-
-# Dense bfloat16 peak in TFLOP/s, from the makers' data sheets.
-PEAKS = {"H100": 989, "H200": 989, "A100": 312, "TPU v4": 275, "TPU v5 lite": 197, "TPU v5p": 459, "TPU v6 lite": 918}
+from internvlu_jax.presets import PRESETS
+from internvlu_jax.utils.devices import bfloat16_peak
 
 # Seconds: the floor at measured speed, the aim, and the most that is acceptable. One H100, bfloat16, released sizes.
 TARGETS = {
@@ -48,7 +47,7 @@ TARGETS = {
 class Arguments:
     cases: tuple[str, ...] = ("t2i-512", "t2i-1024", "edit-1024", "text")
     """t2i-N, t2i-HxW, edit-N, edit-HxW (pixels), text."""
-    preset: Literal["internvl-u-4b", "debug"] = "internvl-u-4b"
+    preset: Literal["internvl-u-4b", "debug", "small"] = "internvl-u-4b"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     attention: Literal["auto", "xla", "cudnn"] = "auto"
     repeats: int = 5
@@ -70,8 +69,8 @@ class Timing:
         return self.tflop / self.seconds
 
 
-def parse_case(name: str) -> Case:
-    """`t2i-512`, `edit-576x1024`, `text`.
+def parse_case(name: str, preset: str) -> Case:
+    """`t2i-512`, `edit-576x1024`, `text`, for a preset.
 
     Raises ValueError naming what it does not understand.
     """
@@ -79,12 +78,12 @@ def parse_case(name: str) -> Case:
     sides = size.split("x") if size else ["512"]
     if task not in ("t2i", "edit", "text") or len(sides) > 2 or not all(side.isdigit() for side in sides):
         raise ValueError(f"case {name!r}; expected t2i-N, t2i-HxW, edit-N, edit-HxW or text")
-    return case_for(task, int(sides[0]), int(sides[-1]))
+    return case_for(task, int(sides[0]), int(sides[-1]), PRESETS[preset]())
 
 
 def time_case(name: str, args: Arguments, weights: dict[str, Any]) -> list[Timing]:
     """Times every part of one case."""
-    cfg, case = PRESETS[args.preset](), parse_case(name)
+    cfg, case = PRESETS[args.preset](), parse_case(name, args.preset)
     counted = Traced(cfg, case).parts()
     parts = Traced(cfg, case, Compute(args.dtype, args.attention)).parts()
     return [
@@ -120,7 +119,7 @@ def materialise(arguments: tuple[Any, ...], weights: dict[str, Any]) -> tuple[An
 
 def random_weights(args: Arguments) -> dict[str, Any]:
     """Parameters on the device, in the serving dtype; small normal numbers."""
-    shapes = Traced(PRESETS[args.preset](), parse_case("text"), Compute(args.dtype, args.attention)).params
+    shapes = Traced(PRESETS[args.preset](), parse_case("text", args.preset), Compute(args.dtype, args.attention)).params
     draw = jax.jit(lambda key, shape, dtype: 0.02 * jax.random.normal(key, shape, dtype), static_argnums=(1, 2))
     leaves, tree = jax.tree.flatten(shapes)
     keys = jax.random.split(jax.random.key(0), len(leaves))
@@ -152,36 +151,30 @@ def _seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
-def peak() -> float | None:
-    """Dense bfloat16 peak of the device in TFLOP/s, where it is known."""
-    kind = jax.devices()[0].device_kind
-    return next((float(value) for name, value in PEAKS.items() if name in kind), None)
-
-
 def print_table(timings: list[Timing], args: Arguments) -> None:
     table = Table("case", "part", "first run, s", "seconds", "TFLOP", "TFLOP/s", "of peak", "floor / aim / must, s")
-    best = peak()
+    best = bfloat16_peak()
     for name in dict.fromkeys(t.case for t in timings):
         own = [t for t in timings if t.case == name]
         whole = Timing(
             name, "all", sum(t.compile_seconds for t in own), sum(t.seconds for t in own), sum(t.tflop for t in own)
         )
         for t in [*own, whole]:
-            share = f"{t.tflops / best:.0%}" if best and args.dtype == "bfloat16" else ""
-            target = " / ".join(map(str, TARGETS.get(name, ()))) if t is whole and args.preset != "debug" else ""
+            share = f"{t.tflops * 1e12 / best:.0%}" if best and args.dtype == "bfloat16" else ""
+            aimed = TARGETS.get(name, ()) if t is whole and args.preset == "internvl-u-4b" else ()
             table.add_row(
                 name, t.part, f"{t.compile_seconds:.1f}", f"{t.seconds:.4f}", f"{t.tflop:.4g}", f"{t.tflops:.4g}",
-                share, target,
+                share, " / ".join(map(str, aimed)),
             )  # fmt: skip
     Console(width=140).print(table)
     for t in timings:
         if t.part == "write":
-            print(f"writing: {parse_case('text').new_tokens / t.seconds:.0f} tokens/s, batch 1")
+            print(f"writing: {parse_case('text', args.preset).new_tokens / t.seconds:.0f} tokens/s, batch 1")
 
 
 def main(args: Arguments) -> None:
     for name in args.cases:
-        parse_case(name)
+        parse_case(name, args.preset)
     weights = random_weights(args)
     timings = [timing for name in args.cases for timing in time_case(name, args, weights)]
     print_table(timings, args)

@@ -11,6 +11,7 @@ What the formulas assume, each exact:
 - causal attention counts the pairs that are seen; no lm_head but for the tokens that are chosen by it;
 - each source picture goes once through the vision encoder and once through the VAE, whose convolutions are 2-D, and
   after an enlargement 2 x 2.
+Every size is the config's; what stands here as a number is the same in all configs of these classes.
 Norms, activations, rotary turns and the solver are not counted, as in `internvlu_jax.utils.flops`.
 
 Letters: d width, f MLP width, S tokens of a branch, n tokens of a prompt.
@@ -32,6 +33,7 @@ from internvlu_jax.config import (
 )
 
 _TIME_CHANNELS = 256
+_PIXEL_CHANNELS = 3
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,13 @@ def minimum(cfg: InternVLUConfig, case: Case) -> dict[str, int]:
     """Operations of each part for one picture or one answer."""
     if case.task == "text":
         return _minimum_of_text(cfg, case)
+    rows = branches(cfg, case)
     parts = {
         "vision": visual_tokens(cfg.vlm, case.tiles),
         "prompt": _encode_prompts(cfg.vlm.llm_config, case),
-        "context": sum(embed_context(cfg.generation_decoder, length) for length in case.turns[:-1]),
-        "vae_encode": vae_encode(cfg.vae, case.height, case.width) if case.task == "edit" else 0,
-        "denoise": case.steps * denoise_step(cfg.generation_decoder.decoder_config, branches(cfg, case)),
+        "context": sum(embed_context(cfg.generation_decoder, row.context) for row in rows[:-1]),
+        "vae_encode": vae_encode(cfg.vae, case.height, case.width) if rows[0].condition else 0,
+        "denoise": case.steps * denoise_step(cfg.generation_decoder.decoder_config, rows),
         "vae_decode": vae_decode(cfg.vae, case.height, case.width),
     }
     return {name: operations for name, operations in parts.items() if operations}
@@ -99,12 +102,23 @@ def _encode_prompts(llm: Qwen3Config, case: Case) -> int:
     return total
 
 
+def contexts(cfg: InternVLUConfig, case: Case) -> tuple[int, ...]:
+    """Context tokens of each branch: its turns, as far as the head takes them.
+
+    A head that gets sources as latents alone has no context of them: visual tokens and two marks for each picture.
+    """
+    head, last = cfg.generation_decoder, len(case.turns) - 1
+    pictures = case.tiles * (cfg.vlm.tokens_per_tile + 2) if head.sources == "latents" else 0
+    shown = (length - (pictures if row < last else 0) for row, length in enumerate(case.turns))
+    return tuple(head.context_length(length) for length in shown)
+
+
 def branches(cfg: InternVLUConfig, case: Case) -> list[Branch]:
     """The guidance branches; the source picture of an edit is as large as the result."""
     noisy = case.height * case.width // cfg.generation_decoder.pixel_multiple**2
-    seen = noisy if case.task == "edit" else 0
+    seen = noisy if case.task == "edit" and cfg.generation_decoder.sources != "context" else 0
     last = len(case.turns) - 1
-    return [Branch(noisy, seen if row < last else 0, length) for row, length in enumerate(case.turns)]
+    return [Branch(noisy, seen if row < last else 0, length) for row, length in enumerate(contexts(cfg, case))]
 
 
 # Building blocks.
@@ -231,10 +245,13 @@ def vae_middle(rows: int, columns: int, width: int) -> int:
 
 
 def vae_encode(cfg: VAEConfig, height: int, width: int) -> int:
-    """First convolution, stages of res blocks with a strided convolution between, middle, moments."""
+    """First convolution, stages of res blocks with a strided convolution between, middle, moments.
+
+    A place of the first convolution is a patch of `cfg.patch_size` pixels a side, all its pixels as channels.
+    """
     stages = [cfg.base_dim * factor for factor in cfg.dim_mult]
-    rows, columns = height, width
-    total, channels = conv(rows, columns, 3, cfg.base_dim, 3), cfg.base_dim
+    rows, columns = height // cfg.patch_size, width // cfg.patch_size
+    total, channels = conv(rows, columns, _PIXEL_CHANNELS * cfg.patch_size**2, cfg.base_dim, 3), cfg.base_dim
     for number, outputs in enumerate(stages):
         for _ in range(cfg.num_res_blocks):
             total += res_block(rows, columns, channels, outputs)
@@ -264,4 +281,4 @@ def vae_decode(cfg: VAEConfig, height: int, width: int) -> int:
         if number < len(cfg.dim_mult) - 1:
             rows, columns = 2 * rows, 2 * columns
             total += conv(rows, columns, outputs, outputs // 2, 2)
-    return total + conv(rows, columns, cfg.base_dim * cfg.dim_mult[0], 3, 3)
+    return total + conv(rows, columns, cfg.base_dim * cfg.dim_mult[0], _PIXEL_CHANNELS * cfg.patch_size**2, 3)

@@ -14,27 +14,14 @@ import numpy as np
 from internvlu_jax.data.batch import Batch
 from internvlu_jax.training.losses import Totals
 from internvlu_jax.training.step import Step, TrainState
+from internvlu_jax.utils.devices import bfloat16_peak
 from internvlu_jax.utils.flops import count_flops
-
-# Dense bfloat16 operations a second by the start of `device_kind`, from the makers' data sheets.
-_PEAK = {
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-}
 
 
 def peak_operations() -> float | None:
     """Of all devices of the run together, operations a second; None where that is not known."""
-    kind = jax.devices()[0].device_kind
-    known = [peak for name, peak in _PEAK.items() if kind.startswith(name)]
-    return known[0] * jax.device_count() if known else None
+    one = bfloat16_peak()
+    return one * jax.device_count() if one else None
 
 
 class Operations:

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from experiments.benchmark import Arguments, main, parse_case
+from experiments.flops import CASES
+from internvlu_jax.presets import PRESETS
 
 
 def test_debug_preset_gives_every_part(tmp_path, capsys):
@@ -21,7 +23,13 @@ def test_debug_preset_gives_every_part(tmp_path, capsys):
     assert "cudnn" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("preset", ["debug", "small"])
+def test_cases_have_the_visual_tokens_of_the_preset(preset):
+    case, tokens = parse_case("text", preset), PRESETS[preset]().vlm.tokens_per_tile
+    assert case.turns == (CASES["text"].turns[0] + tokens,)
+
+
 @pytest.mark.parametrize("name", ["video-512", "t2i-big", "t2i-1x2x3", ""])
 def test_unknown_case_is_named(name):
     with pytest.raises(ValueError, match=repr(name)):
-        parse_case(name)
+        parse_case(name, "debug")
