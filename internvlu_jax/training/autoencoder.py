@@ -11,8 +11,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +21,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
-from internvlu_jax.checkpoints.arrays import RunCheckpoints
 from internvlu_jax.config import Compute, InternVLUConfig, VAEConfig
 from internvlu_jax.models.vae import VAE
 from internvlu_jax.training.config import OptimizerConfig
 from internvlu_jax.training.optimizer import factors, make_optimizer
-from internvlu_jax.training.reporting import LiveLine
+from internvlu_jax.training.resuming import LoopState, run_steps
 
 Params = dict[str, Any]
 Pictures = Callable[[int], UInt8[np.ndarray, "b y x 3"]]
@@ -42,14 +42,6 @@ class AutoencoderConfig:
     kl_weight: float = 1e-4
     seed: int = 0
     save_every: int = 1000
-
-
-class AutoencoderState(NamedTuple):
-    """`trained`, `opt_state` and `ema` as `RunCheckpoints` saves them."""
-
-    trained: Params
-    opt_state: Any
-    ema: None = None
 
 
 def autoencoder_loss(
@@ -69,39 +61,45 @@ def autoencoder_loss(
 def train_autoencoder(
     cfg: VAEConfig, how: AutoencoderConfig, pictures: Pictures, workdir: str | Path, quiet: bool = False
 ) -> Params:
-    """Trains a VAE from scratch, or goes on with the one in `workdir`; returns its parameters."""
-    key = jax.random.key(how.seed)
-    shapes = jax.eval_shape(lambda k: _init(cfg, k), key)
-    transform = make_optimizer(how.optimizer, factors({"vae": shapes}, how.optimizer), {"vae": shapes}, how.steps)
+    """Trains a VAE from scratch, or goes on with the one in `workdir`; returns its parameters.
 
-    @jax.jit
-    def step(state: AutoencoderState, batch: Array, number: Array) -> tuple[AutoencoderState, Array]:
-        pixels = batch.astype(jnp.float32) / 127.5 - 1.0
-        loss, gradient = jax.value_and_grad(
-            lambda p: autoencoder_loss(cfg, how, p["vae"], pixels, jax.random.fold_in(key, number))
-        )(state.trained)
-        updates, opt_state = transform.update(gradient, state.opt_state, state.trained)
-        return AutoencoderState(optax.apply_updates(state.trained, updates), opt_state), loss
+    Raises:
+        ConfigError: the one in `workdir` began under other settings.
+        Stopped: SIGTERM or Ctrl-C came; the same call goes on.
+    """
 
-    def start(k: PRNGKeyArray) -> AutoencoderState:
-        trained = {"vae": _init(cfg, k)}
-        return AutoencoderState(trained, transform.init(trained))
+    def step(state: LoopState, number: int) -> tuple[LoopState, dict[str, Array]]:
+        state, loss = _step(cfg, how, state, pictures(number), jnp.int32(number))
+        return state, {"loss": loss}
 
-    with RunCheckpoints(Path(workdir) / "checkpoints", keep_last=1) as saved:
-        done = saved.latest() or 0
-        state = jax.jit(start)(key)
-        if done:
-            trained, _, opt_state, _ = saved.restore(done, state)
-            state = AutoencoderState(trained, opt_state)
-        line = LiveLine(how.steps, done, not quiet)
-        for number in range(done, how.steps):
-            state, loss = step(state, pictures(number), jnp.int32(number))
-            if (number + 1) % how.save_every == 0 or number + 1 == how.steps:
-                saved.save(number + 1, state, {})
-            if (number + 1) % 20 == 0 or number + 1 == how.steps:
-                line.update(number + 1, f"autoencoder loss {float(loss):.4f}")
-        line.close()
+    settings = {"autoencoder": dataclasses.asdict(how), "vae": dataclasses.asdict(cfg)}
+    state = run_steps(
+        Path(workdir), settings, lambda: _start(cfg, how), step, steps=how.steps, save_every=how.save_every,
+        may_change=("autoencoder.save_every",), quiet=quiet,
+    )  # fmt: skip
     return state.trained["vae"]
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _start(cfg: VAEConfig, how: AutoencoderConfig) -> LoopState:
+    trained = {"vae": _init(cfg, jax.random.key(how.seed))}
+    return LoopState(trained, _transform(how, trained).init(trained))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _step(
+    cfg: VAEConfig, how: AutoencoderConfig, state: LoopState, batch: UInt8[Array, "b y x 3"], number: Array
+) -> tuple[LoopState, Array]:
+    """Step `number` from 0, and its loss."""
+    pixels = batch.astype(jnp.float32) / 127.5 - 1.0
+    key = jax.random.fold_in(jax.random.key(how.seed), number)
+    loss, gradient = jax.value_and_grad(lambda p: autoencoder_loss(cfg, how, p["vae"], pixels, key))(state.trained)
+    updates, opt_state = _transform(how, state.trained).update(gradient, state.opt_state, state.trained)
+    return LoopState(optax.apply_updates(state.trained, updates), opt_state), loss
+
+
+def _transform(how: AutoencoderConfig, trained: Params) -> optax.GradientTransformationExtraArgs:
+    return make_optimizer(how.optimizer, factors(trained, how.optimizer), trained, how.steps)
 
 
 def _init(cfg: VAEConfig, key: PRNGKeyArray) -> Params:

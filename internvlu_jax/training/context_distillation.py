@@ -1,7 +1,8 @@
 """A backbone that understands, for a head that draws: it learns to give the contexts that the head was trained on.
 
 Pictures and answers want different amounts of training: a small head is good after as many pictures as a GPU draws in
-minutes, while answers take many small steps. So the two may be trained apart, and are then joined without the head:
+minutes, while answers take many small steps. So the two may be trained apart, and the backbone then learns the contexts
+of another; the head takes no part in it:
 
     loss = text + context_weight * context
     text    = mean over target tokens of -log p(token | what stands before it), of packed conversations, and another of
@@ -19,7 +20,6 @@ import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ from internvlu_jax.processing.tokenizer import Tokenizer
 from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig
 from internvlu_jax.training.losses import Objective, Params
 from internvlu_jax.training.optimizer import factors, make_optimizer
-from internvlu_jax.training.reporting import Records
+from internvlu_jax.training.resuming import LoopState, check_loop, has_settings, run_steps
 from internvlu_jax.training.tree import merge, split
 
 
@@ -61,15 +61,7 @@ class DistillationConfig:
 
     def __post_init__(self) -> None:
         if self.optimizer.ema is None:
-            raise ConfigError("optimizer.ema is None; expected a decay: the average is what a joined model keeps")
-
-
-class DistillationState(NamedTuple):
-    """As `RunCheckpoints` saves it."""
-
-    trained: Params
-    opt_state: Any
-    ema: Params
+            raise ConfigError("optimizer.ema is None; expected a decay: the average is what the result keeps")
 
 
 def context_error(
@@ -91,48 +83,56 @@ def distill_context(
     The result is the model `workdir`/model: that backbone, and everything else of `head`.
 
     Raises:
-        ConfigError, ValueError: the models do not fit together, or the rules or the data cannot be used; before
-            compilation.
+        ConfigError, ValueError: the models do not fit together, the rules or the data cannot be used, or what is in
+            `workdir` began under other settings; before compilation.
+        Stopped: SIGTERM or Ctrl-C came; the same call goes on.
     """
     workdir = Path(workdir)
     target = workdir / "model"
+    settings = {"distillation": dataclasses.asdict(cfg), "backbone": str(backbone), "head": str(head)}
+    if checkpoint.is_model(target) and not has_settings(workdir):  # made elsewhere
+        return target
+    check_loop(workdir, settings, _MAY_CHANGE)
     if checkpoint.is_model(target):
         return target
     own, other = (loading.load(name, place=np.asarray) for name in (backbone, head))
     tokenizer, theirs = (Tokenizer.from_directory(model.assets / "processor") for model in (own, other))
     if tokenizer.encode(_SAMPLE) != theirs.encode(_SAMPLE):
         raise ConfigError(f"{backbone} and {head} have different tokenizers; expected backbones that read the same ids")
-    config = dataclasses.replace(other.config, vlm=own.config.vlm, files={})
+    config = dataclasses.replace(other.config, vlm=own.config.vlm)
     wide, given = (jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), m.params["vlm"]) for m in (own, other))
     trained, frozen = split({"vlm": wide}, factors({"vlm": wide}, cfg.optimizer).is_trained)
     ids = tokenizer.special_table_ids
     rules = _Rules(cfg, *(Objective(c, Compute(), ObjectiveConfig(1.0, 0.0), ids) for c in (config, other.config)))
-    opt_state = jax.jit(rules.transform(trained, frozen).init)(trained)
-    state: Any = DistillationState(trained, opt_state, jax.tree.map(jnp.copy, trained))
-    state = jax.device_put(state, jax.local_devices()[0])  # bound to it, like what is restored: one program for both
+
+    def start() -> LoopState:
+        opt_state = jax.jit(rules.transform(trained, frozen).init)(trained)
+        state = LoopState(trained, opt_state, jax.tree.map(jnp.copy, trained))
+        return jax.device_put(state, jax.local_devices()[0])  # bound to it, like what is restored: one program for both
+
     with (
         Loader(config, tokenizer, cfg.questions, seed=cfg.seed) as questions,
         Loader(config, tokenizer, cfg.prompts, seed=cfg.seed + 1) as prompts,
-        checkpoint.RunCheckpoints(workdir / "checkpoints", keep_last=1) as saved,
     ):
-        done = saved.latest() or 0
-        if done:
-            restored, ema, opt_state, data = saved.restore(done, state)
-            state = DistillationState(restored, opt_state, ema)
-            questions.restore(data["questions"])
-            prompts.restore(data["prompts"])
-        records = Records(workdir, cfg.steps, done, write=True, show=not quiet)
-        for number in range(done + 1, cfg.steps + 1):
+
+        def step(state: LoopState, number: int) -> tuple[LoopState, dict[str, Array]]:
             batches = next(questions)[0], next(prompts)[0]
-            state, metrics = _step(rules, state, frozen, given, *batches, jnp.float32(number))
-            records.write(number, {name: float(value) for name, value in metrics.items()}, "")
-            if number % cfg.save_every == 0 or number == cfg.steps:
-                saved.save(number, state, {"questions": questions.state(), "prompts": prompts.state()})
-        records.close()
+            return _step(rules, state, frozen, given, *batches, jnp.float32(number + 1))
+
+        state = run_steps(
+            workdir, settings, start, step, steps=cfg.steps, save_every=cfg.save_every,
+            data={"questions": questions, "prompts": prompts}, may_change=_MAY_CHANGE, quiet=quiet,
+        )  # fmt: skip
     vlm = jax.tree.map(np.asarray, merge(state.ema, frozen)["vlm"])
     checkpoint.save_model(target, config, {**other.params, "vlm": vlm}, other.extras, other.assets)
     return target
 
+
+# How often it saves, and what makes the same batches with other means.
+_MAY_CHANGE = (
+    "distillation.save_every",
+    *(f"distillation.{data}.{name}" for data in ("questions", "prompts") for name in ("threads", "prefetch")),
+)
 
 _SAMPLE = "The word STOP above two red circles, left of a small blue square: 1 + 2 = 3."
 
@@ -167,13 +167,13 @@ class _Rules:
 @partial(jax.jit, static_argnums=0)
 def _step(
     rules: _Rules,
-    state: DistillationState,
+    state: LoopState,
     frozen: Params,
     given: Params,
     questions: Batch,
     prompts: Batch,
     number: Float[Array, ""],
-) -> tuple[DistillationState, dict[str, Array]]:
+) -> tuple[LoopState, dict[str, Array]]:
     """Step `number` from 1; compiled once for each kind of prompts."""
     gradient_of = jax.value_and_grad(rules.loss, has_aux=True)
     (total, (text, error)), gradient = gradient_of(state.trained, frozen, given, questions, prompts)
@@ -183,4 +183,4 @@ def _step(
     keep = jnp.minimum(rules.cfg.optimizer.ema or 0.0, number / (9 + number))  # the first steps are forgotten sooner
     ema = jax.tree.map(lambda average, new: keep * average + (1 - keep) * new, state.ema, trained)
     metrics = {"loss": total, "text_loss": text, "context_error": error, "grad_norm": optax.tree.norm(gradient)}
-    return DistillationState(trained, opt_state, ema), metrics
+    return LoopState(trained, opt_state, ema), metrics

@@ -1,4 +1,4 @@
-"""A whole run: set up, resume, step, record, save; ends by itself, on SIGTERM, or where a number is not finite.
+"""A whole run: set up, resume, step, record, save; ends by itself, on a signal, or where a number is not finite.
 
 What is on disk at any moment lets the same command go on: the checkpoint holds parameters, optimizer state and the
 position in the data, all of the same step, and random numbers are keyed by the seed and the step alone.
@@ -7,9 +7,7 @@ position in the data, all of the same step, and random numbers are keyed by the 
 from __future__ import annotations
 
 import dataclasses
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from internvlu_jax.checkpoints import arrays as checkpoint
 from internvlu_jax.checkpoints import run_directory
@@ -28,6 +25,7 @@ from internvlu_jax.parallel.executors import Executor, make_executor
 from internvlu_jax.training import overview, setup
 from internvlu_jax.training.config import TrainConfig
 from internvlu_jax.training.reporting import Records
+from internvlu_jax.training.resuming import check_settings, interruption
 from internvlu_jax.training.samples import sample_sheet
 from internvlu_jax.training.setup import InitialModel
 from internvlu_jax.training.step import Step, TrainState, not_finite
@@ -48,7 +46,8 @@ class NotFiniteError(RuntimeError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """steps: that are done. metrics: of the last step of this call, None if it made none. stopped: by SIGTERM."""
+    """steps: that are done. metrics: of the last step of this call, None if it made none. stopped: by SIGTERM or
+    Ctrl-C."""
 
     steps: int
     metrics: dict[str, float] | None
@@ -63,7 +62,7 @@ def train(cfg: TrainConfig, workdir: str | Path, quiet: bool = False) -> Outcome
         NotFiniteError: a step is not finite; names the step and the part. What is saved is from before.
     """
     workdir = Path(workdir).absolute()
-    _check_workdir(cfg, workdir)
+    check_workdir(cfg, workdir)
     executor = make_executor(cfg.executor, cfg.mesh)
     for rows in {cfg.data.batch_size, cfg.data.packed_rows or cfg.data.batch_size}:
         executor.rows(rows)
@@ -86,17 +85,12 @@ def train(cfg: TrainConfig, workdir: str | Path, quiet: bool = False) -> Outcome
         return _Run(cfg, workdir, found, step, executor, loader, saved, quiet).go(state, last or 0)
 
 
-def _check_workdir(cfg: TrainConfig, workdir: Path) -> None:
+def check_workdir(cfg: TrainConfig, workdir: Path) -> None:
+    """Raises ConfigError if `cfg` can neither begin in a directory nor go on with the run that is there."""
     if workdir.exists() and not workdir.is_dir():
         raise ConfigError(f"--workdir {workdir} is a file; expected a directory")
-    if not run_directory.is_run(workdir):
-        return
-    differences = run_directory.config_differences(workdir, dataclasses.asdict(cfg), _MAY_CHANGE)
-    if differences:
-        raise ConfigError(
-            f"{workdir} holds a run of another configuration: {'; '.join(differences)}. "
-            "Give the same values to go on with it, or another --workdir"
-        )
+    if run_directory.is_run(workdir):
+        check_settings(workdir, dataclasses.asdict(cfg), _MAY_CHANGE)
 
 
 def _write_start(cfg: TrainConfig, workdir: Path, found: InitialModel, state: TrainState) -> None:
@@ -140,7 +134,7 @@ class _Run:
         """From step `done` to the end."""
         key = jax.random.key(self._cfg.seed)
         last, waiting, stopped = None, None, False
-        with self._records(done) as records, _terminated() as is_terminated:
+        with self._records(done) as records, interruption() as is_interrupted:
             while done < self._cfg.steps and not stopped:
                 batches = next(self._loader)
                 state, metrics = self._executor.step(state, tuple(self._executor.put(b) for b in batches), key)
@@ -148,7 +142,7 @@ class _Run:
                 # The step before this one is read while this one runs, so that the devices need not wait for the host.
                 last = self._record(records, waiting) or last
                 waiting = _Ended(done, metrics, batches)
-                stopped = is_terminated(done)
+                stopped = is_interrupted(done)
                 saves = stopped or done % self._cfg.save_every == 0 or done == self._cfg.steps
                 samples = bool(self._cfg.sample_every and done % self._cfg.sample_every == 0)
                 if saves or samples:
@@ -202,21 +196,3 @@ class _Run:
             side = self._cfg.data.sides[0]
             picture = sample_sheet(self._cfg, self._found.config, self._found.tokenizer, params, side)
             save_sheet(picture, self._workdir / "samples" / f"{done:08d}.png")
-
-
-@contextmanager
-def _terminated() -> Iterator[Callable[[int], bool]]:
-    """Within, SIGTERM is noted and ends nothing; yields whether it came, agreed on by all processes for a step."""
-    if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    came = threading.Event()
-    try:
-        before = signal.signal(signal.SIGTERM, lambda *_: came.set())
-    except ValueError:  # signals belong to the main thread; elsewhere somebody else minds them
-        yield lambda step: False
-        return
-    try:
-        yield lambda step: came.is_set()
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,10 @@ from internvlu_jax.checkpoints import arrays as checkpoint
 from internvlu_jax.checkpoints import loading
 from internvlu_jax.config import ConfigError
 from internvlu_jax.data.config import DataConfig
+from internvlu_jax.training import context_distillation
 from internvlu_jax.training.config import OptimizerConfig
 from internvlu_jax.training.context_distillation import DistillationConfig, context_error, distill_context
+from internvlu_jax.training.resuming import Stopped
 from internvlu_jax.training.tree import paths
 from tests.conftest import GOLDENS
 
@@ -73,18 +77,28 @@ def test_the_contexts_come_closer(whole):
 
 
 def test_a_stopped_run_goes_on(head, whole, tmp_path):
-    """Two steps, then the rest, and then nothing."""
+    """Killed in the third step, stopped by a signal in the same, then the rest, and then nothing."""
 
-    class Stopped(Exception):
+    step = context_distillation._step
+
+    class Killed(Exception):
         pass
 
-    def stop(self, number, values, speed):
+    def kill(self, number, values, speed):
         if number == 3:
-            raise Stopped
+            raise Killed
+
+    def stop(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        return step(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("internvlu_jax.training.reporting.Records.write", stop)
-        with pytest.raises(Stopped):
+        patch.setattr("internvlu_jax.training.reporting.Records.write", kill)
+        with pytest.raises(Killed):
+            distill_context(CONFIG, CHECKPOINT, head, tmp_path, quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(context_distillation, "_step", stop)
+        with pytest.raises(Stopped, match="stopped at step 3"):
             distill_context(CONFIG, CHECKPOINT, head, tmp_path, quiet=True)
     done = distill_context(CONFIG, CHECKPOINT, head, tmp_path, quiet=True)
     one, other = params(whole), params(done)
@@ -118,3 +132,19 @@ def test_what_cannot_be_joined(tmp_path):
         dataclasses.replace(CONFIG, optimizer=OptimizerConfig())
     with pytest.raises(ConfigError, match="different tokenizers"):
         distill_context(CONFIG, CHECKPOINT, loading.BUILT_IN, tmp_path)
+
+
+def test_a_run_goes_on_only_under_the_settings_it_began_with(head, whole):
+    """A finished one is not taken for one of other settings, either."""
+    fast = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, learning_rate=1e-3))
+    with pytest.raises(ConfigError, match=r"distillation.optimizer.learning_rate: 0.0005 -> 0.001"):
+        distill_context(fast, CHECKPOINT, head, whole.parent)
+    with pytest.raises(ConfigError, match=r"backbone: .* -> .*; head: "):
+        distill_context(CONFIG, head, CHECKPOINT, whole.parent)
+    again = dataclasses.replace(CONFIG, save_every=4, prompts=dataclasses.replace(PROMPTS, threads=2))
+    assert distill_context(again, CHECKPOINT, head, whole.parent) == whole
+
+
+def test_a_model_that_was_made_elsewhere_is_taken(head, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "model")
+    assert distill_context(CONFIG, CHECKPOINT, head, tmp_path) == tmp_path / "model"

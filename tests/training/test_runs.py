@@ -16,13 +16,16 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from experiments import precompute
+from experiments.train import Arguments
 from experiments.train import main as command
+from experiments.train import run as run_command
 from internvlu_jax.checkpoints import loading
 from internvlu_jax.config import ConfigError
 from internvlu_jax.data.plan import DataError
 from internvlu_jax.inference.pipeline import InternVLUPipeline
 from internvlu_jax.training.config import LoraConfig
 from internvlu_jax.training.loop import NotFiniteError, train
+from internvlu_jax.training.reporting import Records
 from tests.helpers.training import CHECKPOINT, TINY, leaves_equal, with_data
 
 ROOT = Path(__file__).parents[2]
@@ -122,18 +125,6 @@ def test_a_number_that_is_not_finite_ends_the_run(tmp_path):
         train(huge, tmp_path, quiet=True)
 
 
-def test_the_debug_configuration_from_the_shell(tmp_path, capsys):
-    """From scratch: random parameters, byte-level tokenizer, the shipped toy data."""
-    once = ["--steps", "1", "--accumulate", "1", "--save-every", "1", "--optimizer.warmup", "0"]
-    assert command(["debug", "--workdir", str(tmp_path), *once]) == 0
-    said = capsys.readouterr().err
-    assert "head/mmdit/blocks/image/q/kernel" in said
-    assert "frozen" in said
-    assert "done at step 1" in said
-    assert [line["step"] for line in lines(tmp_path)] == [1]
-    assert InternVLUPipeline.from_pretrained(tmp_path)("Hello?", max_new_tokens=3).tokens[0].size <= 3
-
-
 # Ended from outside
 
 
@@ -170,6 +161,28 @@ def test_sigterm_saves_and_ends_with_status_0(cache, tmp_path):
     assert steps == list(range(1, steps[-1] + 1))
     assert f"stopped at step {steps[-1]}" in said
     assert max(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == steps[-1]
+
+
+def test_an_interrupt_saves_after_the_step_in_hand(whole, tmp_path, capsys):
+    """Ctrl-C does as SIGTERM: status 0 and one line at the end; the run then ends as the uninterrupted one did."""
+
+    def stop(records, step, *rest):
+        write(records, step, *rest)
+        if step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    write, before = Records.write, signal.getsignal(signal.SIGINT)
+    rarely = dataclasses.replace(TINY, save_every=100)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Records, "write", stop)
+        assert run_command(Arguments(tmp_path, rarely)) == 0
+    assert signal.getsignal(signal.SIGINT) is before
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith("stopped at step 3; ") and "Traceback" not in "".join(said)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["3"]
+    assert train(TINY, tmp_path, quiet=True).steps == 4
+    assert lines(tmp_path) == lines(whole)
+    leaves_equal(loading.load(tmp_path).params, loading.load(whole).params)
 
 
 @pytest.mark.slow

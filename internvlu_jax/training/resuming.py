@@ -1,0 +1,177 @@
+"""What every training loop shares: it goes on only under the settings it began with, and a signal lets it save first.
+
+`run_steps` is the whole of a small loop on one process: the autoencoder's and the distillation's. In WORKDIR:
+
+    config.json      its settings          metrics.jsonl    one object a step
+    checkpoints/     what it changes (see `checkpoints.arrays.RunCheckpoints`)
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from internvlu_jax.checkpoints import run_directory
+from internvlu_jax.checkpoints.arrays import RunCheckpoints, saved_steps
+from internvlu_jax.config import ConfigError
+from internvlu_jax.training.reporting import Records
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(Exception):
+    """A signal ended a loop before it had a result; what it has done is saved, and the same call goes on."""
+
+    def __init__(self, workdir: Path, step: int) -> None:
+        super().__init__(f"stopped at step {step}; `{workdir}` can go on")
+
+
+@contextmanager
+def interruption() -> Iterator[Callable[[int], bool]]:
+    """Within, SIGTERM and Ctrl-C are noted and end nothing; a second Ctrl-C does, as KeyboardInterrupt.
+
+    Yields whether one came; of several processes, whether all of them are to stop after this step. Only the main thread
+    may take signals: elsewhere they do what they did before, and none is ever noted here.
+    """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda step: False
+        return
+    came: set[int] = set()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and number in came:
+            raise KeyboardInterrupt
+        came.add(number)
+
+    before = {number: signal.signal(number, note) for number in _SIGNALS}
+    try:
+        yield lambda step: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)  # None is a handler that Python did not set
+
+
+def check_settings(workdir: Path, settings: Mapping[str, Any], may_change: Iterable[str] = ()) -> None:
+    """Raises ConfigError if the loop in `workdir` began under other settings; names the values that differ.
+
+    Args:
+        settings: as JSON. may_change: as for `run_directory.config_differences`.
+    """
+    differences = run_directory.config_differences(workdir, dict(settings), may_change)
+    if differences:
+        raise ConfigError(
+            f"{workdir} holds a run of another configuration: {'; '.join(differences)}. "
+            "Give the same values to go on with it, or another --workdir"
+        )
+
+
+class LoopState(NamedTuple):
+    """What a small loop changes, as `RunCheckpoints` saves it; `ema` is None where none is kept."""
+
+    trained: dict[str, Any]
+    opt_state: Any
+    ema: dict[str, Any] | None = None
+
+
+@runtime_checkable
+class Position(Protocol):
+    """A loader of data, as far as resuming goes."""
+
+    def state(self) -> dict[str, Any]: ...
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
+def check_loop(workdir: Path, settings: Mapping[str, Any], may_change: Iterable[str] = ()) -> None:
+    """As `check_settings`, for the small loop that saved in `workdir`; does nothing where none did.
+
+    Raises:
+        ConfigError: the settings differ, or there are checkpoints without settings.
+    """
+    if not saved_steps(workdir / "checkpoints"):
+        return
+    if not has_settings(workdir):
+        raise ConfigError(
+            f"{workdir} holds checkpoints of unknown settings: it has no config.json. Take another work directory, or "
+            "remove its checkpoints"
+        )
+    check_settings(workdir, settings, may_change)
+
+
+def has_settings(workdir: Path) -> bool:
+    """Whether a loop that was begun in `workdir` left its settings there."""
+    return (workdir / "config.json").is_file()
+
+
+def run_steps(
+    workdir: Path,
+    settings: Mapping[str, Any],
+    init: Callable[[], LoopState],
+    step: Callable[[LoopState, int], tuple[LoopState, Mapping[str, Any]]],
+    *,
+    steps: int,
+    save_every: int,
+    data: Mapping[str, Position] = {},
+    may_change: Iterable[str] = (),
+    quiet: bool = False,
+) -> LoopState:
+    """Runs the steps of a small loop, or goes on where it was stopped; returns the state after the last.
+
+    Args:
+        settings: everything that the result depends on, as JSON.
+        init: the state before the first step, also what a saved one is restored like.
+        step: from the state and the number of the step, from 0, to the state and its metrics: scalars on the device.
+        data: loaders whose positions are saved with the state, by name.
+        may_change: settings that may differ when the loop goes on.
+
+    Raises:
+        ConfigError: the loop began under other settings; before `init`.
+        Stopped: SIGTERM or Ctrl-C came, even in the last step; the step in hand is saved.
+    """
+    check_loop(workdir, settings, may_change)
+    state: Any = init()
+    with RunCheckpoints(workdir / "checkpoints", keep_last=1) as saved:
+        done = saved.latest() or 0
+        if done:
+            trained, ema, opt_state, positions = saved.restore(done, state)
+            state = LoopState(trained, opt_state, ema)
+            for name, loader in data.items():
+                loader.restore(positions[name])
+        else:
+            (workdir / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        with (
+            closing(Records(workdir, steps, done, write=True, show=not quiet)) as records,
+            interruption() as is_interrupted,
+        ):
+            waiting: tuple[int, Mapping[str, Any]] | None = None
+            for number in range(done, steps):
+                state, metrics = step(state, number)
+                # The step before this one is read while this one runs, so that the device need not wait for the host.
+                _record(records, waiting)
+                waiting = (number + 1, metrics)
+                stops = is_interrupted(number + 1)
+                if stops or (number + 1) % save_every == 0 or number + 1 == steps:
+                    _record(records, waiting)
+                    waiting = None
+                    saved.save(number + 1, state, {name: d.state() for name, d in data.items()})
+                if stops:
+                    saved.wait()
+                    raise Stopped(workdir, number + 1)
+    return state
+
+
+def _record(records: Records, ended: tuple[int, Mapping[str, Any]] | None) -> None:
+    if ended is not None:
+        records.write(ended[0], {name: np.asarray(value).item() for name, value in ended[1].items()}, "")

@@ -1,0 +1,110 @@
+"""What all loops share: signals, and settings that must stay; on a loop that only adds."""
+
+import signal
+import threading
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from internvlu_jax.config import ConfigError
+from internvlu_jax.training.resuming import LoopState, Stopped, interruption, run_steps
+
+SETTINGS = {"rate": 0.5, "data": {"sources": [["a", 1.0]], "threads": 1}}
+SIGNALS = [signal.SIGTERM, signal.SIGINT]
+
+
+class Counter:
+    """Data whose item is its position, and a step that adds it up; sends a signal to itself in one step."""
+
+    def __init__(self, number: int | None = None, which: signal.Signals = signal.SIGINT, times: int = 1) -> None:
+        self.position, self.steps, self._signal = 0, [], (number, which, times)
+
+    def state(self) -> dict:
+        return {"position": self.position}
+
+    def restore(self, state: dict) -> None:
+        self.position = state["position"]
+
+    def __call__(self, state: LoopState, number: int) -> tuple[LoopState, dict]:
+        self.position += 1
+        self.steps.append(number)
+        at, which, times = self._signal
+        for _ in range(times if number == at else 0):
+            signal.raise_signal(which)
+        total = state.trained["total"] + 0.1 * self.position
+        return LoopState({"total": total}, state.opt_state, {"total": total / 3}), {"loss": total}
+
+
+def run(workdir, counter: Counter, settings=SETTINGS, **options) -> LoopState:
+    options = {"steps": 5, "save_every": 100, "data": {"counter": counter}, "quiet": True, **options}
+    zero = {"total": jnp.float32(0)}
+    return run_steps(workdir, settings, lambda: LoopState(zero, {"count": jnp.int32(0)}, zero), counter, **options)
+
+
+@pytest.mark.parametrize("which", SIGNALS)
+@pytest.mark.parametrize("number", [0, 2, 4])
+def test_a_signal_saves_after_the_step_in_hand_and_the_rest_is_as_if_it_had_not_come(which, number, tmp_path):
+    whole = run(tmp_path / "whole", Counter())
+    before = [signal.getsignal(which) for which in SIGNALS]
+    with pytest.raises(Stopped, match=rf"stopped at step {number + 1}; .*stopped. can go on"):
+        run(tmp_path / "stopped", Counter(number, which))
+    assert [signal.getsignal(which) for which in SIGNALS] == before
+    rest = Counter()
+    again = run(tmp_path / "stopped", rest)
+    assert rest.steps == list(range(number + 1, 5))
+    for name in ("trained", "ema"):
+        np.testing.assert_array_equal(getattr(again, name)["total"], getattr(whole, name)["total"])
+    assert (tmp_path / "stopped/metrics.jsonl").read_text() == (tmp_path / "whole/metrics.jsonl").read_text()
+
+
+def test_a_second_interrupt_ends_at_once(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Counter(2, times=2))
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(Stopped):
+        run(tmp_path, Counter(2, signal.SIGTERM, times=2))
+
+
+def test_off_the_main_thread_handlers_are_left_alone(tmp_path):
+    outcome = []
+    before = [signal.getsignal(which) for which in SIGNALS]
+
+    def work():
+        with interruption() as is_interrupted:
+            outcome.append([signal.getsignal(which) for which in SIGNALS] == before and not is_interrupted(1))
+        outcome.append(float(run(tmp_path, Counter()).trained["total"]))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert outcome == [True, pytest.approx(1.5)]
+
+
+def test_other_settings_are_refused_before_anything_is_made(tmp_path):
+    with pytest.raises(Stopped):
+        run(tmp_path, Counter(1))
+    other = {"rate": 0.25, "data": {"sources": [["b", 1.0]], "threads": 1}}
+    message = r'another configuration: rate: 0.5 -> 0.25; data.sources.0.0: "a" -> "b"'
+    with pytest.raises(ConfigError, match=message):
+        run_steps(tmp_path, other, pytest.fail, pytest.fail, steps=5, save_every=1)
+    threads = {**SETTINGS, "data": {**SETTINGS["data"], "threads": 4}}
+    with pytest.raises(ConfigError, match=r"data.threads: 1 -> 4"):
+        run(tmp_path, Counter(), threads)
+    assert float(run(tmp_path, Counter(), threads, may_change=("data.threads",)).trained["total"]) == pytest.approx(1.5)
+
+
+def test_what_never_saved_may_begin_with_other_settings(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Counter(0, times=2))
+    run(tmp_path, Counter(), {"rate": 0.25})
+    with pytest.raises(ConfigError, match=r"rate: 0.25 -> 0.5"):
+        run(tmp_path, Counter())
+
+
+def test_checkpoints_without_settings_are_refused(tmp_path):
+    run(tmp_path, Counter())
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"holds checkpoints of unknown settings: it has no config.json"):
+        run(tmp_path, Counter())
