@@ -301,3 +301,21 @@ def test_a_world_of_one_kind_has_single_objects():
     assert [(item.kind, item.colour, item.radius) for item in scene.items] == [("circle", "red", SIZES["small"])]
     text, _, wanted = riddle(world, "kind", np.random.default_rng(0))
     assert "next shape" not in text and [group.kind for group in wanted.groups] == ["circle"]
+
+
+@pytest.mark.parametrize(
+    ("task", "what"),
+    [("general/question/relation", "a question of kind 'relation'"), ("general/question/place", "kind 'place'"),
+     ("general/question/comparison", "kind 'comparison'"), ("general/edit/add", "an edit of kind 'add'")],
+)  # fmt: skip
+def test_what_a_world_of_single_objects_cannot_have_is_said_at_once(task, what):
+    drawn = WorldSource(World(most=1), {task: 1.0})
+    with pytest.raises(ConfigError, match=rf"world.most is 1; .*{what} needs 2 objects in one scene"):
+        drawn.example(0)
+
+
+def test_a_world_of_single_objects_has_all_else():
+    for task in ("general/question", "general/conversation", "general/edit"):
+        drawn = WorldSource(World(most=1), {task: 1.0})
+        topics = {drawn.example(n).topic for n in range(40)}
+        assert len(topics) > 3 and not topics & {"relation", "comparison", "add"}

@@ -62,6 +62,14 @@ class World:
         if not all((self.kinds, self.colours, self.sizes, self.backgrounds, self.letters)):
             raise ConfigError("the world has no kinds, colours, sizes, backgrounds or letters; expected some of each")
 
+    def require(self, objects: int, what: str) -> None:
+        """Raises ConfigError if no scene has so many objects, which `what` needs."""
+        if self.most < objects:
+            raise ConfigError(
+                f"world.most is {self.most}; {what} needs {objects} objects in one scene. Take a world with more, or leave "
+                "it out"
+            )
+
     @cached_property
     def pairs(self) -> tuple[tuple[str, str], ...]:
         """(colour, kind) of training."""

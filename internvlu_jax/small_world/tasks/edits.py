@@ -43,10 +43,12 @@ def edit(world: World, kind: str, rng: np.random.Generator, held_out: bool = Fal
 
     Raises:
         ValueError: there is no such kind.
+        ConfigError: no scene of the world has room for one more object.
         NoPlaceError: none was found, which is bad luck.
     """
     if kind not in _MAKERS:
         raise ValueError(f"the kind of edit is {kind!r}; expected one of {', '.join(_MAKERS)}")
+    world.require(least_objects(kind), f"an edit of kind {kind!r}")
     for _ in range(400):
         try:
             made = _MAKERS[kind](world, _before(world, kind, rng, held_out), rng, held_out)
@@ -55,6 +57,11 @@ def edit(world: World, kind: str, rng: np.random.Generator, held_out: bool = Fal
         if (world.holds(made.before) or world.holds(made.after)) == held_out:
             return made
     raise NoPlaceError(f"no edit {kind!r} was found with held_out {held_out}")
+
+
+def least_objects(kind: str) -> int:
+    """The least number of objects that the scene after such an edit has."""
+    return 2 if kind == "add" else 1
 
 
 def _before(world: World, kind: str, rng: np.random.Generator, held_out: bool) -> Scene:

@@ -20,7 +20,7 @@ _COUNTED = ("How many {} are there?", "How many {} are in the picture?", "How ma
 
 @dataclass(frozen=True)
 class Question:
-    """kind: one of `QUESTIONS`, or "place". answer: a word, a number in digits, or what is written."""
+    """kind: one of `QUESTIONS`, or `PLACE`. answer: a word, a number in digits, or what is written."""
 
     kind: str
     text: str
@@ -33,10 +33,12 @@ def question(world: World, kind: str, rng: np.random.Generator, held_out: bool =
 
     Raises:
         ValueError: there is no such kind.
+        ConfigError: no scene of the world has the objects that it is about.
         NoPlaceError: none was found, which is bad luck.
     """
     if kind not in _MAKERS:
         raise ValueError(f"the kind of question is {kind!r}; expected one of {', '.join(_MAKERS)}")
+    world.require(least_objects(kind), f"a question of kind {kind!r}")
     for _ in range(400):
         try:
             made = _MAKERS[kind](world, rng, held_out)
@@ -45,6 +47,11 @@ def question(world: World, kind: str, rng: np.random.Generator, held_out: bool =
         if world.holds(made.scene) == held_out:
             return made
     raise NoPlaceError(f"no question {kind!r} was found with held_out {held_out}")
+
+
+def least_objects(kind: str) -> int:
+    """The least number of objects in a scene that is made for such a question."""
+    return 2 if kind in ("relation", "comparison", "place") else 1
 
 
 def _mixed(world: World, rng: np.random.Generator, held_out: bool, least: int = 1) -> Scene:
@@ -251,5 +258,8 @@ _MAKERS: dict[str, Callable[[World, np.random.Generator, bool], Question]] = {
     "place": _place,
 }
 
-QUESTIONS = tuple(kind for kind in _MAKERS if kind != "place")
-"""Kinds of questions that are scored; "place" is there to learn from."""
+PLACE = "place"
+"""The kind of question that is there to learn from: relations are made of places."""
+
+QUESTIONS = tuple(kind for kind in _MAKERS if kind != PLACE)
+"""Kinds of questions that are scored."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from internvlu_jax.small_world.scenes.world import World
+from internvlu_jax.small_world.tasks import edits, questions
 from internvlu_jax.small_world.tasks.captions import caption, pick, plain
 from internvlu_jax.small_world.tasks.edits import EDITS, edit
 from internvlu_jax.small_world.tasks.example import Example, Maker
-from internvlu_jax.small_world.tasks.questions import QUESTIONS, further, question
+from internvlu_jax.small_world.tasks.questions import PLACE, QUESTIONS, further, question
 from internvlu_jax.small_world.tasks.spec_sampling import CATEGORIES, background, described, wish
 from internvlu_jax.small_world.tasks.specs import scene_of
 
@@ -37,7 +38,7 @@ def picture_example(world: World, category: str, rng: np.random.Generator, held_
 
 def edited(world: World, rng: np.random.Generator, held_out: bool) -> Example:
     """An edit of any kind but that of words."""
-    return edit_example(world, pick(_EDITS, rng), rng, held_out)
+    return edit_example(world, _pick(world, _EDITS, edits.least_objects, rng), rng, held_out)
 
 
 def edit_example(world: World, kind: str, rng: np.random.Generator, held_out: bool) -> Example:
@@ -48,7 +49,7 @@ def edit_example(world: World, kind: str, rng: np.random.Generator, held_out: bo
 
 def asked(world: World, rng: np.random.Generator, held_out: bool) -> Example:
     """A question of any kind but reading."""
-    return question_example(world, pick(_QUESTIONS, rng), rng, held_out)
+    return question_example(world, _pick(world, _QUESTIONS, questions.least_objects, rng), rng, held_out)
 
 
 def question_example(world: World, kind: str, rng: np.random.Generator, held_out: bool) -> Example:
@@ -59,9 +60,14 @@ def question_example(world: World, kind: str, rng: np.random.Generator, held_out
 
 def conversation(world: World, rng: np.random.Generator, held_out: bool) -> Example:
     """A question of any kind, reading among them, and others about the same picture: many answers for one picture."""
-    made = question(world, pick(QUESTIONS, rng), rng, held_out)
+    made = question(world, _pick(world, QUESTIONS, questions.least_objects, rng), rng, held_out)
     more = tuple((other.text, other.answer) for other in further(world, made, _FURTHER, rng, held_out))
     return Example("understanding", made.kind, made.text, made, source=made.scene, answer=made.answer, further=more)
+
+
+def _pick(world: World, kinds: Sequence[str], least_objects: Callable[[str], int], rng: np.random.Generator) -> str:
+    """One of the kinds that the world has enough objects for."""
+    return pick([kind for kind in kinds if least_objects(kind) <= world.most], rng)
 
 
 def _of_kind(make: _KindMaker, kind: str, world: World, rng: np.random.Generator, held_out: bool) -> Example:
@@ -89,7 +95,7 @@ KINDS: Mapping[str, Maker] = {
     for task, kinds, make in (
         ("picture", (*CATEGORIES, "mixed"), picture_example),
         ("edit", _EDITS, edit_example),
-        ("question", (*_QUESTIONS, "place"), question_example),
+        ("question", (*_QUESTIONS, PLACE), question_example),
     )
     for kind in kinds
 }
