@@ -59,6 +59,18 @@ def test_a_large_file_is_refused_with_its_commit_even_if_it_is_gone(repository):
     assert (status, said.splitlines()[0]) == (1, line)
 
 
+def test_what_comes_with_a_merge_is_refused(repository):
+    git(repository, "checkout", "-q", "-b", "side")
+    commit(repository, "b.txt", 10, "on the side")
+    git(repository, "checkout", "-q", "main")
+    commit(repository, "c.txt", 10, "on main")
+    git(repository, "merge", "-q", "--no-commit", "--no-ff", "side")
+    commit(repository, "large.bin", LARGE, "the merge")
+    status, said = check(repository)
+    assert status == 1
+    assert said.startswith("large.bin: 1,200,000 bytes") and "the merge" in said.splitlines()[0]
+
+
 @pytest.mark.parametrize("folder", ["internvlu_jax/small_world/weights", "tests/goldens"])
 def test_weights_and_recorded_numbers_may_be_large(repository, folder):
     commit(repository, f"{folder}/model.safetensors", LARGE, "weights")
