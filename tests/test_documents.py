@@ -1,0 +1,43 @@
+"""The documents: what they link to is there, and README stays short."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    "README.md",
+    "converters/README.md",
+    "experiments/README.md",
+    "internvlu_jax/parallel/README.md",
+    "internvlu_jax/small_world/README.md",
+    "tests/goldens/README.md",
+]
+
+
+def anchors(page: Path) -> set[str]:
+    """Names of a page's headings in links."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name):
+    page = ROOT / name
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if link.startswith("http"):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_readme_is_short_and_names_what_is_there():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) <= 900
+    house = text.partition("## The house")[2].partition("Imports go one way")[0]
+    named = [name for row in re.findall(r"^\| (.*?) \|", house, re.MULTILINE) for name in re.findall(r"`(.*?)`", row)]
+    missing = [name for name in named if not any((ROOT / top / name).exists() for top in ("", "internvlu_jax"))]
+    assert len(named) > 15 and not missing
