@@ -46,22 +46,22 @@ def batches(cfg: Any, model: Any, rows: int) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from internvlu_jax.data.batch import Batch, Picture, Text
+    from internvlu_jax.data.batch import Batch, ImageBatch, TextBatch
 
     def array(dtype: Any, *shape: int) -> Any:
         return jax.ShapeDtypeStruct((rows, *shape), dtype)
 
-    def text(length: int, tiles: int, packed: bool) -> Text:
+    def text(length: int, tiles: int, packed: bool) -> TextBatch:
         size = model.vlm.vision_config.image_size
         targets = (array(np.int32, length), array(np.float32, length)) if cfg.data.text_targets else (None, None)
         seen = (array(np.uint8, tiles, size, size, 3), array(np.int32, length)) if tiles else (None, None)
         segments = array(np.int32, length) if packed else None
-        return Text(array(np.int32, length), array(np.int32, length), segments, *seen, *targets)
+        return TextBatch(array(np.int32, length), array(np.int32, length), segments, *seen, *targets)
 
     def drawing(side: int, sources: int) -> Batch:
         length = cfg.data.text_lengths[1] if not sources else cfg.data.text_lengths[-1]
         tokens = (1 + sources) * (side // model.generation_decoder.pixel_multiple) ** 2 + length
-        picture = Picture(
+        picture = ImageBatch(
             target=array(np.uint8, side, side, 3),
             context_lengths=array(np.int32),
             positions=array(np.float32, tokens, 3),
@@ -91,12 +91,12 @@ def measure(arguments: Arguments) -> dict[str, Any]:
 
     from experiments.configs import CONFIGS
     from internvlu_jax.config import InternVLUConfig
-    from internvlu_jax.models.internvlu import param_shapes
+    from internvlu_jax.models.internvlu import InternVLU, param_shapes
+    from internvlu_jax.parallel.config import MeshConfig
     from internvlu_jax.parallel.executors import MeshExecutor
     from internvlu_jax.parallel.mesh import make_mesh, rows_sharding
     from internvlu_jax.parallel.rules import shardings
     from internvlu_jax.parallel.steps import mesh_step
-    from internvlu_jax.training.config import MeshConfig
     from internvlu_jax.training.losses import Objective
     from internvlu_jax.training.optimizer import factors
     from internvlu_jax.training.step import Step
@@ -106,7 +106,7 @@ def measure(arguments: Arguments) -> dict[str, Any]:
     mesh = make_mesh(MeshConfig(**vars(arguments.mesh)))
     executor = MeshExecutor(mesh)
     released = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.bfloat16), param_shapes(model))
-    objective = Objective(model, compute, cfg.objective, tuple(range(10)), 1024 * executor.shards)
+    objective = Objective(InternVLU(model, tuple(range(10)), compute), cfg.objective, 1024 * executor.shards)
     step = Step(objective, cfg.optimizer, factors(released, cfg.optimizer), cfg.steps)
     state = executor.abstract(jax.eval_shape(step.init, released))
     programs = mesh_step(step, mesh, shardings(state, mesh))

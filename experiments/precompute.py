@@ -30,16 +30,18 @@ from rich.progress import track
 from experiments.configs import CONFIGS
 from internvlu_jax.data.batch import Batch
 from internvlu_jax.data.collate import Collator
-from internvlu_jax.data.examples import Draft, ExampleBuilder, Kind
+from internvlu_jax.data.examples import BranchName, Draft, ExampleBuilder, Kind
 from internvlu_jax.data.records import BrokenRecord, Record
 from internvlu_jax.data.sources import Source, entry, open_source, write_shards
+from internvlu_jax.models.internvlu import InternVLU
+from internvlu_jax.parallel.config import MeshConfig
 from internvlu_jax.parallel.executors import make_executor
 from internvlu_jax.training import setup
-from internvlu_jax.training.config import MeshConfig, TrainConfig
-from internvlu_jax.training.losses import Objective
+from internvlu_jax.training.config import TrainConfig
+from internvlu_jax.training.losses import Forward, Objective
 
 log = logging.getLogger("internvlu_jax.data")
-_DROPS = {"t2i": ("full", "all_dropped"), "edit": ("full", "text_dropped", "all_dropped")}
+_BRANCHES: dict[str, tuple[BranchName, ...]] = {"t2i": ("cond", "uncond"), "edit": ("cond", "text_dropped", "uncond")}
 _BLOCK = 256  # records that are looked at together, so that rows of one kind fill a batch
 _PER_SHARD = 1000
 
@@ -48,19 +50,18 @@ class Precomputer:
     """From records to entries of shards, for one model and one data configuration."""
 
     def __init__(self, cfg: TrainConfig) -> None:
-        found = setup.initial_model(cfg)
-        key = jax.random.key(cfg.seed)
-        single = make_executor("single", MeshConfig())
-        self._params = single.place(found.params) if found.params else setup.random_params(found.config, key, single)
+        initial = setup.initial_model(cfg)
+        key, single = jax.random.key(cfg.seed), make_executor("single", MeshConfig())
+        made = initial.params is None
+        self._params = setup.random_params(initial.config, key, single) if made else single.place(initial.params)
         data = dataclasses.replace(cfg.data, text_targets=False)
-        self._drafter, self._batch_size = ExampleBuilder(found.config, found.tokenizer, data), data.batch_size
+        self._builder, self._batch_size = ExampleBuilder(initial.config, initial.tokenizer, data), data.batch_size
         self._pool = ThreadPoolExecutor(data.threads)
-        self._collator = Collator(found.config, found.tokenizer, data, self._pool, self._raise)
-        special = found.tokenizer.special_table_ids
-        config = found.config
-        objective = Objective(config, cfg.compute, cfg.objective, special)
-        self._contexts = jax.jit(objective.contexts)
-        self._latents = jax.jit(objective.latents)
+        self._collator = Collator(initial.config, initial.tokenizer, data, self._pool, self._raise)
+        model = InternVLU(initial.config, initial.tokenizer.special_table_ids, cfg.compute)
+        objective = Objective(model, cfg.objective)
+        self._contexts = jax.jit(lambda params, batch: Forward(objective, params, batch).context)
+        self._encode = jax.jit(model.encode)
 
     @staticmethod
     def _raise(error: BrokenRecord) -> None:
@@ -74,8 +75,8 @@ class Precomputer:
             by_kind: dict[Kind, list[tuple[int, Draft]]] = defaultdict(list)
             for n, record in enumerate(block):
                 try:
-                    for drop in _DROPS.get(record.task, ()):
-                        draft = self._drafter.draft(record, drop)  # type: ignore[arg-type]
+                    for branch in _BRANCHES.get(record.task, ()):
+                        draft = self._builder.draft(record, branch)
                         by_kind[draft.kind].append((n, draft))
                 except BrokenRecord as error:
                     log.warning("left out %s", error)
@@ -83,9 +84,9 @@ class Precomputer:
             for members in by_kind.values():
                 for start in range(0, len(members), self._batch_size):
                     self._compute(members[start : start + self._batch_size], arrays)
-            for record, found in zip(block, arrays, strict=True):
-                if found:
-                    yield entry(_description(record), arrays=found)
+            for record, stored in zip(block, arrays, strict=True):
+                if stored:
+                    yield entry(_description(record), arrays=stored)
 
     def _compute(self, members: Sequence[tuple[int, Draft]], arrays: list[dict[str, np.ndarray] | None]) -> None:
         """One batch of one kind; short ones are filled up with their last row, so that they compile once."""
@@ -101,16 +102,16 @@ class Precomputer:
             arrays[broken] = None
             return self._compute(members, arrays)
         assert batch.picture is not None
-        contexts = np.asarray(self._contexts(self._params["vlm"], batch))
+        contexts = np.asarray(self._contexts(self._params, batch))
         pictures = {"target": batch.picture.target}
         pictures |= {f"source/{n}": source for n, source in enumerate(batch.picture.sources)}
-        latents = {name: np.asarray(self._latents(self._params, pixels)) for name, pixels in pictures.items()}
+        latents = {name: np.asarray(self._encode(self._params, pixels)) for name, pixels in pictures.items()}
         kept = [(n, draft) for n, draft in members if arrays[n] is not None]
         for row, (n, draft) in enumerate(kept):
-            found = arrays[n]
-            assert found is not None
-            found[f"context/{draft.drop}"] = contexts[row, : draft.length]
-            found.update({name: values[row] for name, values in latents.items()})
+            stored = arrays[n]
+            assert stored is not None
+            stored[f"context/{draft.branch}"] = contexts[row, : len(draft.context)]
+            stored.update({name: values[row] for name, values in latents.items()})
 
 
 def _description(record: Record) -> dict[str, Any]:

@@ -14,13 +14,14 @@ import numpy as np
 from experiments.costs import Case
 from internvlu_jax.config import Compute, InternVLUConfig
 from internvlu_jax.decode.generate import generate
-from internvlu_jax.decode.model import Prompt, prefill
+from internvlu_jax.decode.model import LanguageModel, Prompt, prefill
 from internvlu_jax.flow.guidance import Scales
 from internvlu_jax.flow.solver import Steps
-from internvlu_jax.inference import drawing
-from internvlu_jax.inference.programs import Inference
-from internvlu_jax.models.internvlu import NUM_SPECIAL_TOKENS, param_shapes
-from internvlu_jax.processing.batch import bucket
+from internvlu_jax.inference import drawing, programs
+from internvlu_jax.models.internvlu import InternVLU, param_shapes
+from internvlu_jax.models.vlm import NUM_SPECIAL_TOKENS
+from internvlu_jax.processing.layout import Layout
+from internvlu_jax.processing.rows import bucket
 from internvlu_jax.utils.flops import count_flops
 
 Shape: Any = jax.ShapeDtypeStruct  # stands where an array is expected
@@ -56,7 +57,7 @@ class Traced:
         compute: Compute = Compute(attention="xla"),
     ) -> None:
         self.cfg, self.case = cfg, case
-        self.inference = Inference(cfg, compute)
+        self.model = InternVLU(cfg, tuple(range(NUM_SPECIAL_TOKENS)), compute)
         self.params = jax.tree.map(lambda p: Shape(p.shape, jnp.dtype(compute.dtype)), _param_shapes(cfg))
         self.encoded = case.turns[:-1] if case.task != "text" else case.turns
 
@@ -66,68 +67,82 @@ class Traced:
 
     def _text_to_image(self) -> dict[str, Part]:
         return {
-            "prompt": Part(self.inference.hidden_states, self._prompt()),
-            "context": self._context(),
+            "prompt": Part(partial(programs.contexts, self.model), (self.params, *self._prompt())),
+            "context": Part(self._conditions, (self.params,)),
             "denoise": self._denoise(),
-            "vae_decode": Part(self.inference.pictures, (self.params["vae"], floats(1, *self._latents()))),
+            "vae_decode": Part(partial(programs.decode, self.model), (self.params, floats(1, *self._latents()))),
         }
 
     def _edit(self) -> dict[str, Part]:
-        source = floats(1, self.case.height, self.case.width, 3)
+        source = pixels(1, self.case.height, self.case.width, 3)
         seen = {
             "vision": self._vision(),
-            "vae_encode": Part(self.inference.source_latents, (self.params["vae"], source)),
+            "vae_encode": Part(partial(programs.encode, self.model), (self.params, source)),
         }
         return seen | self._text_to_image()
 
     def _text(self) -> dict[str, Part]:
-        model, new = self.inference.language_model(capture=False), self.case.new_tokens
-        x = jax.eval_shape(self.inference.embed_prompt, *self._prompt())
+        model, new = LanguageModel(self.model), self.case.new_tokens
+        ids, _, *shown = self._prompt()
+        x = jax.eval_shape(partial(programs.embed, self.model), self.params, ids, *shown)
         read = partial(prefill, model, capacity=x.shape[1] + bucket(new))
-        prompt: Prompt = jax.eval_shape(read, self.params["vlm"], x, ints(1))
+        prompt: Prompt = jax.eval_shape(read, self.params, x, ints(1))
         write = partial(generate, model, stop_ids=(-1,), pad_id=0, max_new_tokens=new, buffer=bucket(new))
         return {
             "vision": self._vision(),
-            "prompt": Part(read, (self.params["vlm"], x, ints(1))),
-            "write": Part(write, (self.params["vlm"], prompt), rounds=new - 1),
+            "prompt": Part(read, (self.params, x, ints(1))),
+            "write": Part(write, (self.params, prompt), rounds=new - 1),
         }
 
     def _vision(self) -> Part:
         side = self.cfg.vlm.vision_config.image_size
-        return Part(self.inference.visual_tokens, (self.params["vlm"], floats(self.case.tiles, side, side, 3)))
+        tiles = pixels(self.case.tiles, side, side, 3)
+        return Part(partial(programs.visual_tokens, self.model), (self.params, tiles))
 
     def _prompt(self) -> tuple[Any, ...]:
-        """Parameters, ids, special ids, visual tokens and where they go."""
+        """Ids, places of the context, visual tokens and where they go."""
         ids = ints(len(self.encoded), bucket(self.case.system + max(self.encoded)))
-        if not self.case.tiles:
-            return self.params["vlm"], ids, ints(NUM_SPECIAL_TOKENS), None, None
-        visual = floats(self.case.tiles * self.cfg.vlm.tokens_per_tile, self.cfg.vlm.llm_config.hidden_size)
-        return self.params["vlm"], ids, ints(NUM_SPECIAL_TOKENS), visual, ids
-
-    def _context(self) -> Part:
-        states = jax.eval_shape(self.inference.hidden_states, *self._prompt())
         index = ints(len(self.encoded), bucket(max(self.encoded)))
-        return Part(self.inference.context, (self.params["head"], states, index))
+        if not self.case.tiles:
+            return ids, index, None, None
+        visual = floats(self.case.tiles * self.cfg.vlm.tokens_per_tile, self.cfg.vlm.llm_config.hidden_size)
+        return ids, index, visual, ids
+
+    def _conditions(self, params: Any) -> list[Any]:
+        """The conditions of the branches that are encoded anew in every call."""
+        picture = self._picture()
+        encoded = [branch for branch in (picture.cond, picture.text_dropped) if branch is not None]
+        length = bucket(max(len(branch.context) for branch in encoded))
+        sources = tuple(source[None] for source in picture.sources)
+        return [drawing.condition(self.model, params, [branch], length, sources) for branch in encoded]
 
     def _denoise(self) -> Part:
-        grid = self._latents()
-        groups = jax.tree.map(
-            lambda a: Shape(a.shape, a.dtype), drawing.groups(self.inference, [self._picture()], grid[:2])
-        )
+        grid = self._latents()[:2]
+        groups = jax.eval_shape(lambda params: drawing.groups(self.model, params, [self._picture()], grid), self.params)
         plan = Steps(*(floats(self.case.steps) for _ in Steps._fields))
         scales = Scales(*(floats() for _ in Scales._fields))
-        return Part(self.inference.draw, (self.params["head"], floats(1, *grid), plan, groups, scales))
+        return Part(
+            partial(programs.draw, self.model), (self.params, floats(1, *self._latents()), plan, groups, scales)
+        )
 
-    def _picture(self) -> drawing.Picture:
+    def _picture(self) -> drawing.PictureInputs:
         """Zeros in the shapes of what the picture is drawn from, a few megabytes: the pipeline groups real arrays."""
-        contexts = [self._zero_context(length) for length in self.case.turns]
-        partial_context = contexts[1] if self.case.task == "edit" else None
         sources = (np.zeros(self._latents(), np.float32),) * self.case.tiles
-        return drawing.Picture(contexts[0], partial_context, contexts[-1], sources)
+        branches = [
+            self._branch(length, sources if n < len(self.encoded) else ()) for n, length in enumerate(self.case.turns)
+        ]
+        text_dropped = branches[1] if self.case.task == "edit" else None
+        return drawing.PictureInputs(branches[0], text_dropped, branches[-1], sources)
 
-    def _zero_context(self, length: int) -> drawing.Context:
-        width = self.cfg.generation_decoder.decoder_config.hidden_size
-        return drawing.Context(np.zeros((length, width), np.float32), [(False, length)])
+    def _branch(self, length: int, sources: tuple[np.ndarray, ...]) -> drawing.Branch:
+        head = self.cfg.generation_decoder
+        patch = head.pixel_multiple // head.vae_downsample_factor
+        grids = [
+            (rows // patch, columns // patch) for rows, columns, _ in (self._latents(), *(s.shape for s in sources))
+        ]
+        side, span = self.cfg.vlm.tokens_per_side, np.arange(length, dtype=np.int32)
+        layout = Layout(span, [(False, length)], tuple(grids), (side, side), 1.0, 1.0)
+        return drawing.Branch(np.zeros((length, head.input_hidden_size), np.float32), layout)
 
     def _latents(self) -> tuple[int, int, int]:
         factor = self.cfg.vae.downsample_factor
@@ -137,6 +152,10 @@ class Traced:
 @functools.cache
 def _param_shapes(cfg: InternVLUConfig) -> dict[str, Any]:
     return param_shapes(cfg)
+
+
+def pixels(*shape: int) -> Shape:
+    return Shape(shape, jnp.uint8)
 
 
 def floats(*shape: int) -> Shape:

@@ -27,7 +27,7 @@ config = TrainConfig(
     steps=20,
     accumulate=2,
     data=DATA,
-    objective=ObjectiveConfig(text_weight=1.0, flow_weight=20.0),
+    objective=ObjectiveConfig((("text", 1.0), ("flow", 20.0))),
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup=5, clip=1.0, rates=ALL_BUT_VAE),
     save_every=10,
     sample_every=10,

@@ -20,7 +20,7 @@ config = TrainConfig(
     steps=2000,
     start="InternVL-U/InternVL-U",
     data=DataConfig(batch_size=4, sides=(512,), max_aspect=2.0, pack_length=1024, pack_tiles=3),
-    objective=ObjectiveConfig(text_weight=1.0, flow_weight=20.0),
+    objective=ObjectiveConfig((("text", 1.0), ("flow", 20.0))),
     optimizer=OptimizerConfig(learning_rate=1e-4, schedule="cosine", warmup=100, clip=1.0, rates=ADAPTERS_ONLY),
     lora=LoraConfig(rank=16, alpha=16.0),
     compute=Compute(dtype="bfloat16", remat="full"),

@@ -11,7 +11,8 @@ trained and the VAE is not, because its latents are what the head has learned.
 from experiments.configs.stage1 import PROMPTS
 from internvlu_jax.config import Compute
 from internvlu_jax.data.config import DataConfig
-from internvlu_jax.training.config import MeshConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from internvlu_jax.parallel.config import MeshConfig
+from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig, TrainConfig
 
 ALL_BUT_VAE = (("vae/.*", 0.0), (".*", 1.0))
 
@@ -22,7 +23,8 @@ config = TrainConfig(
     data=DataConfig(
         batch_size=128, packed_rows=32, sides=(512, 768, 1024), max_aspect=2.0, pack_length=4096, pack_tiles=12
     ),
-    objective=ObjectiveConfig(text_weight=1.0, flow_weight=20.0),
+    head_sources="both",
+    objective=ObjectiveConfig((("text", 1.0), ("flow", 20.0))),
     optimizer=OptimizerConfig(
         learning_rate=1e-5, schedule="cosine", warmup=1000, weight_decay=0.01, clip=1.0, rates=ALL_BUT_VAE
     ),

@@ -1,7 +1,7 @@
 """Micro-batches, as the training step takes them: numpy arrays on the host, all of one shape per kind of micro-batch.
 
 Every array leads with b, the rows of the micro-batch, so that a batch is sharded by its first axis. Token rows are
-padded on the right. Pictures are 8-bit and are normalised on the device.
+padded on the right. Pictures are 8-bit; the model normalises them.
 
 Axes: b rows, s tokens of a row, t context tokens, k tiles of a row, Y X rows and columns of a picture, y x those of its
 latents, c channels, e context width.
@@ -15,7 +15,7 @@ Leaf = Any
 """An array: of numpy on the host, of JAX within the step, or what a tree function puts in its place; or None."""
 
 
-class Text(NamedTuple):
+class TextBatch(NamedTuple):
     """Rows for the language model.
 
     ids: int32 [b, s].
@@ -36,12 +36,12 @@ class Text(NamedTuple):
     weights: Leaf = None
 
 
-class Picture(NamedTuple):
+class ImageBatch(NamedTuple):
     """What the head is trained to draw; row n is conditioned by row n of the text, or by `context`.
 
     target: uint8 [b, Y, X, 3], pixels, or float32 [b, y, x, c], normalised latents.
     context_lengths: int32 [b], tokens that condition each row.
-    positions: float32 [b, n, 3], of the head's tokens, see `ops.msrope`: noisy latents, sources, context.
+    positions: float32 [b, n, 3], of the head's tokens (`Layout.positions`).
     weight: float32 [b], 1, or 0 for a row whose pictures could not be read.
     sources: as the target, of each source picture; all rows have all of them.
     context_index: int32 [b, t], which tokens of the text row condition the head; past `context_lengths` anything.
@@ -66,5 +66,5 @@ class Batch(NamedTuple):
     """
 
     index: Leaf  # type: ignore[assignment]  # hides tuple.index, which nobody calls on a batch
-    text: Text | None = None
-    picture: Picture | None = None
+    text: TextBatch | None = None
+    picture: ImageBatch | None = None

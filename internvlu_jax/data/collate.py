@@ -10,15 +10,15 @@ import numpy as np
 
 from internvlu_jax.config import InternVLUConfig
 from internvlu_jax.data import buckets
-from internvlu_jax.data.batch import Batch, Picture, Text
+from internvlu_jax.data.batch import Batch, ImageBatch, TextBatch
 from internvlu_jax.data.buckets import Size
 from internvlu_jax.data.config import DataConfig
 from internvlu_jax.data.examples import Draft, Kind
 from internvlu_jax.data.records import BrokenRecord, Record
-from internvlu_jax.ops.msrope import msrope_positions
 from internvlu_jax.processing import chat
-from internvlu_jax.processing.batch import pad_right
-from internvlu_jax.processing.images import cut_tiles
+from internvlu_jax.processing.images import vision_tiles
+from internvlu_jax.processing.layout import Layout
+from internvlu_jax.processing.rows import pad_right, visual_index
 from internvlu_jax.processing.tokenizer import Tokenizer
 
 _ROUND = 8  # token rows are padded to a multiple of it
@@ -69,31 +69,31 @@ class Collator:
             rows: the drafts of each row, several where they are packed.
             index: numbers of the rows within their step.
         """
-        found = iter(list(self._pool.map(self._load, (draft for row in rows for draft in row))))
-        loaded = [[(draft, self._usable(next(found))) for draft in row] for row in rows]
+        results = iter(list(self._pool.map(self._load, (draft for row in rows for draft in row))))
+        loaded = [[(draft, self._usable(next(results))) for draft in row] for row in rows]
         index = np.asarray(index, np.int32)
         if kind.target is None:
             return Batch(index, self._packed(kind, loaded))
         singles = [row[0] for row in loaded]
         return Batch(index, None if kind.stored else self._prompts(kind, singles), self._pictures(kind, singles))
 
-    def _usable(self, found: Loaded | BrokenRecord) -> Loaded | None:
-        if isinstance(found, Loaded):
-            return found
-        self._report(found)
+    def _usable(self, result: Loaded | BrokenRecord) -> Loaded | None:
+        if isinstance(result, Loaded):
+            return result
+        self._report(result)
         return None
 
     # Token rows
 
-    def _prompts(self, kind: Kind, row: Row) -> Text:
+    def _prompts(self, kind: Kind, row: Row) -> TextBatch:
         length = -(-(kind.text_length + self._system) // _ROUND) * _ROUND
         rows = [[sample] for sample in row]
         positions = np.tile(np.arange(length, dtype=np.int32), (len(rows), 1))
         targets = self._targets(rows, length) if self._data.text_targets else (None, None)
         ids = self._ids(rows, length)
-        return Text(ids, positions, None, *self._tiles(kind, ids, rows), *targets)
+        return TextBatch(ids, positions, None, *self._tiles(kind, ids, rows), *targets)
 
-    def _packed(self, kind: Kind, rows: Sequence[Row]) -> Text:
+    def _packed(self, kind: Kind, rows: Sequence[Row]) -> TextBatch:
         length = self._data.pack_length
         positions, segments = np.zeros((2, len(rows), length), np.int32)
         for r, row in enumerate(rows):
@@ -104,7 +104,7 @@ class Collator:
                 segments[r, start:stop] = number
                 start = stop
         ids = self._ids(rows, length)
-        return Text(ids, positions, segments, *self._tiles(kind, ids, rows), *self._targets(rows, length))
+        return TextBatch(ids, positions, segments, *self._tiles(kind, ids, rows), *self._targets(rows, length))
 
     def _ids(self, rows: Sequence[Row], length: int) -> np.ndarray:
         none = np.zeros(0, np.int32)
@@ -135,23 +135,22 @@ class Collator:
                 if loaded is not None and loaded.tiles is not None:
                     tiles[r, start : start + draft.tiles] = loaded.tiles
                 start += draft.tiles
-        visual = ids == self._tokenizer.img_context
-        index = np.where(visual, np.cumsum(visual, axis=1) - 1, -1)
-        return tiles, index.astype(np.int32)
+        index = visual_index(ids, self._tokenizer.img_context)
+        return tiles, np.full_like(ids, -1) if index is None else index
 
     # Pictures
 
-    def _pictures(self, kind: Kind, row: Row) -> Picture:
+    def _pictures(self, kind: Kind, row: Row) -> ImageBatch:
         assert kind.target is not None
         target, *sources = (
             np.stack([self._blank(size, kind) if loaded is None else loaded.pictures[n] for _, loaded in row])
             for n, size in enumerate((kind.target, *kind.sources))
         )
         index, lengths = pad_right([draft.context for draft, _ in row], kind.text_length, 0)
-        return Picture(
+        return ImageBatch(
             target=target,
             context_lengths=lengths,
-            positions=np.stack([self._positions(draft) for draft, _ in row]),
+            positions=np.stack([_layout(draft).positions(kind.text_length) for draft, _ in row]),
             weight=np.array([loaded is not None for _, loaded in row], np.float32),
             sources=tuple(sources),
             context_index=None if kind.stored else index,
@@ -172,21 +171,6 @@ class Collator:
         factor = self._cfg.vae.downsample_factor
         return size[0] // factor, size[1] // factor, self._cfg.vae.z_dim
 
-    def _positions(self, draft: Draft) -> np.ndarray:
-        dit, multiple = self._cfg.generation_decoder.decoder_config, self._cfg.generation_decoder.pixel_multiple
-        kind, side = draft.kind, self._cfg.vlm.tokens_per_side
-        assert kind.target is not None
-        grids = [(size[0] // multiple, size[1] // multiple) for size in (kind.target, *kind.sources)]
-        return msrope_positions(
-            grids[0],
-            draft.runs,
-            condition_grids=grids[1:],
-            visual_grids=[(side, side)] * sum(visual for visual, _ in draft.runs),
-            latent_scale=dit.video_position_scale_factor,
-            visual_scale=dit.vlm_cond_position_scale_factor,
-            context_length=kind.text_length,
-        )
-
     # What is read
 
     def _load(self, draft: Draft) -> Loaded | BrokenRecord:
@@ -202,7 +186,7 @@ class Collator:
     def _pixels(self, draft: Draft, record: Record) -> Loaded:
         kind, kwargs = draft.kind, self._cfg.processor.image_processor_kwargs
         seen = [picture.pixels() for picture in record.sources[: draft.seen]]
-        tiles = [tile for picture in seen for tile in cut_tiles(picture, kwargs, self._data.max_tiles)]
+        tiles = [tile for picture in seen for tile in vision_tiles(picture, kwargs, self._data.max_tiles)]
         if len(tiles) != draft.tiles:
             raise ValueError(
                 f"its pictures make {len(tiles)} tiles, but {draft.tiles} by the sizes that the record has for them; "
@@ -217,15 +201,30 @@ class Collator:
     def _stored(self, draft: Draft, record: Record) -> Loaded:
         kind = draft.kind
         assert kind.target is not None
-        context = f"context/{draft.drop}", (draft.length, self._cfg.generation_decoder.input_hidden_size)
+        context = _context_name(draft, record), (len(draft.context), self._cfg.generation_decoder.input_hidden_size)
         pictures = {"target": kind.target, **{f"source/{n}": size for n, size in enumerate(kind.sources)}}
-        wanted = dict([context]) | {name: self._latents(size) for name, size in pictures.items()}
-        for name, shape in wanted.items():
-            found = np.shape(record.stored[name]) if name in record.stored else "nothing"
-            if found != shape:
+        shapes = dict([context]) | {name: self._latents(size) for name, size in pictures.items()}
+        for name, shape in shapes.items():
+            stored = np.shape(record.stored[name]) if name in record.stored else "nothing"
+            if stored != shape:
                 raise ValueError(
-                    f"{name} should be {shape} in this configuration, and {found} is stored; compute it again with the "
-                    "same model and the same data.sides, max_aspect, max_tiles and condition_latents"
+                    f"{name} should be {shape} in this configuration, and {stored} is stored; compute it again with "
+                    "the same model and the same data.sides, max_aspect and max_tiles, and head_sources"
                 )
         latents = tuple(np.asarray(record.stored[name], np.float32) for name in pictures)
         return Loaded(None, latents, record.stored[context[0]])
+
+
+def _layout(draft: Draft) -> Layout:
+    assert draft.layout is not None  # as all drafts of pictures to draw have one
+    return draft.layout
+
+
+# The branches' names in shards that were written before they had one name everywhere.
+_FORMER_NAMES = {"cond": "full", "uncond": "all_dropped"}
+
+
+def _context_name(draft: Draft, record: Record) -> str:
+    """The name of the stored context of a draft's branch."""
+    name, former = f"context/{draft.branch}", f"context/{_FORMER_NAMES.get(draft.branch)}"
+    return former if name not in record.stored and former in record.stored else name

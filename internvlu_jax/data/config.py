@@ -13,7 +13,7 @@ class DataConfig:
     """The data of a run.
 
     sources: (path, weight): JSON-lines files, directories of shards and small worlds ("world:small", see
-        `data.world.names`), mixed example by example in proportion to the weights. Each is repeated for as long as the
+        `small_world.names`), mixed example by example in proportion to the weights. Each is repeated for as long as the
         run lasts, shuffled anew each time.
     batch_size: rows of a micro-batch, over all devices and hosts; with `TrainConfig.accumulate` micro-batches a step.
     packed_rows: rows of a micro-batch of packed understanding samples; None is `batch_size`.
@@ -24,7 +24,6 @@ class DataConfig:
         longer than the last is broken.
     pack_length, pack_tiles: tokens and tiles of one row of packed understanding samples.
     max_tiles: most tiles that a picture is cut into for the vision encoder, the thumbnail not counted.
-    condition_latents: whether the head sees the source pictures' latents, or knows them through the context alone.
     drop_all_t2i, drop_all_edit, drop_text_edit: shares of the examples whose prompt is dropped for guidance.
     text_targets: whether answers and reasoning are targets of the language model.
     max_broken: the run stops when clearly more than this share of the records read so far could not be used.
@@ -42,7 +41,6 @@ class DataConfig:
     pack_length: int = 2048
     pack_tiles: int = 6
     max_tiles: int = 1
-    condition_latents: bool = True
     drop_all_t2i: float = 0.1
     drop_all_edit: float = 0.05
     drop_text_edit: float = 0.05

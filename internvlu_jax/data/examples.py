@@ -17,12 +17,13 @@ from internvlu_jax.data import buckets
 from internvlu_jax.data.buckets import Size
 from internvlu_jax.data.config import DataConfig
 from internvlu_jax.data.records import BrokenRecord, PictureFile, Record
-from internvlu_jax.inference.prompts import Runs, context_runs, context_start
 from internvlu_jax.processing import chat
 from internvlu_jax.processing.images import tile_count
+from internvlu_jax.processing.layout import Layout, layout, takes_latents
 from internvlu_jax.processing.tokenizer import IM_END, Tokenizer
 
-Drop = Literal["full", "text_dropped", "all_dropped"]
+BranchName = Literal["cond", "text_dropped", "uncond"]
+"""Branches of guidance (`flow.guidance`); an example trains one of them."""
 
 
 class DataError(ValueError):
@@ -56,24 +57,19 @@ class Draft:
     the bytes of its pictures does not wait with it.
     ids: tokens of the row. written: which of them the model is to write. seen: how many of the record's source
     pictures, the first, are shown. tiles: of all these, in the order of their visual tokens.
-    context: places in the row of the tokens that condition the head. runs: of these, see `prompts`.
+    context: places in the row of the tokens that condition the head. layout: of the picture to be drawn.
     """
 
     where: str
     read: Callable[[], Record]
     kind: Kind
-    drop: Drop
+    branch: BranchName
     ids: np.ndarray
     written: np.ndarray
     seen: int
     tiles: int
     context: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
-    runs: Runs = field(default_factory=list)
-
-    @property
-    def length(self) -> int:
-        """Of the context."""
-        return len(self.context)
+    layout: Layout | None = None
 
 
 class ExampleBuilder:
@@ -89,18 +85,18 @@ class ExampleBuilder:
         for side in data.sides:
             buckets.buckets(side, data.max_aspect, self._multiple)
 
-    def choose_drop(self, record: Record, rng: np.random.Generator) -> Drop:
-        """Which guidance branch the example trains, by the shares of the configuration."""
+    def choose_branch(self, record: Record, rng: np.random.Generator) -> BranchName:
+        """Which branch of guidance the example trains, by the shares of the configuration."""
         data, u = self._data, rng.random()
         if record.task == "understanding":
-            return "full"
+            return "cond"
         all_dropped = data.drop_all_t2i if record.task == "t2i" else data.drop_all_edit
         text_dropped = 0.0 if record.task == "t2i" else data.drop_text_edit
         if u < all_dropped:
-            return "all_dropped"
-        return "text_dropped" if u < all_dropped + text_dropped else "full"
+            return "uncond"
+        return "text_dropped" if u < all_dropped + text_dropped else "cond"
 
-    def draft(self, record: Record, drop: Drop = "full", read: Callable[[], Record] | None = None) -> Draft:
+    def draft(self, record: Record, branch: BranchName = "cond", read: Callable[[], Record] | None = None) -> Draft:
         """The example with its prompt whole or dropped. `read` gives the record again; by default it is kept.
 
         Raises:
@@ -112,7 +108,7 @@ class ExampleBuilder:
         try:
             if record.task == "understanding":
                 return self._conversation(record, read)
-            return self._drawing(record, drop, read)
+            return self._drawing(record, branch, read)
         except BrokenRecord:
             raise
         except ValueError as error:
@@ -132,15 +128,15 @@ class ExampleBuilder:
 
     # Pictures to draw
 
-    def _drawing(self, record: Record, drop: Drop, read: Callable[[], Record]) -> Draft:
-        sources = () if drop == "all_dropped" else record.sources
+    def _drawing(self, record: Record, branch: BranchName, read: Callable[[], Record]) -> Draft:
+        sources = () if branch == "uncond" else record.sources
         message = {
-            "full": lambda: chat.user_message(record.prompt, len(sources)),
+            "cond": lambda: chat.user_message(record.prompt, len(sources)),
             "text_dropped": lambda: chat.text_dropped_message(len(sources)),
-            "all_dropped": lambda: chat.ALL_DROPPED,
-        }[drop]()
+            "uncond": lambda: chat.UNCOND,
+        }[branch]()
         system = chat.system_text("image", bool(record.sources))
-        reasoning = record.reasoning if drop == "full" else None
+        reasoning = record.reasoning if branch == "cond" else None
         counts = self._tile_counts(sources)
         expanded = chat.expand_images(message, [n * self._cfg.vlm.tokens_per_tile for n in counts])
         ids = self._tokenizer.encode(chat.render(system, expanded, final_img=reasoning is None))
@@ -149,21 +145,22 @@ class ExampleBuilder:
             ids += self._as_written(reasoning)
         row = np.array(ids, np.int32)
         written = np.arange(len(row)) >= prompt
-        places = np.arange(context_start(row, self._tokenizer), len(row), dtype=np.int32)
-        stored, tiles = bool(record.stored), 0 if record.stored else sum(counts)
-        kind = Kind(*self._sizes(record, sources), self._text_length(len(places)), tiles, stored)
+        places = np.arange(len(row), dtype=np.int32)
         if reasoning is not None:
             places = np.delete(places, -2)  # the line break, see `_as_written`
-        context = places[: self._cfg.generation_decoder.context_length(len(places))]
-        runs = context_runs(row[context] == self._tokenizer.img_context, self._cfg.vlm.tokens_per_tile)
-        return Draft(record.where, read, kind, drop, row, written, len(sources), tiles, context, runs)
+        target, source_sizes = self._sizes(record, sources)
+        grids = [self._grid(size) for size in source_sizes]
+        seen = layout(self._cfg, self._tokenizer, row[places], grids, self._grid(target), written=len(places) - prompt)
+        stored, tiles = bool(record.stored), 0 if record.stored else sum(counts)
+        kind = Kind(target, source_sizes, self._text_length(len(row) - int(seen.span[0])), tiles, stored)
+        return Draft(record.where, read, kind, branch, row, written, len(sources), tiles, places[seen.span], seen)
 
     def _as_written(self, reasoning: str) -> list[int]:
         """Ids of the reasoning, a line break and the start of the picture.
 
-        The released sampler draws without the last token before the one that stops it (`writing.kept_text`). The line
-        break is there to be lost, in training too; it is a token of its own, for a tokenizer may join a full stop and a
-        line break.
+        The released sampler draws without the last token before the one that stops it (`inference.reasoning`). The
+        line break is there to be lost, in training too; it is a token of its own, for a tokenizer may join a full stop
+        and a line break.
         """
         text = chat.check_written_text(reasoning, "reasoning").removesuffix("\n")
         return [*self._tokenizer.encode(text), *self._tokenizer.encode("\n"), self._tokenizer.img_start]
@@ -173,10 +170,15 @@ class ExampleBuilder:
         assert record.image is not None  # both tasks that draw have one
         size = record.image.size()
         target = self._bucket(size)
-        if not self._data.condition_latents:
+        if not takes_latents(self._cfg):
             return target, ()
-        found = [source.size() for source in sources]
-        return target, tuple(target if own == size else self._bucket(own) for own in found)
+        sizes = [source.size() for source in sources]
+        return target, tuple(target if own == size else self._bucket(own) for own in sizes)
+
+    def _grid(self, size: Size) -> tuple[int, int]:
+        """Rows and columns of the latents of a picture."""
+        factor = self._cfg.vae.downsample_factor
+        return size[0] // factor, size[1] // factor
 
     def _bucket(self, size: Size) -> Size:
         return buckets.choose(size, self._data.sides, self._data.max_aspect, self._multiple)
@@ -218,7 +220,7 @@ class ExampleBuilder:
                 f"{self._data.pack_length} and data.pack_tiles {self._data.pack_tiles}"
             )
         row = np.array(ids, np.int32)
-        return Draft(record.where, read, PACKED, "full", row, np.array(written), len(counts), tiles)
+        return Draft(record.where, read, PACKED, "cond", row, np.array(written), len(counts), tiles)
 
 
 def _messages(texts: Sequence[str], pictures: int) -> list[str]:

@@ -85,7 +85,7 @@ class Plan:
 
     def __init__(
         self,
-        drafter: ExampleBuilder,
+        builder: ExampleBuilder,
         sources: Sequence[Source],
         data: DataConfig,
         seed: int,
@@ -93,7 +93,7 @@ class Plan:
     ) -> None:
         if not 0 <= seed < _SEEDS:
             raise ValueError(f"seed is {seed}; expected a whole number from 0 to {_SEEDS - 1}")
-        self._drafter, self._sources, self._data, self._seed = drafter, sources, data, seed
+        self._builder, self._sources, self._data, self._seed = builder, sources, data, seed
         self._order = _order([len(source) for source in sources], data, seed)
         self._position, self._stride = share
         self._tally = Tally(data.max_broken, sum(len(source) for source in sources))
@@ -139,8 +139,8 @@ class Plan:
         read = partial(self._sources[source].__getitem__, index)
         try:
             record = read()
-            drop = self._drafter.choose_drop(record, np.random.default_rng((self._seed, position)))
-            return self._drafter.draft(record, drop, read)
+            branch = self._builder.choose_branch(record, np.random.default_rng((self._seed, position)))
+            return self._builder.draft(record, branch, read)
         except BrokenRecord as error:
             self._tally.bad(error)
             return None

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from internvlu_jax.models.internvlu import InternVLU
 from internvlu_jax.models.qwen3 import KVCache, Qwen3Output
 
 Params = Any
@@ -55,16 +55,20 @@ class TextModel(Protocol):
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A `VLM` as a `TextModel`; `params` are those of the VLM.
+    """The language model of an `InternVLU` as a `TextModel`; `params` are those of the whole model.
 
-    Tokens being written are embedded by `VLM.embed_written`, which has the released code's quirk about special tokens.
+    reasoning: whether `forward` also gives the hidden states that condition the head.
     """
 
-    vlm: nn.Module
-    capture: tuple[int, ...] = ()
+    model: InternVLU
+    reasoning: bool = False
+
+    @property
+    def capture(self) -> tuple[int, ...]:
+        return self.model.cfg.generation_decoder.vlm_select_layer if self.reasoning else ()
 
     def embed(self, params: Params, ids: Int[Array, "b s"]) -> Float[Array, "b s d"]:
-        return self._apply(params, ids, method="embed_written")
+        return self.model.embed_written(params, ids)
 
     def forward(
         self,
@@ -74,13 +78,10 @@ class LanguageModel:
         cache: KVCache | None,
         return_kv: bool,
     ) -> Qwen3Output:
-        return self._apply(params, x, positions, cache=cache, return_kv=return_kv, capture=self.capture)
+        return self.model.read(params, x, positions, cache=cache, return_kv=return_kv, capture=self.reasoning)
 
     def logits(self, params: Params, last: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
-        return self._apply(params, last, method="logits")
-
-    def _apply(self, params: Params, *args: Any, **kwargs: Any) -> Any:
-        return self.vlm.apply({"params": params}, *args, **kwargs)
+        return self.model.logits(params, last)
 
 
 class Prompt(NamedTuple):

@@ -1,12 +1,12 @@
 """Classifier-free guidance with two scales (InternVL-U, arXiv 2603.09877, and its released sampler).
 
-Three velocities of the same latents: `full` sees the whole prompt, in `partial` the text is dropped and the source
-pictures stay, in `dropped` everything is. The guided velocity is
+Three velocities of the same latents, one for each branch: `cond` sees the whole prompt, in `text_dropped` the text is
+dropped and the source pictures stay, in `uncond` everything is dropped. The guided velocity is
 
-    v = dropped + s_partial (partial - dropped) + s_all (full - partial)
+    v = uncond + s_part (text_dropped - uncond) + s_all (cond - text_dropped)
 
 At high noise (time above 930) each difference is divided by n^0.4 wherever n, its norm over channels, is above 1, which
-keeps large scales from burning the first steps. Without source pictures `partial` equals `dropped`.
+keeps large scales from burning the first steps. Without source pictures `text_dropped` equals `uncond`.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ class Scales(NamedTuple):
     """Guidance scales. They are ordinary inputs of the compiled sampler: new values do not compile again."""
 
     all: float | Array
-    partial: float | Array
+    part: float | Array
 
 
 class Velocities(NamedTuple):
-    """Velocities of the branches, each [b, y, x, c]; `partial` is None where it equals `dropped`."""
+    """Velocities of the branches, each [b, y, x, c]; `text_dropped` is None where it equals `uncond`."""
 
-    full: Array
-    dropped: Array
-    partial: Array | None = None
+    cond: Array
+    uncond: Array
+    text_dropped: Array | None = None
 
 
 def guide(branches: Velocities, timestep: Float[Array, ""], scales: Scales) -> Float[Array, "b y x c"]:
     """The guided velocity, float32; `timestep` is the truncated time in [0, 1000]."""
-    full, dropped = branches.full.astype(jnp.float32), branches.dropped.astype(jnp.float32)
-    if branches.partial is None:
-        return dropped + scales.all * _tamed(full - dropped, timestep)
-    partial = branches.partial.astype(jnp.float32)
-    kept = scales.partial * _tamed(partial - dropped, timestep)
-    return dropped + kept + scales.all * _tamed(full - partial, timestep)
+    cond, uncond = branches.cond.astype(jnp.float32), branches.uncond.astype(jnp.float32)
+    if branches.text_dropped is None:
+        return uncond + scales.all * _tamed(cond - uncond, timestep)
+    text_dropped = branches.text_dropped.astype(jnp.float32)
+    kept = scales.part * _tamed(text_dropped - uncond, timestep)
+    return uncond + kept + scales.all * _tamed(cond - text_dropped, timestep)
 
 
 def _tamed(difference: Float[Array, "b y x c"], timestep: Float[Array, ""]) -> Float[Array, "b y x c"]:

@@ -9,6 +9,8 @@ The network is given `TIME_SCALE * sigma` as its time.
 
 from __future__ import annotations
 
+from typing import Any
+
 from jaxtyping import Array, Float
 
 TIME_SCALE = 1000.0
@@ -37,3 +39,8 @@ def predict_clean(
 def per_example(value: Float[Array, "*b"], ndim: int) -> Float[Array, "..."]:
     """Appends axes of length 1 to a vector over examples; a scalar stays as it is."""
     return value.reshape(*value.shape, *(1,) * (ndim - 1)) if value.ndim else value
+
+
+def shift_sigma(u: Any, shift: float) -> Any:
+    """s u / (1 + (s - 1) u): moves noise levels u towards 1 for shift s > 1, as larger pictures need."""
+    return shift * u / (1 + (shift - 1) * u)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from internvlu_jax.flow.path import predict_clean
+from internvlu_jax.flow.path import predict_clean, shift_sigma
 
 
 class Schedule(NamedTuple):
@@ -58,8 +58,7 @@ def schedule(num_steps: int, shift: float = 3.0, train_timesteps: int = 1000) ->
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; expected at least 1")
     alphas = np.linspace(1, 1 / train_timesteps, num_steps + 1)
-    u = 1.0 - alphas
-    sigmas = np.flip(shift * u / (1 + (shift - 1) * u))[:-1]
+    sigmas = np.flip(shift_sigma(1.0 - alphas, shift))[:-1]
     timesteps = (sigmas * train_timesteps).astype(np.int32)
     return Schedule(timesteps, np.append(sigmas, 0.0).astype(np.float32))
 

@@ -10,10 +10,7 @@ from dataclasses import dataclass
 import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-
-def shift_sigma(u: Float[Array, "*b"], shift: float) -> Float[Array, "*b"]:
-    """s u / (1 + (s - 1) u): moves noise levels towards 1 for shift s > 1, as larger pictures need."""
-    return shift * u / (1 + (shift - 1) * u)
+from internvlu_jax.flow.path import shift_sigma
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,33 +14,37 @@ import numpy as np
 from internvlu_jax.flow import solver
 from internvlu_jax.flow.guidance import Scales
 from internvlu_jax.flow.sampler import Group, step_at
-from internvlu_jax.inference.programs import Inference, Params
-from internvlu_jax.inference.prompts import Runs
-from internvlu_jax.ops.msrope import msrope_positions
-from internvlu_jax.processing.batch import bucket
+from internvlu_jax.inference import programs
+from internvlu_jax.models.internvlu import InternVLU, Params
+from internvlu_jax.processing.layout import Layout
+from internvlu_jax.processing.rows import bucket
 
 # Branches of different lengths run as one batch if padding the shorter ones costs at most this share of their tokens.
 _PADDING_SHARE = 0.02
 
 
-@dataclass(frozen=True)
-class Context:
-    """What one row of the language model tells the head: tokens [t, d], embedded and not padded, and their runs."""
+@dataclass(frozen=True, eq=False)  # told apart as objects: one branch may serve many pictures
+class Branch:
+    """What one branch of guidance knows: hidden states [t, e] of the language model, not padded, and their layout.
 
-    tokens: np.ndarray
-    runs: Runs
-
-
-@dataclass(frozen=True)
-class Picture:
-    """What one picture is drawn from. `partial` is None without source pictures.
-
-    sources: normalised latents [y, x, c] of each source picture.
+    kept: its condition by the length that the context is padded to, where it serves many calls; else None.
     """
 
-    full: Context
-    partial: Context | None
-    dropped: Context
+    context: np.ndarray
+    layout: Layout
+    kept: dict[int, Any] | None = None
+
+
+@dataclass(frozen=True)
+class PictureInputs:
+    """What one picture is drawn from. `text_dropped` is None without source pictures.
+
+    sources: normalised latents [y, x, c] of each source picture; empty where the head gets none.
+    """
+
+    cond: Branch
+    text_dropped: Branch | None
+    uncond: Branch
     sources: tuple[np.ndarray, ...] = ()
 
 
@@ -49,80 +54,86 @@ def noise(seed: int, count: int, shape: tuple[int, int, int]) -> jax.Array:
     return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
 
 
-def groups(inference: Inference, pictures: Sequence[Picture], grid: tuple[int, int]) -> tuple[Group, ...]:
+def groups(
+    model: InternVLU, params: Params, pictures: Sequence[PictureInputs], grid: tuple[int, int]
+) -> tuple[Group, ...]:
     """The branches of pictures whose sources have the same sizes, gathered into as few batches as pays.
 
     Args:
+        params: of the head, under its key.
         grid: rows and columns of the latents to be drawn.
     """
-    full, dropped = [p.full for p in pictures], [p.dropped for p in pictures]
-    partial = [p.partial for p in pictures if p.partial is not None]
-    if not partial:
-        return _batches(inference, {"full": full, "dropped": dropped}, grid)
+    cond, uncond = [p.cond for p in pictures], [p.uncond for p in pictures]
+    text_dropped = [p.text_dropped for p in pictures if p.text_dropped is not None]
+    if not text_dropped:
+        return _batches(model, params, {"cond": cond, "uncond": uncond}, grid)
     sources = tuple(np.stack(same) for same in zip(*(p.sources for p in pictures), strict=True))
-    with_sources = _batches(inference, {"full": full, "partial": partial}, grid, sources)
-    return with_sources + _batches(inference, {"dropped": dropped}, grid)
+    with_sources = _batches(model, params, {"cond": cond, "text_dropped": text_dropped}, grid, sources)
+    return with_sources + _batches(model, params, {"uncond": uncond}, grid)
 
 
 def _batches(
-    inference: Inference,
-    branches: dict[str, list[Context]],
+    model: InternVLU,
+    params: Params,
+    branches: dict[str, list[Branch]],
     grid: tuple[int, int],
     sources: tuple[np.ndarray, ...] = (),
 ) -> tuple[Group, ...]:
     """One batch for all branches where the padding that it takes costs little, else one for each."""
-    lengths = [_padded(contexts) for contexts in branches.values()]
-    picture_tokens = math.prod(grid) + sum(math.prod(s.shape[1:3]) for s in sources)
-    picture_tokens //= inference.cfg.generation_decoder.decoder_config.patch_size**2
+    lengths = [_padded(rows) for rows in branches.values()]
+    latents = math.prod(grid) + sum(math.prod(s.shape[1:3]) for s in sources)
+    head = model.cfg.generation_decoder
+    picture_tokens = latents // (head.pixel_multiple // head.vae_downsample_factor) ** 2
     padding = sum(max(lengths) - length for length in lengths)
     if padding <= _PADDING_SHARE * len(branches) * picture_tokens:
-        return (_group(inference, tuple(branches), list(branches.values()), grid, sources),)
-    return tuple(_group(inference, (name,), [rows], grid, sources) for name, rows in branches.items())
+        return (_group(model, params, branches, sources),)
+    return tuple(_group(model, params, {name: rows}, sources) for name, rows in branches.items())
 
 
-def _padded(contexts: Sequence[Context]) -> int:
-    return bucket(max(len(c.tokens) for c in contexts))
+def _padded(branches: Sequence[Branch]) -> int:
+    return bucket(max(len(branch.context) for branch in branches))
 
 
 def _group(
-    inference: Inference,
-    branches: tuple[str, ...],
-    rows: Sequence[Sequence[Context]],
-    grid: tuple[int, int],
-    sources: tuple[np.ndarray, ...] = (),
+    model: InternVLU, params: Params, branches: dict[str, list[Branch]], sources: tuple[np.ndarray, ...]
 ) -> Group:
-    """One batch; `rows[r][b]` is the context of branch r for picture b."""
-    length = max(_padded(contexts) for contexts in rows)
-    by_picture = list(zip(*rows, strict=True))
-    tokens = [[np.pad(c.tokens, ((0, length - len(c.tokens)), (0, 0))) for c in row] for row in by_picture]
-    lengths = [[len(c.tokens) for c in row] for row in by_picture]
-    positions = [[_positions(inference, grid, c.runs, sources, length) for c in row] for row in by_picture]
-    rope = inference.rope(np.array(positions, np.float32))
-    return Group(branches, np.array(tokens), np.array(lengths, np.int32), rope, sources)
+    """One batch; entry n of each branch is for picture n."""
+    length = max(map(_padded, branches.values()))
+    conditions, rows = [], []
+    for members in branches.values():
+        unique = list(dict.fromkeys(members))
+        place = {branch: n for n, branch in enumerate(unique)}
+        rows.append(np.array([place[branch] for branch in members], np.int32))
+        own = tuple(source[[members.index(branch) for branch in unique]] for source in sources)
+        conditions.append(condition(model, params, unique, length, own))
+    return Group(tuple(branches), programs.side_by_side(conditions, rows))
 
 
-def _positions(
-    inference: Inference, grid: tuple[int, int], runs: Runs, sources: tuple[np.ndarray, ...], length: int
-) -> np.ndarray:
-    dit = inference.cfg.generation_decoder.decoder_config
-    side = inference.cfg.vlm.tokens_per_side
-    return msrope_positions(
-        (grid[0] // dit.patch_size, grid[1] // dit.patch_size),
-        runs,
-        condition_grids=[(s.shape[1] // dit.patch_size, s.shape[2] // dit.patch_size) for s in sources],
-        visual_grids=[(side, side)] * sum(visual for visual, _ in runs),
-        latent_scale=dit.video_position_scale_factor,
-        visual_scale=dit.vlm_cond_position_scale_factor,
-        context_length=length,
-    )
+def condition(
+    model: InternVLU, params: Params, branches: Sequence[Branch], length: int, sources: tuple[np.ndarray, ...] = ()
+) -> Any:
+    """`InternVLU.condition` of branches, one row each, with contexts padded to `length`; what is kept is not repeated.
+
+    sources: latents [b, y, x, c], a row for each branch.
+    """
+    first = branches[0].kept if len(branches) == 1 else None
+    if first is not None and length in first:
+        return first[length]
+    contexts = [np.pad(b.context, ((0, length - len(b.context)), (0, 0))) for b in branches]
+    lengths = np.array([len(b.context) for b in branches], np.int32)
+    positions = np.stack([b.layout.positions(length) for b in branches])
+    made = programs.condition(model, params, np.stack(contexts), lengths, positions, sources)
+    if first is not None:
+        first[length] = made
+    return made
 
 
 def draw(
-    inference: Inference,
-    head: Params,
-    pictures: Sequence[Picture],
+    model: InternVLU,
+    params: Params,
+    pictures: Sequence[PictureInputs],
     start: np.ndarray | jax.Array,
-    plan: solver.Schedule,
+    schedule: solver.Schedule,
     scales: Scales,
     report: Callable[[jax.Array], None] | None = None,
 ) -> np.ndarray:
@@ -130,13 +141,13 @@ def draw(
 
     With `report` the steps run one by one, and it gets the latents after each.
     """
-    batch = groups(inference, pictures, (start.shape[1], start.shape[2]))
-    steps = solver.steps(plan)
+    batch = groups(model, params, pictures, (start.shape[1], start.shape[2]))
+    steps = solver.steps(schedule)
     start = jnp.asarray(start, jnp.float32)
     if report is None:
-        return np.asarray(inference.draw(head, start, steps, batch, scales))
+        return np.asarray(programs.draw(model, params, start, steps, batch, scales))
     state = solver.start(start)
-    for i in range(len(plan.timesteps)):
-        state = inference.draw_step(head, state, step_at(steps, i), batch, scales)
+    for i in range(len(schedule.timesteps)):
+        state = programs.draw_step(model, params, state, step_at(steps, i), batch, scales)
         report(state.x)
     return np.asarray(state.x)

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from internvlu_jax.config import InternVLUConfig
-
-MODES = ("text", "image", "text_image")
+from internvlu_jax.processing.chat import MODES
 
 # Guidance (all, part) by mode; the released code's keyword defaults.
 GUIDANCE = {"image": (4.5, 2.0), "text_image": (3.5, 1.5)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,23 +18,24 @@ from internvlu_jax.checkpoints import loading
 from internvlu_jax.config import Compute, InternVLUConfig
 from internvlu_jax.flow.guidance import Scales
 from internvlu_jax.flow.solver import schedule
-from internvlu_jax.inference import drawing
-from internvlu_jax.inference.drawing import Context, Picture
+from internvlu_jax.inference import drawing, programs
+from internvlu_jax.inference.drawing import Branch, PictureInputs
 from internvlu_jax.inference.options import GUIDANCE, NEW_TOKENS, Options
-from internvlu_jax.inference.programs import Inference
-from internvlu_jax.inference.prompts import Row, context_runs, context_start, pack
-from internvlu_jax.inference.writing import Written, write
+from internvlu_jax.inference.reasoning import reason, write
+from internvlu_jax.models.internvlu import InternVLU
 from internvlu_jax.ops.attention import resolve_implementation
-from internvlu_jax.processing.batch import bucket
 from internvlu_jax.processing.images import smart_resize
-from internvlu_jax.processing.processor import Processor, Request
+from internvlu_jax.processing.layout import layout, takes_latents
+from internvlu_jax.processing.positions import Grid
+from internvlu_jax.processing.processor import ProcessedPrompt, Processor
+from internvlu_jax.processing.rows import Row, bucket, pack, pad_right
 from internvlu_jax.utils.compilation import enable_cache
 from internvlu_jax.utils.progress import steps_bar
 
 # Pixels that the VAE decodes at once; larger batches go through it in parts.
 _DECODE_PIXELS = 8 * 512 * 512
-# All-dropped contexts that are kept: the two system texts that draw, with room for a user's own.
-_KEPT_CONTEXTS = 16
+# Branches of all-dropped prompts that are kept: two system texts draw, in the sizes that somebody asks for.
+_KEPT_BRANCHES = 16
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class InternVLUPipeline:
         self.config = config
         self.params = params
         self.processor = processor
-        self.inference = Inference(config, compute)
-        self._dropped: dict[bytes, Context] = {}
+        self.model = InternVLU(config, processor.tokenizer.special_table_ids, compute)
+        self._kept: dict[tuple[bytes, Grid], Branch] = {}
 
     @classmethod
     def from_pretrained(
@@ -164,17 +165,20 @@ class InternVLUPipeline:
             progress=progress,
         )
         options.check(self.config, len(prompt) if isinstance(prompt, list | tuple) else 1)
-        requests = self.processor.process(
+        prompts = self.processor.process(
             prompt, image, generation_mode, system_prompt=system_prompt, max_tiles=max_tiles
         )
-        visual, first = self._see(requests)
+        visual, rows = self._see(prompts)
+        parts = self.model, self.params, self.processor.tokenizer
         if generation_mode == "text":
-            return self._text(self._write(requests, visual, first, options))
+            return self._text(write(*parts, rows, visual, options))
+        sources, grid = [self._source_grids(p) for p in prompts], options.latent_grid(self.config)
         if generation_mode == "image":
-            return PipelineOutput(images=self._draw(requests, visual, first, options))
-        written = self._write(requests, visual, first, options)
-        images = self._draw(requests, visual, first, options, [w.context for w in written])
-        return dataclasses.replace(self._text(written), images=images)
+            cond = self._branches(rows, sources, grid, visual)
+            return PipelineOutput(images=self._draw(prompts, rows, cond, visual, options))
+        reasoned = reason(*parts, rows, visual, options, sources, grid)
+        images = self._draw(prompts, rows, [r.branch for r in reasoned], visual, options)
+        return dataclasses.replace(self._text([r.tokens for r in reasoned]), images=images)
 
     def source_size(self, image: Image.Image) -> tuple[int, int]:
         """(height, width) at which a source picture enters the head: a size that the checkpoint draws."""
@@ -184,116 +188,109 @@ class InternVLUPipeline:
             max_pixels=limits.max_pixels, max_length=limits.max_length,
         )  # fmt: skip
 
-    def _see(self, requests: Sequence[Request]) -> tuple[jax.Array | None, list[int]]:
-        """Visual tokens of all pictures of the call, and where those of each request begin among them."""
-        counts = [len(r.tiles) * self.config.vlm.tokens_per_tile for r in requests]
-        first = [0, *np.cumsum(counts)[:-1].tolist()]
-        tiles = np.concatenate([r.tiles for r in requests])
+    def _see(self, prompts: Sequence[ProcessedPrompt]) -> tuple[jax.Array | None, list[Row]]:
+        """Visual tokens of all pictures of the call, and the prompts as rows that know where theirs begin."""
+        counts = [len(p.tiles) * self.config.vlm.tokens_per_tile for p in prompts]
+        rows = [Row(p.cond, first) for p, first in zip(prompts, [0, *np.cumsum(counts)[:-1].tolist()], strict=True)]
+        tiles = np.concatenate([p.tiles for p in prompts])
         if not len(tiles):
-            return None, first
-        return self.inference.visual_tokens(self.params["vlm"], tiles), first
+            return None, rows
+        tokens = programs.visual_tokens(self.model, self.params, tiles)
+        return tokens.reshape(-1, tokens.shape[-1]), rows
 
-    def _write(
-        self, requests: Sequence[Request], visual: jax.Array | None, first: list[int], options: Options
-    ) -> list[Written]:
-        rows = [Row(r.cond, start) for r, start in zip(requests, first, strict=True)]
-        return write(self.inference, self.params, self.processor.tokenizer, rows, visual, options)
-
-    def _text(self, written: Iterable[Written]) -> PipelineOutput:
-        tokens = [w.tokens for w in written]
+    def _text(self, tokens: list[np.ndarray]) -> PipelineOutput:
         return PipelineOutput([self.processor.tokenizer.decode(t.tolist()) for t in tokens], tokens)
 
     def _draw(
         self,
-        requests: Sequence[Request],
+        prompts: Sequence[ProcessedPrompt],
+        rows: Sequence[Row],
+        cond: Sequence[Branch],
         visual: jax.Array | None,
-        first: list[int],
         options: Options,
-        reasoned: Sequence[Context | None] | None = None,
     ) -> list[Image.Image]:
-        """Pictures of every request; `reasoned` contexts, from written text, stand in for the prompts' own."""
-        pictures = self._pictures(requests, visual, first, reasoned)
-        repeated = [p for p in pictures for _ in range(options.num_images_per_prompt)]
+        """Pictures of every prompt, of which `cond` are the branches with all of the condition."""
         grid = options.latent_grid(self.config)
-        shape = (*grid, self.config.vae.z_dim)
+        pictures = self._pictures(prompts, rows, cond, visual, grid)
+        repeated = [p for p in pictures for _ in range(options.num_images_per_prompt)]
         given = options.latents
-        start = drawing.noise(options.seed, len(repeated), shape) if given is None else given
+        start = drawing.noise(options.seed, len(repeated), (*grid, self.config.vae.z_dim)) if given is None else given
         latents = self._sample(repeated, np.asarray(start, np.float32), options)
         size = (options.width, options.height)
         return [Image.fromarray(p).resize(size, Image.Resampling.LANCZOS) for p in self._decode(latents)]
 
     def _pictures(
         self,
-        requests: Sequence[Request],
+        prompts: Sequence[ProcessedPrompt],
+        rows: Sequence[Row],
+        cond: Sequence[Branch],
         visual: jax.Array | None,
-        first: list[int],
-        reasoned: Sequence[Context | None] | None,
-    ) -> list[Picture]:
-        """Contexts of all branches, and latents of the sources."""
-        # In image mode the processor's rows end in <img> already; after reasoning they get it here.
-        end = np.array([self.processor.tokenizer.img_start] if reasoned else [], np.int32)
-        rows: list[Row] = []
-        for request, start in zip(requests, first, strict=True):
-            ids = [] if reasoned else [request.cond]
-            ids += [request.text_dropped] if request.sources and request.text_dropped is not None else []
-            rows += [Row(np.concatenate([i, end]), start) for i in ids]
-        contexts = iter(self._contexts(rows, visual))
-        sources = iter(self._sources([s for r in requests for s in r.sources]))
+        grid: Grid,
+    ) -> list[PictureInputs]:
+        """All branches of guidance, and latents of the sources."""
+        edits = [(p, row) for p, row in zip(prompts, rows, strict=True) if p.sources]
+        dropped = [Row(self._drawn_from(p.text_dropped), row.first_visual) for p, row in edits]
+        text_dropped = iter(self._branches(dropped, [self._source_grids(p) for p, _ in edits], grid, visual))
+        sources = iter(self._sources([s for p in prompts for s in p.sources]))
         pictures = []
-        for n, request in enumerate(requests):
-            full = reasoned[n] if reasoned else next(contexts)
-            partial = next(contexts) if request.sources else None
-            assert full is not None and request.all_dropped is not None  # as both modes that draw have them
-            dropped = self._dropped_context(np.concatenate([request.all_dropped, end]))
-            pictures.append(Picture(full, partial, dropped, tuple(next(sources) for _ in request.sources)))
+        for prompt, own in zip(prompts, cond, strict=True):
+            kept = next(text_dropped) if prompt.sources else None
+            latents = tuple(next(sources) for _ in self._source_grids(prompt))
+            pictures.append(PictureInputs(own, kept, self._uncond(self._drawn_from(prompt.uncond), grid), latents))
         return pictures
 
-    def _contexts(self, rows: Sequence[Row], visual: jax.Array | None) -> list[Context]:
-        """Encodes rows for the head, all in one batch."""
+    def _drawn_from(self, ids: np.ndarray | None) -> np.ndarray:
+        """The tokens of a dropped prompt, with the `<img>` that the processor leaves to reasoning."""
+        assert ids is not None  # as both modes that draw have them
+        start = self.processor.tokenizer.img_start
+        return ids if ids[-1] == start else np.append(ids, start).astype(np.int32)
+
+    def _source_grids(self, prompt: ProcessedPrompt) -> list[Grid]:
+        """Rows and columns of the latents of a prompt's sources; none where the head gets none."""
+        factor = self.config.vae.downsample_factor
+        sources = prompt.sources if takes_latents(self.config) else ()
+        return [(s.shape[0] // factor, s.shape[1] // factor) for s in sources]
+
+    def _branches(
+        self, rows: Sequence[Row], sources: Sequence[Sequence[Grid]], grid: Grid, visual: jax.Array | None
+    ) -> list[Branch]:
+        """Encodes prompts for the head, all in one batch; `sources` are the grids of each row's source latents."""
         if not rows:
             return []
-        tokenizer, head = self.processor.tokenizer, self.config.generation_decoder
+        tokenizer = self.processor.tokenizer
+        layouts = [layout(self.config, tokenizer, row.ids, own, grid) for row, own in zip(rows, sources, strict=True)]
         batch = pack(rows, tokenizer)
-        states = self.inference.hidden_states(
-            self.params["vlm"],
-            batch.ids,
-            np.array(tokenizer.special_table_ids),
-            visual if batch.visual_index is not None else None,
-            batch.visual_index,
-        )
-        starts = [context_start(row.ids, tokenizer) for row in rows]
-        lengths = [head.context_length(len(row.ids) - start) for row, start in zip(rows, starts, strict=True)]
-        index = np.array(starts)[:, None] + np.arange(bucket(max(lengths)))
-        tokens = np.asarray(self.inference.context(self.params["head"], states, index))
+        index, _ = pad_right([own.span for own in layouts], bucket(max(len(own.span) for own in layouts)), 0)
+        shown = visual if batch.visual_index is not None else None
+        contexts = programs.contexts(self.model, self.params, batch.ids, index, shown, batch.visual_index)
         return [
-            Context(
-                tokens[i, :length],
-                context_runs(row.ids[start : start + length] == tokenizer.img_context, self.config.vlm.tokens_per_tile),
-            )
-            for i, (row, start, length) in enumerate(zip(rows, starts, lengths, strict=True))
+            Branch(context[: len(own.span)], own) for context, own in zip(np.asarray(contexts), layouts, strict=True)
         ]
 
-    def _dropped_context(self, ids: np.ndarray) -> Context:
-        """The context of an all-dropped prompt. It depends on the system text alone, so it is kept."""
-        key = ids.tobytes()
-        if key not in self._dropped:
-            if len(self._dropped) >= _KEPT_CONTEXTS:
-                self._dropped.pop(next(iter(self._dropped)))
-            self._dropped[key] = self._contexts([Row(ids)], None)[0]
-        return self._dropped[key]
+    def _uncond(self, ids: np.ndarray, grid: Grid) -> Branch:
+        """The branch of an all-dropped prompt. It depends on the system text and the size alone, so it is kept."""
+        key = (ids.tobytes(), grid)
+        if key not in self._kept:
+            same = [branch for (text, _), branch in self._kept.items() if text == key[0]]
+            own = layout(self.config, self.processor.tokenizer, ids, (), grid)
+            context = same[0].context if same else self._branches([Row(ids)], [()], grid, None)[0].context
+            if len(self._kept) >= _KEPT_BRANCHES:
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[key] = Branch(context, own, {})
+        return self._kept[key]
 
     def _sources(self, pixels: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Normalised latents of source pictures, those of one size in one batch."""
+        if not takes_latents(self.config):
+            return []
         latents: dict[int, np.ndarray] = {}
         for shape in dict.fromkeys(p.shape for p in pixels):
             members = [i for i, p in enumerate(pixels) if p.shape == shape]
-            batch = np.asarray(
-                self.inference.source_latents(self.params["vae"], np.stack([pixels[i] for i in members]))
-            )
-            latents.update(zip(members, batch, strict=True))
+            batch = programs.encode(self.model, self.params, np.stack([pixels[i] for i in members]))
+            latents.update(zip(members, np.asarray(batch), strict=True))
         return [latents[i] for i in range(len(pixels))]
 
-    def _sample(self, pictures: Sequence[Picture], start: np.ndarray, options: Options) -> np.ndarray:
+    def _sample(self, pictures: Sequence[PictureInputs], start: np.ndarray, options: Options) -> np.ndarray:
         """Latents of all pictures; those whose sources have the same sizes are drawn together."""
         kinds: dict[tuple, list[int]] = {}
         for i, picture in enumerate(pictures):
@@ -306,9 +303,7 @@ class InternVLUPipeline:
             for number, members in enumerate(kinds.values()):
                 report = _reporter(options, number * options.num_inference_steps, total, advance)
                 chosen = [pictures[i] for i in members]
-                latents[members] = drawing.draw(
-                    self.inference, self.params["head"], chosen, start[members], plan, scales, report
-                )
+                latents[members] = drawing.draw(self.model, self.params, chosen, start[members], plan, scales, report)
         return latents
 
     def _decode(self, latents: np.ndarray) -> list[np.ndarray]:
@@ -317,7 +312,7 @@ class InternVLUPipeline:
         pixels = rows * columns * self.config.vae.downsample_factor**2
         at_once = max(1, _DECODE_PIXELS // pixels)
         parts = [latents[i : i + at_once] for i in range(0, len(latents), at_once)]
-        return [p for part in parts for p in np.asarray(self.inference.pictures(self.params["vae"], part))]
+        return [p for part in parts for p in np.asarray(programs.decode(self.model, self.params, part))]
 
 
 def _check_attention(config: InternVLUConfig, compute: Compute) -> None:

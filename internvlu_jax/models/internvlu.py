@@ -1,167 +1,177 @@
-"""InternVL-U put together: three parts that meet in two places.
+"""InternVL-U put together: the one place that knows how its parts meet.
 
-    pixels --ViT--> projector --> visual tokens --+
-    text ----------> embedding -------------------+--> Qwen3 --> hidden states --> text
-                                                                     |
-                                                      context (selected layers, user turn)
-    source picture --VAE--> condition latents --> gated MMDiT <------+
-    noise ------------------> noisy latents ----->     |
-                                                       +--> velocity --> solver --> latents --VAE--> picture
+    pixels --vision encoder--> projector --> visual tokens --+
+    text ----------------------> embedding ------------------+--> language model --> hidden states --> text
+                                                                                         |
+                                                             context (selected layers, the user's turn)
+    source picture --encode--> latents --> condition <-----------------------------------+
+    noise -------------------> noisy latents --> velocity(condition) --> solver --> latents --decode--> picture
 
-The three parts are `vlm`, `head` and `vae`; parameters are a dict with these keys.
+Parameters are a dict with the keys `vlm`, `head` and `vae`; a method needs only those that it names. Pictures come in
+and go out as 8-bit pixels. What stands in the three slots is `models.slots`' affair.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
-from internvlu_jax.config import Compute, HeadConfig, InternVLUConfig, VLMConfig
-from internvlu_jax.models.mmdit import MMDiT
-from internvlu_jax.models.qwen3 import KVCache, Qwen3, Qwen3Output
-from internvlu_jax.models.vae import VAE
-from internvlu_jax.models.vit import Projector, VisionTransformer
-from internvlu_jax.ops.patches import pixel_shuffle
+from internvlu_jax.config import Compute, InternVLUConfig
+from internvlu_jax.models import slots
+from internvlu_jax.models.lora import adapted
+from internvlu_jax.models.pixels import codec_values, to_bytes, vision_values
+from internvlu_jax.models.qwen3 import KVCache, Qwen3Output
+from internvlu_jax.models.vlm import VLM
 
-NUM_SPECIAL_TOKENS = 10
-
-
-class VLM(nn.Module):
-    """Vision encoder, projector, language model and the table of the ten special tokens."""
-
-    cfg: VLMConfig
-    compute: Compute = Compute()
-
-    def setup(self) -> None:
-        self.vit = VisionTransformer(self.cfg.vision_config, self.compute)
-        self.projector = Projector(self.cfg.llm_config.hidden_size, self.compute)
-        self.llm = Qwen3(self.cfg.llm_config, self.compute)
-        self.special_tokens = nn.Embed(NUM_SPECIAL_TOKENS, self.cfg.llm_config.hidden_size)
-
-    def visual_tokens(self, tiles: Float[Array, "b y x 3"]) -> Float[Array, "b s d"]:
-        """What the language model sees of each tile: ViT, pixel shuffle, projector."""
-        vision = self.cfg.vision_config
-        rows, columns = (side // vision.patch_size for side in tiles.shape[1:3])
-        patches = self.vit(tiles)
-        grid = patches.reshape(patches.shape[0], rows, columns, -1)
-        shuffled = pixel_shuffle(grid, self.cfg.shuffle)
-        return self.projector(shuffled.reshape(shuffled.shape[0], -1, shuffled.shape[-1]))
-
-    def embed_prompt(
-        self,
-        ids: Int[Array, "b s"],
-        special_ids: Int[Array, "10"],
-        visual: Float[Array, "k d"] | None = None,
-        visual_index: Int[Array, "b s"] | None = None,
-    ) -> Float[Array, "b s d"]:
-        """Embeds a prompt (released code: `replace_img_special_tokens`, then the visual tokens).
-
-        The rows of the special-token table replace the embeddings of `special_ids`; then position (b, s) takes visual
-        token `visual_index[b, s]` where that is not negative. Several rows may show the same picture.
-        """
-        x = self.llm.embed(ids)
-        is_special = ids[..., None] == special_ids
-        special = self.special_tokens(jnp.argmax(is_special, axis=-1)).astype(x.dtype)
-        x = jnp.where(is_special.any(axis=-1, keepdims=True), special, x)
-        if visual is None or visual_index is None:
-            return x
-        seen = visual.astype(x.dtype)[jnp.maximum(visual_index, 0)]
-        return jnp.where((visual_index >= 0)[..., None], seen, x)
-
-    def embed_written(self, ids: Int[Array, "b s"]) -> Float[Array, "b s d"]:
-        """Embeds tokens while they are being written: the language model's own table, special tokens too.
-
-        Parity: the released code looks special tokens up in their own table only when it encodes a prompt.
-        """
-        return self.llm.embed(ids)
-
-    def logits(self, last: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
-        return self.llm.logits(last)
-
-    def __call__(
-        self,
-        x: Float[Array, "b s d"],
-        positions: Int[Array, "b s"],
-        *,
-        mask: Bool[Array, "b s s"] | None = None,
-        cache: KVCache | None = None,
-        return_kv: bool = False,
-        capture: tuple[int, ...] = (),
-    ) -> Qwen3Output:
-        return self.llm(x, positions, mask=mask, cache=cache, return_kv=return_kv, capture=capture)
-
-    def build(self) -> None:
-        """Touches every parameter once; used to initialise."""
-        size = self.cfg.vision_config.image_size
-        visual = self.visual_tokens(jnp.zeros((1, size, size, 3)))[0]
-        ids = jnp.zeros((1, 2), jnp.int32)
-        x = self.embed_prompt(ids, jnp.arange(NUM_SPECIAL_TOKENS), visual, ids)
-        self.logits(self(x, jnp.arange(2)[None]).last)
+Params = dict[str, Any]
 
 
-class ContextProjector(nn.Module):
-    """`decoder_projector` of type mlp2x_gelu, which despite its name is Linear, SiLU, Linear with a 3x hidden width."""
+@dataclass(frozen=True)
+class InternVLU:
+    """The whole model: static itself, every method a pure function of (params, arrays).
 
-    width: int
-    compute: Compute = Compute()
+    Hashable, so that it is a static argument of what is jitted: equal models share compiled programs.
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "b t e"]) -> Float[Array, "b t f"]:
-        dtype = jnp.dtype(self.compute.dtype)
-        x = nn.Dense(3 * self.width, dtype=dtype, name="fc1")(x)
-        return nn.Dense(self.width, dtype=dtype, name="fc2")(nn.silu(x))
-
-
-class GenerationHead(nn.Module):
-    """Context projector, learned padding token and gated MMDiT.
-
-    Contexts are padded on the right and padding never takes part in attention, so the padding token has no effect on
-    the output; it is kept because the released checkpoint has it.
+    special_ids: ids of the tokens with embeddings of their own (`Tokenizer.special_table_ids`).
+    adapter_scale: of low-rank adapters in the parameters (`models.lora`); None if there are none.
     """
 
-    cfg: HeadConfig
+    cfg: InternVLUConfig
+    special_ids: tuple[int, ...]
     compute: Compute = Compute()
+    adapter_scale: float | None = None
 
-    def setup(self) -> None:
-        self.padding_token = self.param("padding_token", nn.initializers.zeros, (self.cfg.input_hidden_size,))
-        if self.cfg.decoder_projector_type == "mlp2x_gelu":
-            self.projector = ContextProjector(self.cfg.output_hidden_size, self.compute)
-        self.mmdit = MMDiT(self.cfg.decoder_config, self.compute)
+    # Pictures
 
-    def embed_context(self, context: Float[Array, "b t e"]) -> Float[Array, "b t d"]:
-        """Hidden states of the language model -> tokens of the head's text stream. Does not depend on time."""
-        if self.cfg.decoder_projector_type == "mlp2x_gelu":
-            context = self.projector(context)
-        return self.mmdit.embed_context(context)
+    def visual_tokens(self, params: Params, tiles: UInt8[Array, "k p q 3"]) -> Float[Array, "k s d"]:
+        """What the language model sees of each tile: vision encoder, pixel shuffle, projector."""
+        pixels = vision_values(tiles, self.cfg.processor.image_processor_kwargs)
+        return self._apply("vlm", params, pixels, method="visual_tokens")
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Float[Array, "b y x c"]:
-        """The velocity; arguments as in `MMDiT.__call__`."""
-        return self.mmdit(*args, **kwargs)
+    def encode(self, params: Params, pixels: UInt8[Array, "b Y X 3"]) -> Float[Array, "b y x c"]:
+        """Pictures to normalised latents, float32."""
+        values = codec_values(pixels, self.cfg.processor.image_gen_processor_kwargs)
+        return self._apply("vae", params, values, method="encode_latents").astype(jnp.float32)
 
-    def build(self) -> None:
-        """Touches every parameter once; used to initialise."""
-        dit = self.cfg.decoder_config
-        context = self.embed_context(jnp.zeros((1, 1, self.cfg.input_hidden_size)))
-        side = dit.patch_size
-        tables = jnp.zeros((1, 2, dit.attention_head_dim // 2))
-        latents = jnp.zeros((1, side, side, dit.out_channels))
-        self(latents, jnp.zeros((1,)), context, jnp.ones((1,), jnp.int32), (tables, tables))
+    def decode(self, params: Params, latents: Float[Array, "b y x c"]) -> UInt8[Array, "b Y X 3"]:
+        """Normalised latents to pictures."""
+        return to_bytes(self._apply("vae", params, latents, method="decode_latents"))
+
+    # The language model
+
+    def embed(
+        self,
+        params: Params,
+        ids: Int[Array, "b s"],
+        visual: Float[Array, "*r k d"] | None = None,
+        visual_index: Int[Array, "b s"] | None = None,
+    ) -> Float[Array, "b s d"]:
+        """Embeds prompts: rows of the special-token table for special tokens, visual tokens where pictures stand.
+
+        Args:
+            visual: [k, d], one list for all rows, or [b, k, d], each row's own, which then stay with their row on a
+                sharded mesh.
+            visual_index: which entry a position shows, -1 where it shows none.
+        """
+        special = jnp.asarray(self.special_ids)
+        if visual is None or visual_index is None or visual.ndim == 2:
+            return self._apply("vlm", params, ids, special, visual, visual_index, method="embed_prompt")
+
+        def one(row: Array, own: Array, index: Array) -> Array:
+            return self._apply("vlm", params, row[None], special, own, index[None], method="embed_prompt")[0]
+
+        return jax.vmap(one)(ids, visual, visual_index)
+
+    def embed_written(self, params: Params, ids: Int[Array, "b s"]) -> Float[Array, "b s d"]:
+        """Embeds tokens while they are written; see `VLM.embed_written` for how that differs from a prompt."""
+        return self._apply("vlm", params, ids, method="embed_written")
+
+    def read(
+        self,
+        params: Params,
+        x: Float[Array, "b s d"],
+        positions: Int[Array, "b s"] | None = None,
+        *,
+        segments: Int[Array, "b s"] | None = None,
+        cache: KVCache | None = None,
+        return_kv: bool = False,
+        capture: bool = False,
+    ) -> Qwen3Output:
+        """The language model over embedded rows: whole prompts, packed samples, or more tokens after a cache.
+
+        Args:
+            positions: of each token in its row or sample; None is 0, 1, 2, ...
+            segments: tokens attend within equal numbers; None where a row is one sample.
+            cache, return_kv: as for `Qwen3.__call__`.
+            capture: whether to give the hidden states that condition the head.
+        """
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+        mask = None if segments is None else segments[:, :, None] == segments[:, None, :]
+        layers = self.cfg.generation_decoder.vlm_select_layer if capture else ()
+        return self._apply(
+            "vlm", params, x, positions, mask=mask, cache=cache, return_kv=return_kv, capture=layers
+        )  # fmt: skip
+
+    def logits(self, params: Params, last: Float[Array, "b s d"]) -> Float[Array, "b s v"]:
+        """Scores of the next token, float32, from `Qwen3Output.last`."""
+        return self._apply("vlm", params, last, method="logits")
+
+    # The head
+
+    def context(self, states: Float[Array, "b s e"], index: Int[Array, "b t"]) -> Float[Array, "b t e"]:
+        """Of the captured hidden states of whole rows those that condition the head.
+
+        index: `Layout.span` of each row, padded on the right; entries past a row's length may be anything.
+        """
+        return jnp.take_along_axis(states, index[..., None], axis=1, mode="clip")
+
+    def condition(
+        self,
+        params: Params,
+        context: Float[Array, "b t e"],
+        lengths: Int[Array, "b"],
+        positions: Float[Array, "b n 3"],
+        sources: tuple[Float[Array, "b _ _ c"], ...] = (),
+    ) -> Any:
+        """All that a picture is drawn from, as a tree that leads with b and that no step of the sampler changes.
+
+        Args:
+            context: hidden states, see `context`; `lengths` of each row are real.
+            positions: `Layout.positions` of each row.
+            sources: normalised latents of source pictures.
+        """
+        return self._apply("head", params, context, lengths, positions, sources, method="condition")
+
+    def velocity(
+        self, params: Params, x: Float[Array, "b y x c"], timestep: Float[Array, "*b"], condition: Any
+    ) -> Float[Array, "b y x c"]:
+        """Velocity `noise - clean`, float32, of latents x at noise level timestep / 1000: one, or one for each row."""
+        timestep = jnp.broadcast_to(jnp.asarray(timestep, jnp.float32), x.shape[:1])
+        return self._apply("head", params, x, timestep, condition, method="velocity")
+
+    def _apply(self, part: str, params: Params, *args: Any, method: str | None = None, **kwargs: Any) -> Any:
+        with nullcontext() if self.adapter_scale is None else adapted(self.adapter_scale):
+            module = modules(self.cfg, self.compute)[part]
+            return module.apply({"params": params[part]}, *args, method=method, **kwargs)
 
 
 def modules(cfg: InternVLUConfig, compute: Compute = Compute()) -> dict[str, nn.Module]:
     """The three parts by name; `apply` of each with `{"params": params[name]}`."""
     return {
         "vlm": VLM(cfg.vlm, compute),
-        "head": GenerationHead(cfg.generation_decoder, compute),
-        "vae": VAE(cfg.vae, compute),
+        "head": slots.module(cfg.generation_decoder, compute),
+        "vae": slots.module(cfg.vae, compute),
     }
 
 
-def init_params(cfg: InternVLUConfig, key: jax.Array) -> dict[str, Any]:
+def init_params(cfg: InternVLUConfig, key: jax.Array) -> Params:
     """Random float32 parameters of all parts."""
     parts = modules(cfg)
     keys = jax.random.split(key, len(parts))
@@ -171,6 +181,6 @@ def init_params(cfg: InternVLUConfig, key: jax.Array) -> dict[str, Any]:
     }
 
 
-def param_shapes(cfg: InternVLUConfig) -> dict[str, Any]:
+def param_shapes(cfg: InternVLUConfig) -> Params:
     """The tree of `init_params` as `jax.ShapeDtypeStruct`, without allocating anything."""
     return jax.eval_shape(lambda key: init_params(cfg, key), jax.random.key(0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -67,6 +68,32 @@ def linear(features: int | tuple[int, ...], compute: Compute, *, bias: bool = Tr
 def merge_heads(features: int, compute: Compute, *, bias: bool = True, name: str) -> nn.DenseGeneral:
     """Linear map over the axes (heads, head width), of kernel [n, h, d]."""
     return nn.DenseGeneral(features, axis=(-2, -1), use_bias=bias, dtype=jnp.dtype(compute.dtype), name=name)
+
+
+def linear_activation_linear(
+    x: Float[Array, "*n p"], hidden: int, features: int, activation: Callable[[Array], Array], compute: Compute
+) -> Float[Array, "*n q"]:
+    """The two linear maps `fc1` and `fc2` of the module that calls it."""
+    x = linear(hidden, compute, name="fc1")(x)
+    return linear(features, compute, name="fc2")(activation(x))
+
+
+class MLP(nn.Module):
+    """Linear, activation, linear."""
+
+    hidden: int
+    features: int
+    activation: Callable[[Array], Array]
+    compute: Compute = Compute()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n p"]) -> Float[Array, "*n q"]:
+        return linear_activation_linear(x, self.hidden, self.features, self.activation, self.compute)
+
+
+def exact_gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """GELU by the error function, as PyTorch's default."""
+    return nn.gelu(x, approximate=False)
 
 
 def rematerialised(block: Any, compute: Compute) -> Any:

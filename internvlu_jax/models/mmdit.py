@@ -15,17 +15,16 @@ Axes: b batch, i image tokens, t context tokens, s all tokens, d width, e contex
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from internvlu_jax.config import Compute, MMDiTConfig
-from internvlu_jax.models.layers import RMSNorm, rows_first, stacked
+from internvlu_jax.models.layers import MLP, RMSNorm, rows_first, stacked
 from internvlu_jax.ops.attention import attention
 from internvlu_jax.ops.norms import layer_norm
 from internvlu_jax.ops.patches import patchify, unpatchify
@@ -47,28 +46,7 @@ class Modulation(NamedTuple):
     gate2: Array
 
 
-class Keys(NamedTuple):
-    """Which tokens are seen: the first `lengths` of each row, or those where `mask` [b, 1, s] is True."""
-
-    lengths: Array | None
-    mask: Array | None
-
-
-class MLP(nn.Module):
-    """Linear, activation, Linear."""
-
-    hidden: int
-    width: int
-    activation: Callable[[Array], Array]
-    compute: Compute
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*n p"]) -> Float[Array, "*n q"]:
-        x = nn.Dense(self.hidden, dtype=self.compute.dtype, name="fc1")(x)
-        return nn.Dense(self.width, dtype=self.compute.dtype, name="fc2")(self.activation(x))
-
-
-class Stream(nn.Module):
+class TokenStream(nn.Module):
     """The weights of a block for one kind of token."""
 
     cfg: MMDiTConfig
@@ -123,20 +101,21 @@ class Block(nn.Module):
     compute: Compute
 
     def setup(self) -> None:
-        self.image = Stream(self.cfg, self.compute)
-        self.text = Stream(self.cfg, self.compute)
+        self.image = TokenStream(self.cfg, self.compute)
+        self.text = TokenStream(self.cfg, self.compute)
 
     def __call__(
         self,
         tokens: tuple[Float[Array, "b i d"], Float[Array, "b t d"]],
         time: Float[Array, "b d"],
         rope: Table,
-        keys: Keys,
+        key_lengths: Int[Array, "b"],
         noisy: int | None = None,
     ) -> tuple[tuple[Array, Array], None]:
         """(image tokens, context tokens) -> the same, and None because a scan carries the tokens.
 
-        `noisy` marks the last block: only the first `noisy` image tokens are updated and returned.
+        The first `key_lengths` tokens of each row are seen. `noisy` marks the last block: only the first `noisy` image
+        tokens are updated and returned.
         """
         image, text = tokens
         image_mod, text_mod = self.image.modulation(time), self.text.modulation(time)
@@ -148,21 +127,21 @@ class Block(nn.Module):
         v = jnp.concatenate([image_v, text_v], axis=1)
         if noisy is not None and not self.is_initializing():  # initialisation goes through all weights
             q, gate = self.image.queries(image_in[:, :noisy])
-            attended = self._attend(q, k, v, rope, keys)
+            attended = self._attend(q, k, v, rope, key_lengths)
             return (self.image.update(image[:, :noisy], attended, gate, image_mod), text), None
         image_q, image_gate = self.image.queries(image_in)
         text_q, text_gate = self.text.queries(text_in)
-        attended = self._attend(jnp.concatenate([image_q, text_q], axis=1), k, v, rope, keys)
+        attended = self._attend(jnp.concatenate([image_q, text_q], axis=1), k, v, rope, key_lengths)
         split = image.shape[1]
         image = self.image.update(image, attended[:, :split], image_gate, image_mod)
         text = self.text.update(text, attended[:, split:], text_gate, text_mod)
         return (image, text), None
 
-    def _attend(self, q: Array, k: Array, v: Array, rope: Table, keys: Keys) -> Float[Array, "b s n h"]:
+    def _attend(self, q: Array, k: Array, v: Array, rope: Table, key_lengths: Array) -> Float[Array, "b s n h"]:
         """Attention of the queries, which are the first tokens of the sequence; k is turned already."""
         cos, sin = (part[:, : q.shape[1]] for part in rope)
         q = apply_interleaved(q, (cos, sin))
-        return attention(q, k, v, key_lengths=keys.lengths, mask=keys.mask, implementation=self.compute.attention)
+        return attention(q, k, v, key_lengths=key_lengths, implementation=self.compute.attention)
 
 
 class MMDiT(nn.Module):
@@ -197,15 +176,13 @@ class MMDiT(nn.Module):
         context_lengths: Int[Array, "b"],
         rope: Table,
         conditions: tuple[Float[Array, "b _ _ c"], ...] = (),
-        condition_mask: Bool[Array, "b k"] | None = None,
     ) -> Float[Array, "b y x c"]:
         """Velocity `noise - clean` of the noisy latents, float32.
 
         latents: at noise level `timestep / 1000`, with timestep in [0, 1000].
         context: from `embed_context`, right padded; `context_lengths` tokens of each row are real.
         rope: (cos, sin), each [b or 1, i + t, h/2], of all tokens in order (`ops.msrope`).
-        conditions: clean latents of condition pictures, of any sizes; `condition_mask[:, n]` is False in the rows
-            that do not have the n-th.
+        conditions: clean latents of condition pictures, of any sizes; every row has all of them.
 
         Raises ValueError if the sides do not divide into patches, or rope has not one entry per token.
         """
@@ -214,26 +191,15 @@ class MMDiT(nn.Module):
         tokens = sum(sizes) + context.shape[1]
         if rope[0].shape[1] != tokens:
             raise ValueError(f"rope has {rope[0].shape[1]} positions; latents, conditions and context have {tokens}")
-        keys = _keys(sizes, context.shape[1], context_lengths, condition_mask)
+        key_lengths = sum(sizes) + context_lengths
         rounded_to = self.compute.time or self.compute.dtype
         time = nn.silu(self.time_embed(timestep_sinusoid(timestep, rounded_to)))
         image = self.latent_in(jnp.concatenate(pictures, axis=1))
         state = rows_first(image), rows_first(context.astype(self.compute.dtype))
         if self.cfg.num_layers > 1:
-            state, _ = self.blocks(state, time, rope, keys)
-        (noisy, _), _ = self.last_block(state, time, rope, keys, sizes[0])
+            state, _ = self.blocks(state, time, rope, key_lengths)
+        (noisy, _), _ = self.last_block(state, time, rope, key_lengths, sizes[0])
         scale, shift = rearrange(self.norm_out(time), "b two d -> two b 1 d")
         patches = self.proj_out(modulate(noisy[:, : sizes[0]], scale, shift)).astype(jnp.float32)
         patch = self.cfg.patch_size
         return unpatchify(patches, (latents.shape[1] // patch, latents.shape[2] // patch), patch)
-
-
-def _keys(sizes: list[int], context: int, lengths: Array, condition_mask: Array | None) -> Keys:
-    """Lengths where the seen tokens are a prefix of the row, a mask where a condition slot may be empty."""
-    if condition_mask is None:
-        return Keys(sum(sizes) + lengths, None)
-    rows = lengths.shape[0]
-    parts = [jnp.ones((rows, sizes[0]), bool)]
-    parts += [jnp.broadcast_to(condition_mask[:, n, None], (rows, size)) for n, size in enumerate(sizes[1:])]
-    parts.append(jnp.arange(context) < lengths[:, None])
-    return Keys(None, jnp.concatenate(parts, axis=1)[:, None])

@@ -37,7 +37,7 @@ class Qwen3Output(NamedTuple):
     kv: KVCache | None
 
 
-class Stream(NamedTuple):
+class LayerCarry(NamedTuple):
     """What runs through the layers: the residual stream, captured hidden states [k b s d], and the cache."""
 
     x: Float[Array, "b s d"]
@@ -47,7 +47,7 @@ class Stream(NamedTuple):
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
-class Wanted:
+class Outputs:
     """What a call asks for besides the last state; known when it is traced."""
 
     capture: tuple[int, ...] = ()
@@ -55,12 +55,12 @@ class Wanted:
 
 
 class Shared(NamedTuple):
-    """What every layer gets: positions, their rotary table, the caller's mask, and what is wanted."""
+    """What every layer gets: positions, their rotary table, the caller's mask, and what it asks for."""
 
     positions: Int[Array, "b s"]
     rope: Table
     mask: Bool[Array, "b s s"] | None
-    wanted: Wanted
+    outputs: Outputs
 
 
 class SelfAttention(nn.Module):
@@ -125,19 +125,19 @@ class Block(nn.Module):
     compute: Compute = Compute()
 
     @nn.compact
-    def __call__(self, stream: Stream, layer: Int[Array, ""], shared: Shared) -> tuple[Stream, KVCache | None]:
+    def __call__(self, stream: LayerCarry, layer: Int[Array, ""], shared: Shared) -> tuple[LayerCarry, KVCache | None]:
         x, captured, cache = stream
         if captured is not None:
-            wanted = jnp.asarray(shared.wanted.capture)[:, None, None, None] == layer
-            captured = jnp.where(wanted, x, captured)
+            entered = jnp.asarray(shared.outputs.capture)[:, None, None, None] == layer
+            captured = jnp.where(entered, x, captured)
         norm = RMSNorm(self.cfg.rms_norm_eps, name="input_norm")
         out, kv = SelfAttention(self.cfg, self.compute, name="attn")(norm(x), shared, cache, layer)
         x = x + out
         norm = RMSNorm(self.cfg.rms_norm_eps, name="post_norm")
         x = rows_first(x + MLP(self.cfg, self.compute, name="mlp")(norm(x)))
         if cache is not None:
-            return Stream(x, captured, kv), None
-        return Stream(x, captured, None), kv if shared.wanted.return_kv else None
+            return LayerCarry(x, captured, kv), None
+        return LayerCarry(x, captured, None), kv if shared.outputs.return_kv else None
 
 
 class Qwen3(nn.Module):
@@ -209,8 +209,8 @@ class Qwen3(nn.Module):
         inner = tuple(state for state in states if state < cfg.num_hidden_layers)
         captured = jnp.zeros((len(inner), *x.shape), x.dtype) if inner else None
         rope = rotary_table(positions, cfg.head_dim, cfg.rope_theta)
-        shared = Shared(positions, rope, mask, Wanted(inner, return_kv))
-        stream, fresh = self.layers(Stream(x, captured, cache), jnp.arange(cfg.num_hidden_layers), shared)
+        shared = Shared(positions, rope, mask, Outputs(inner, return_kv))
+        stream, fresh = self.layers(LayerCarry(x, captured, cache), jnp.arange(cfg.num_hidden_layers), shared)
         last = self.norm(stream.x)
         return Qwen3Output(
             last, _side_by_side(states, inner, stream.captured, last), fresh if cache is None else stream.cache

@@ -10,7 +10,16 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from internvlu_jax.config import Compute, VisionConfig
-from internvlu_jax.models.layers import LayerNorm, linear, merge_heads, rows_first, stacked
+from internvlu_jax.models.layers import (
+    MLP,
+    LayerNorm,
+    exact_gelu,
+    linear,
+    linear_activation_linear,
+    merge_heads,
+    rows_first,
+    stacked,
+)
 from internvlu_jax.ops.attention import attention
 from internvlu_jax.ops.patches import interpolate_positions, patchify
 
@@ -31,19 +40,6 @@ class SelfAttention(nn.Module):
         return merge_heads(cfg.hidden_size, self.compute, name="out")(out)
 
 
-class MLP(nn.Module):
-    """Linear, exact GELU, linear."""
-
-    width: int
-    features: int
-    compute: Compute = Compute()
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s e"]:
-        x = linear(self.width, self.compute, name="fc1")(x)
-        return linear(self.features, self.compute, name="fc2")(nn.gelu(x, approximate=False))
-
-
 class Block(nn.Module):
     """x += ls1 * attention(norm1(x)); x += ls2 * mlp(norm2(x)); the carry of the scan over layers."""
 
@@ -56,7 +52,7 @@ class Block(nn.Module):
         scale1, scale2 = (self.param(name, nn.initializers.ones, (cfg.hidden_size,)) for name in ("ls1", "ls2"))
         out = SelfAttention(cfg, self.compute, name="attn")(LayerNorm(cfg.layer_norm_eps, name="norm1")(x))
         x = x + scale1.astype(x.dtype) * out
-        mlp = MLP(cfg.intermediate_size, cfg.hidden_size, self.compute, name="mlp")
+        mlp = MLP(cfg.intermediate_size, cfg.hidden_size, exact_gelu, self.compute, name="mlp")
         x = x + scale2.astype(x.dtype) * mlp(LayerNorm(cfg.layer_norm_eps, name="norm2")(x))
         return rows_first(x), None
 
@@ -103,5 +99,4 @@ class Projector(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b s e"]) -> Float[Array, "b s d"]:
         x = LayerNorm(1e-5, name="norm")(x.astype(self.compute.dtype))
-        x = linear(self.features, self.compute, name="fc1")(x)
-        return linear(self.features, self.compute, name="fc2")(nn.gelu(x, approximate=False))
+        return linear_activation_linear(x, self.features, self.features, exact_gelu, self.compute)

@@ -1,15 +1,4 @@
-"""MSRoPE: three-axis rotary positions of the generation head (InternVL-U, arXiv 2603.09877, and its released code).
-
-Every token has a position (frame, row, column). Positions are made on the host, the tables on the device:
-
-* A picture of y x x tokens has its rows and columns centred at 0: `-(y - y//2) .. y//2 - 1`, and the same for columns.
-  The noisy latents are frame 0, condition pictures are frames 1, 2, ...
-* A text token has one number on all three axes. Counting starts at `int(largest coordinate of the latents) + 1`.
-* A block of visual tokens inside the context has the current text number as its frame and its own centred rows and
-  columns; the count goes on at `int(largest coordinate of the block) + 1`.
-
-Position interpolation with factor s stretches the centred range by 1/s, see `_centred`.
-"""
+"""Rotary tables of the generation head from three-axis positions (`processing.positions`)."""
 
 from __future__ import annotations
 
@@ -21,45 +10,7 @@ from jaxtyping import Array, Float
 
 from internvlu_jax.ops.rope import Table
 
-Grid = tuple[int, int]
-"""Rows and columns of a picture, in tokens."""
-
 THETA = 10000.0
-
-
-def msrope_positions(
-    grid: Grid,
-    context_runs: Sequence[tuple[bool, int]],
-    *,
-    condition_grids: Sequence[Grid] = (),
-    condition_present: Sequence[bool] | None = None,
-    visual_grids: Sequence[Grid] = (),
-    latent_scale: float = 1.0,
-    visual_scale: float = 1.0,
-    context_length: int | None = None,
-) -> Float[np.ndarray, "s 3"]:
-    """Positions of one sample's tokens in the head's order: noisy latents, condition pictures, context.
-
-    context_runs: (is_visual, length) of the context from left to right; the n-th visual run is a picture of
-        `visual_grids[n]` tokens.
-    condition_present: which condition slots this sample fills. An empty slot keeps its place in the sequence, with
-        positions 0, and counts for nothing else. All are filled if it is None.
-    latent_scale, visual_scale: interpolation factors of latents and of visual tokens in the context.
-    context_length: length to which the context is padded, with positions 0.
-
-    Raises ValueError if the visual runs and `visual_grids` do not fit together, or the context is longer than
-    `context_length`.
-    """
-    present = [True] * len(condition_grids) if condition_present is None else list(condition_present)
-    latents = [_picture(0, grid, latent_scale)]
-    frame = 1
-    for condition, is_present in zip(condition_grids, present, strict=True):
-        block = _picture(frame, condition, latent_scale)
-        latents.append(block if is_present else np.zeros_like(block))
-        frame += is_present
-    image = np.concatenate(latents)
-    context = _context(_next_number(image), context_runs, visual_grids, visual_scale)
-    return np.concatenate([image, _pad(context, context_length)])
 
 
 def msrope_table(positions: Float[Array | np.ndarray, "*n 3"], axes: Sequence[int], theta: float = THETA) -> Table:
@@ -79,59 +30,3 @@ def _frequencies(width: int, theta: float) -> np.ndarray:
     """theta^(-2i/width), float32, rounded where the released code rounds: after the power and after the reciprocal."""
     exponent = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
     return np.float32(1) / np.power(theta, exponent.astype(np.float64)).astype(np.float32)
-
-
-def _centred(size: int, scale: float) -> np.ndarray:
-    """Coordinates of `size` tokens around 0, float32.
-
-    With factor s the range [-n, p - 1], n = size - size//2 and p = size//2, is mapped linearly to
-    [-int(n/s), int(p/s) - 1].
-    """
-    below, above = size - size // 2, size // 2
-    index = np.arange(size, dtype=np.float32)
-    if scale == 1.0 or size == 1:
-        return index - np.float32(below)
-    low, high = -int(below / scale), int(above / scale) - 1
-    return np.float32(low) + index * np.float32(high - low) / np.float32(size - 1)
-
-
-def _picture(frame: int, grid: Grid, scale: float) -> np.ndarray:
-    """Positions of a picture's tokens, row by row: float32 [y*x, 3]."""
-    rows, columns = (_centred(size, scale) for size in grid)
-    out = np.empty((*grid, 3), np.float32)
-    out[..., 0] = frame
-    out[..., 1] = rows[:, None]
-    out[..., 2] = columns
-    return out.reshape(-1, 3)
-
-
-def _text(first: int, length: int) -> np.ndarray:
-    return np.repeat(np.arange(first, first + length, dtype=np.float32)[:, None], 3, axis=1)
-
-
-def _next_number(positions: np.ndarray) -> int:
-    """The first text number after a block of pictures."""
-    return int(positions.max()) + 1
-
-
-def _context(
-    number: int, runs: Sequence[tuple[bool, int]], grids: Sequence[Grid], scale: float
-) -> Float[np.ndarray, "t 3"]:
-    sizes = [length for is_visual, length in runs if is_visual]
-    if sizes != [rows * columns for rows, columns in grids]:
-        raise ValueError(f"visual runs of {sizes} tokens do not fit visual grids {list(grids)}")
-    blocks = [np.zeros((0, 3), np.float32)]
-    remaining = iter(grids)
-    for is_visual, length in runs:
-        block = _picture(number, next(remaining), scale) if is_visual else _text(number, length)
-        number = _next_number(block) if is_visual else number + length
-        blocks.append(block)
-    return np.concatenate(blocks)
-
-
-def _pad(context: np.ndarray, length: int | None) -> np.ndarray:
-    if length is None:
-        return context
-    if len(context) > length:
-        raise ValueError(f"a context of {len(context)} tokens does not fit the padded length {length}")
-    return np.pad(context, ((0, length - len(context)), (0, 0)))

@@ -19,10 +19,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from internvlu_jax.data.batch import Batch
+from internvlu_jax.parallel.config import MeshConfig
 from internvlu_jax.parallel.mesh import block_on_cpu, make_mesh, replicated, rows_sharding, tracing_on
 from internvlu_jax.parallel.rules import shardings
 from internvlu_jax.parallel.steps import AXIS, Programs, Step, mesh_step, pmap_step, single_step
-from internvlu_jax.training.config import MeshConfig
 
 Tree = Any
 

@@ -18,7 +18,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from internvlu_jax.models.layers import GROUP_ROWS, ROWS, VOCABULARY
-from internvlu_jax.training.config import MeshConfig
+from internvlu_jax.parallel.config import MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
 ROW_AXES = ("data", "fsdp")

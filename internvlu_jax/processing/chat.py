@@ -27,7 +27,7 @@ EDITING_SYSTEM = (
     + "从而生成一个满足用户要求的新图像，并适当保持与原始输入的一致性。："
 )
 
-ALL_DROPPED = f"Here is a random image {IMG_UNCOND}:"
+UNCOND = f"Here is a random image {IMG_UNCOND}:"
 TEXT_DROPPED = "Generate an image based on reference images."
 
 # What a tokenizer made for a small model should hold as one token each.
@@ -104,7 +104,7 @@ def user_message(text: str, images: int) -> str:
 
 def text_dropped_message(images: int) -> str:
     """The message without its text: the pictures alone, or nothing at all where there are none."""
-    return f"{IMAGE_MARK}\n" * images + TEXT_DROPPED if images else ALL_DROPPED
+    return f"{IMAGE_MARK}\n" * images + TEXT_DROPPED if images else UNCOND
 
 
 def expand_images(message: str, tokens: Sequence[int]) -> str:

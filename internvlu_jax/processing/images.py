@@ -1,4 +1,7 @@
-"""Pictures to arrays: what the vision encoder reads (fixed tiles) and what the VAE reads (a size near the original)."""
+"""Pictures to 8-bit arrays: what the vision encoder reads (fixed tiles), what the VAE reads (a size near the original).
+
+The model normalises them (`models.pixels`).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 from PIL import ExifTags, Image
 
 from internvlu_jax.config import GenerationImageProcessorConfig, ImageProcessorConfig
@@ -145,14 +148,6 @@ def _opaque(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def normalise(
-    pixels: UInt8[np.ndarray, "*b y x 3"], mean: tuple[float, ...], std: tuple[float, ...]
-) -> Float32[np.ndarray, "*b y x 3"]:
-    """(x - 255 mean) / (255 std) in float32, the products rounded first."""
-    full = np.float32(255)
-    return (pixels.astype(np.float32) - np.asarray(mean, np.float32) * full) / (np.asarray(std, np.float32) * full)
-
-
 @lru_cache(maxsize=32)
 def _grids(max_tiles: int) -> tuple[tuple[int, int], ...]:
     """All (columns, rows) of at most `max_tiles` tiles, by the number of tiles and then by columns."""
@@ -176,15 +171,8 @@ def tile_grid(height: int, width: int, tile_height: int, tile_width: int, max_ti
 
 def vision_tiles(
     picture: UInt8[np.ndarray, "y x 3"], cfg: ImageProcessorConfig, max_tiles: int = 1
-) -> Float32[np.ndarray, "n p q 3"]:
-    """Normalised tiles for the vision encoder, see `cut_tiles`."""
-    return normalise(cut_tiles(picture, cfg, max_tiles), cfg.image_mean, cfg.image_std)
-
-
-def cut_tiles(
-    picture: UInt8[np.ndarray, "y x 3"], cfg: ImageProcessorConfig, max_tiles: int = 1
 ) -> UInt8[np.ndarray, "n p q 3"]:
-    """8-bit tiles: the picture cut row by row, and if cut at all, the whole of it last."""
+    """8-bit tiles for the vision encoder: the picture cut row by row, and if cut at all, the whole of it last."""
     tile_height, tile_width = cfg.size.height, cfg.size.width
     height, width, _ = picture.shape
     columns, rows = tile_grid(height, width, tile_height, tile_width, max_tiles)
@@ -197,7 +185,7 @@ def cut_tiles(
 
 
 def tile_count(height: int, width: int, cfg: ImageProcessorConfig, max_tiles: int = 1) -> int:
-    """How many tiles `cut_tiles` makes of a picture of this size."""
+    """How many tiles `vision_tiles` makes of a picture of this size."""
     columns, rows = tile_grid(height, width, cfg.size.height, cfg.size.width, max_tiles)
     return columns * rows + (columns * rows > 1)
 
@@ -235,8 +223,8 @@ def smart_resize(
 
 def generation_pixels(
     picture: UInt8[np.ndarray, "y x 3"], cfg: GenerationImageProcessorConfig
-) -> Float32[np.ndarray, "p q 3"]:
-    """A source picture for the VAE: resized by Pillow's bicubic to `smart_resize`, values about -1 to 1.
+) -> UInt8[np.ndarray, "p q 3"]:
+    """A source picture for the VAE: resized by Pillow's bicubic to `smart_resize`.
 
     Raises:
         ValueError: see `smart_resize`; or the picture is so narrow that nothing of it would be left within the limits.
@@ -253,7 +241,4 @@ def generation_pixels(
     if not (out_height and out_width):
         limits = f"{cfg.min_pixels} to {cfg.max_pixels} pixels and {cfg.max_length or 'any length'} a side"
         raise ValueError(f"a source picture of {width} x {height} pixels is too narrow to fit {limits}")
-    resized = Image.fromarray(picture).resize((out_width, out_height), Image.Resampling.BICUBIC)
-    # Scaled in float64 and normalised in float32: one rounding differs from `normalise`, and pixels are to be equal.
-    unit = (np.asarray(resized) * (1 / 255)).astype(np.float32)
-    return (unit - np.asarray(cfg.image_mean, np.float32)) / np.asarray(cfg.image_std, np.float32)
+    return np.asarray(Image.fromarray(picture).resize((out_width, out_height), Image.Resampling.BICUBIC))

@@ -1,4 +1,4 @@
-"""Prompts and pictures to the arrays that the model reads, one request per prompt."""
+"""Prompts and pictures to the arrays that the model reads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Int32, UInt8
 from PIL import Image
 
 from internvlu_jax.config import ProcessorConfig
@@ -20,29 +20,27 @@ TokenIds = Int32[np.ndarray, "_"]
 
 
 @dataclass(frozen=True)
-class Request:
-    """What one prompt becomes. Rows are not padded.
+class ProcessedPrompt:
+    """What one prompt and its pictures become. Rows are not padded.
 
     cond: token ids of the whole prompt.
-    text_dropped, all_dropped: ids of the two dropped prompts for guidance; None in text mode, and the same array for a
-        prompt without pictures.
-    tiles: pixels for the vision encoder, all tiles of all pictures in the order of their visual tokens. Both `cond` and
-        `text_dropped` hold these visual tokens; `all_dropped` has none.
-    tiles_per_image: how many of the tiles belong to each picture.
-    sources: pixels for the VAE, one array per picture, each of its own size; empty in text mode.
+    text_dropped, uncond: ids of the two dropped prompts for guidance; None in text mode, and `text_dropped` is None for
+        a prompt without pictures, too.
+    tiles: 8-bit pixels for the vision encoder, all tiles of all pictures in the order of their visual tokens. Both
+        `cond` and `text_dropped` hold these visual tokens; `uncond` has none.
+    sources: 8-bit pixels for the VAE, one array per picture, each of its own size; empty in text mode.
     """
 
     cond: TokenIds
     text_dropped: TokenIds | None
-    all_dropped: TokenIds | None
-    tiles: Float32[np.ndarray, "n y x 3"]
-    tiles_per_image: tuple[int, ...]
-    sources: tuple[Float32[np.ndarray, "_ _ 3"], ...]
+    uncond: TokenIds | None
+    tiles: UInt8[np.ndarray, "n y x 3"]
+    sources: tuple[UInt8[np.ndarray, "_ _ 3"], ...]
 
 
 @dataclass(frozen=True)
 class Processor:
-    """Makes requests from prompts and pictures."""
+    """Tokenises prompts and cuts pictures."""
 
     cfg: ProcessorConfig
     tokenizer: Tokenizer
@@ -64,8 +62,8 @@ class Processor:
         *,
         system_prompt: str | None = None,
         max_tiles: int = 1,
-    ) -> list[Request]:
-        """One request per prompt.
+    ) -> list[ProcessedPrompt]:
+        """One `ProcessedPrompt` for each prompt.
 
         Args:
             prompts: a string or a list of strings.
@@ -86,44 +84,42 @@ class Processor:
             chat.check_system_text(system_prompt)
         texts = _list_prompts(prompts)
         pictures = _list_images(images, len(texts))
-        requests = []
+        processed = []
         for i, (text, own) in enumerate(zip(texts, pictures, strict=True)):
             try:
-                requests.append(self._request(text, own, mode, system_prompt, max_tiles))
+                processed.append(self._one(text, own, mode, system_prompt, max_tiles))
             except ValueError as error:
                 if len(texts) == 1:
                     raise
                 raise ValueError(f"prompt {i}: {error}") from error
-        return requests
+        return processed
 
-    def _request(
+    def _one(
         self, text: str, images: Sequence[Any], mode: str, system_prompt: str | None, max_tiles: int
-    ) -> Request:
+    ) -> ProcessedPrompt:
         message = chat.user_message(text, len(images))
         system = chat.system_text(mode, bool(images)) if system_prompt is None else system_prompt
         pictures = [to_rgb(image) for image in images]
         tiles = [vision_tiles(picture, self.cfg.image_processor_kwargs, max_tiles) for picture in pictures]
-        counts = tuple(len(t) for t in tiles)
-        tokens = [n * self.cfg.image_seq_length for n in counts]
+        tokens = [len(t) * self.cfg.image_seq_length for t in tiles]
 
         def row(content: str, visual: Sequence[int]) -> np.ndarray:
             rendered = chat.render(system, chat.expand_images(content, visual), final_img=mode == "image")
             return np.array(self.tokenizer.encode(rendered), np.int32)
 
-        text_dropped = all_dropped = None
+        text_dropped = uncond = None
         sources: tuple[np.ndarray, ...] = ()
         if mode != "text":
-            all_dropped = row(chat.ALL_DROPPED, ())
-            text_dropped = row(chat.text_dropped_message(len(images)), tokens) if images else all_dropped
+            uncond = row(chat.UNCOND, ())
+            text_dropped = row(chat.text_dropped_message(len(images)), tokens) if images else None
             sources = tuple(generation_pixels(picture, self.cfg.image_gen_processor_kwargs) for picture in pictures)
         size = self.cfg.image_processor_kwargs.size
-        no_tiles = np.zeros((0, size.height, size.width, 3), np.float32)
-        return Request(
+        no_tiles = np.zeros((0, size.height, size.width, 3), np.uint8)
+        return ProcessedPrompt(
             cond=row(message, tokens),
             text_dropped=text_dropped,
-            all_dropped=all_dropped,
+            uncond=uncond,
             tiles=np.concatenate([no_tiles, *tiles]),
-            tiles_per_image=counts,
             sources=sources,
         )
 

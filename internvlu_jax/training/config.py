@@ -7,6 +7,7 @@ from typing import Literal
 
 from internvlu_jax.config import Compute, ConfigError
 from internvlu_jax.data.config import DataConfig
+from internvlu_jax.parallel.config import MeshConfig
 
 Rules = tuple[tuple[str, float], ...]
 """(path regex, number): the first that matches the whole path of a parameter (head/mmdit/latent_in/kernel) decides."""
@@ -14,23 +15,26 @@ Rules = tuple[tuple[str, float], ...]
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """loss = text_weight * next-token loss + flow_weight * flow-matching loss (table 3 of arXiv 2603.09877).
+    """loss = sum of weight * term (table 3 of arXiv 2603.09877).
 
+    weights: (term, weight) of `training.losses.TERMS`; "text" is next-token prediction, "flow" flow matching.
     time: how noise levels are drawn: "logit_normal" (mean and deviation of the model's config) or "uniform".
     shift: of the noise levels; None is the model's `flow_shift`.
-    draws: noises of each picture, all in one step: what comes before the head is computed once for all of them. For
+    noises_per_image: of each picture, all in one step: what comes before the head is computed once for all of them. For
         small models, whose examples cost more than their steps.
     """
 
-    text_weight: float = 1.0
-    flow_weight: float = 20.0
+    weights: tuple[tuple[str, float], ...] = (("text", 1.0), ("flow", 20.0))
     time: Literal["logit_normal", "uniform"] = "logit_normal"
     shift: float | None = None
-    draws: int = 1
+    noises_per_image: int = 1
 
     def __post_init__(self) -> None:
-        if self.draws < 1:
-            raise ConfigError(f"objective.draws is {self.draws}; expected at least 1")
+        if self.noises_per_image < 1:
+            raise ConfigError(f"objective.noises_per_image is {self.noises_per_image}; expected at least 1")
+        names = [name for name, _ in self.weights]
+        if not names or len(set(names)) != len(names):
+            raise ConfigError(f"objective.weights is {self.weights}; expected each term once, and at least one")
 
 
 @dataclass(frozen=True)
@@ -69,21 +73,14 @@ class LoraConfig:
 
 
 @dataclass(frozen=True)
-class MeshConfig:
-    """Devices along each axis; -1 takes what is left. Rows of a batch lie along data and fsdp."""
-
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-
-
-@dataclass(frozen=True)
 class TrainConfig:
     """A run.
 
     model: a preset of `presets.PRESETS`, made up at random.
     start: a checkpoint to start from in place of that: a directory in either layout, another run's work directory, or
         a Hub id.
+    head_sources: what the head gets of source pictures (`HeadConfig.sources`); None is what the model says. It becomes
+        part of the model, in training and when it draws.
     accumulate: micro-batches of one step; their losses are pooled before the one update.
     keep_last, keep_every: checkpoints that stay: the last so many, and those at multiples of that many steps.
     sample_prompts: drawn every `sample_every` steps from fixed noise; sample_steps: steps of the sampler.
@@ -93,6 +90,7 @@ class TrainConfig:
     steps: int
     model: str = "internvl-u-4b"
     start: str | None = None
+    head_sources: Literal["both", "context", "latents"] | None = None
     seed: int = 0
     accumulate: int = 1
     data: DataConfig = DataConfig()

@@ -30,13 +30,14 @@ from jaxtyping import Array, Float
 
 from internvlu_jax.checkpoints import arrays as checkpoint
 from internvlu_jax.checkpoints import loading
-from internvlu_jax.config import Compute, ConfigError
+from internvlu_jax.config import ConfigError
 from internvlu_jax.data.batch import Batch
 from internvlu_jax.data.config import DataConfig
 from internvlu_jax.data.loader import Loader
+from internvlu_jax.models.internvlu import InternVLU, Params
 from internvlu_jax.processing.tokenizer import Tokenizer
 from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig
-from internvlu_jax.training.losses import Objective, Params
+from internvlu_jax.training.losses import Forward, Objective, text_term
 from internvlu_jax.training.optimizer import factors, make_optimizer
 from internvlu_jax.training.resuming import LoopState, check_loop, has_settings, run_steps
 from internvlu_jax.training.tree import merge, split
@@ -102,8 +103,8 @@ def distill_context(
     config = dataclasses.replace(other.config, vlm=own.config.vlm)
     wide, given = (jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), m.params["vlm"]) for m in (own, other))
     trained, frozen = split({"vlm": wide}, factors({"vlm": wide}, cfg.optimizer).is_trained)
-    ids = tokenizer.special_table_ids
-    rules = _Rules(cfg, *(Objective(c, Compute(), ObjectiveConfig(1.0, 0.0), ids) for c in (config, other.config)))
+    ids, words = tokenizer.special_table_ids, ObjectiveConfig((("text", 1.0),))
+    rules = _Rules(cfg, *(Objective(InternVLU(c, ids), words) for c in (config, other.config)))
 
     def start() -> LoopState:
         opt_state = jax.jit(rules.transform(trained, frozen).init)(trained)
@@ -153,13 +154,16 @@ class _Rules:
         self, trained: Params, frozen: Params, given: Params, questions: Batch, prompts: Batch
     ) -> tuple[Array, tuple[Array, Array]]:
         """The module's loss, and its two parts; `given` is the backbone that the head was trained with."""
-        student, vlm = self.student, merge(trained, frozen)["vlm"]
+        student, params = self.student, {"vlm": merge(trained, frozen)["vlm"]}
         assert prompts.picture is not None
-        answers = student.means(student.sums({"vlm": vlm}, questions, None), student.totals(questions)).text
-        reasoning, contexts = student.text_and_contexts(vlm, prompts)
-        wanted = jax.lax.stop_gradient(self.teacher.contexts(given, prompts))
+        answers = student.means(student.sums(params, questions, None), student.totals(questions))["text"]
+        reading = Forward(student, params, prompts)
+        reasoning = student.means({"text": text_term(reading)}, student.totals(prompts))["text"]
+        target = jax.lax.stop_gradient(Forward(self.teacher, {"vlm": given}, prompts).context)
         lengths = jnp.asarray(prompts.picture.context_lengths)
-        error = context_error(contexts, wanted, lengths, len(student.cfg.generation_decoder.vlm_select_layer))
+        error = context_error(
+            reading.context, target, lengths, len(student.model.cfg.generation_decoder.vlm_select_layer)
+        )
         text = answers + reasoning
         return text + self.cfg.context_weight * error, (text, error)
 

@@ -1,227 +1,224 @@
-"""What training minimises: flow matching of the head, next-token prediction of the language model.
+"""What training minimises: named terms, of which two are the paper's.
 
     (1)  flow = mean over pictures of the mean over latents of (v(x_sigma, 1000 sigma, context) - (eps - x0))^2
     (2)  text = mean over target tokens of -log p(token | what stands before it)
-    (3)  loss = text_weight * text + flow_weight * flow
+    (3)  loss = sum over terms of weight * term
 
 x_sigma, eps and x0 as in `flow.path`; the means run over everything that one step reads, so each micro-batch and each
-device contributes a sum (`Sums`) over a total (`Totals`) that is known before any gradient is taken. Means of means
-would weigh the tokens of a short answer more than those of a long one.
+device contributes a sum over a total that is known before any gradient is taken. Means of means would weigh the tokens
+of a short answer more than those of a long one.
 
-The backbone's hidden states condition the head with gradients; where the backbone is frozen nothing flows back, and XLA
-computes none of it. The VAE encodes, and is never trained here.
+A new term is a function of a `Forward`, and a line in `TERMS`. The backbone's hidden states condition the head with
+gradients; where the backbone is frozen nothing flows back, and XLA computes none of it. The VAE encodes, and is never
+trained here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from internvlu_jax.config import Compute, InternVLUConfig
-from internvlu_jax.data.batch import Batch, Picture, Text
+from internvlu_jax.data.batch import Batch, ImageBatch, TextBatch
 from internvlu_jax.flow.path import TIME_SCALE, interpolate, velocity_target
 from internvlu_jax.flow.times import LogitNormal, Uniform
-from internvlu_jax.models.internvlu import modules
-from internvlu_jax.models.lora import adapted
+from internvlu_jax.models.internvlu import InternVLU, Params
 from internvlu_jax.models.qwen3 import Qwen3Output
-from internvlu_jax.ops.msrope import msrope_table
 from internvlu_jax.training.config import ObjectiveConfig
 
-Params = dict[str, Any]
+Terms = dict[str, Array]
+"""A number for each term of an objective, by its name."""
 
 
-class Totals(NamedTuple):
-    """What the sums of a whole step are divided by: pictures that count, target tokens that count."""
-
-    pictures: Float[Array, ""]
-    tokens: Float[Array, ""]
-
-
-class Sums(NamedTuple):
-    """Sums of equations (1) and (2) over one micro-batch, before their division."""
-
-    flow: Float[Array, ""]
-    text: Float[Array, ""]
-
-
-class Draws(NamedTuple):
-    """Random numbers of one micro-batch, keyed by the rows' numbers; g = `draws` for each row, one after the other."""
+class NoiseSamples(NamedTuple):
+    """Random numbers of one micro-batch, keyed by the rows' numbers; g noises of each row, one after the other."""
 
     sigma: Float[Array, "b*g"]
     noise: Float[Array, "b*g y x c"]
 
 
-@dataclass(frozen=True)
-class Objective:
-    """Equations (1) to (3) for one model.
+class Forward:
+    """One pass of the model over a micro-batch; each part is traced when a term first asks for it, and once.
 
-    special_ids: ids of the ten tokens with embeddings of their own (`Tokenizer.special_table_ids`).
-    chunk: target positions whose logits exist at once, over all devices that share a computation.
-    adapter_scale: of low-rank adapters in the parameters, see `models.lora`; None if there are none.
+    params: with the keys vlm, head and, where pictures come as pixels, vae.
+    noise: where the batch has pictures to draw.
     """
 
-    cfg: InternVLUConfig
-    compute: Compute
-    weights: ObjectiveConfig
-    special_ids: tuple[int, ...]
+    def __init__(self, objective: Objective, params: Params, batch: Batch, noise: NoiseSamples | None = None) -> None:
+        self.objective, self.model, self.params = objective, objective.model, params
+        self.batch: Batch = jax.tree.map(jnp.asarray, batch)
+        self._noise = noise
+
+    @property
+    def text(self) -> TextBatch:
+        assert self.batch.text is not None
+        return self.batch.text
+
+    @property
+    def picture(self) -> ImageBatch:
+        assert self.batch.picture is not None
+        return self.batch.picture
+
+    @property
+    def noise(self) -> NoiseSamples:
+        assert self._noise is not None
+        return self._noise
+
+    @cached_property
+    def read(self) -> Qwen3Output:
+        """The language model over the token rows, with the states that condition the head if a picture follows."""
+        text, visual = self.text, None
+        if text.tiles is not None:
+            tiles = rearrange(text.tiles, "b k p q c -> (b k) p q c")
+            visual = self.model.visual_tokens(self.params, tiles)
+            visual = rearrange(visual, "(b k) t d -> b (k t) d", b=len(text.ids))
+        x = self.model.embed(self.params, text.ids, visual, text.visual_index)
+        capture = self.batch.picture is not None
+        return self.model.read(self.params, x, text.positions, segments=text.segments, capture=capture)
+
+    @cached_property
+    def context(self) -> Float[Array, "b t e"]:
+        """The hidden states that condition the pictures: as they were stored, or read now."""
+        if self.picture.context is not None:
+            return self.picture.context
+        assert self.read.captured is not None and self.picture.context_index is not None
+        return self.model.context(self.read.captured, self.picture.context_index)
+
+    @cached_property
+    def clean(self) -> Float[Array, "b*g y x c"]:
+        """Latents of the pictures, once for every noise of each."""
+        return self.each(self._latents(self.picture.target))
+
+    @cached_property
+    def velocity(self) -> Float[Array, "b*g y x c"]:
+        """What the head predicts for the noised latents."""
+        picture = self.picture
+        sources = tuple(self._latents(source) for source in picture.sources)
+        condition = self.model.condition(self.params, self.context, picture.context_lengths, picture.positions, sources)
+        noisy = interpolate(self.clean, self.noise.noise, self.noise.sigma)
+        timestep = TIME_SCALE * self.noise.sigma
+        return self.model.velocity(self.params, noisy, timestep, jax.tree.map(self.each, condition))
+
+    def each(self, array: Array) -> Array:
+        """Rows repeated, once for every noise of a picture."""
+        return jnp.repeat(array, self.objective.cfg.noises_per_image, axis=0)
+
+    def _latents(self, picture: Array) -> Float[Array, "b y x c"]:
+        """Normalised latents: of 8-bit pixels by the VAE, or as they were stored."""
+        if picture.dtype != jnp.uint8:
+            return picture.astype(jnp.float32)
+        return jax.lax.stop_gradient(self.model.encode(self.params, picture))
+
+
+@dataclass(frozen=True)
+class Term:
+    """A part of the loss: the mean `sum(forward) / count(batch)` over all that a step reads.
+
+    count: what the sum is divided by, of one micro-batch; None where the batch has nothing for the term, and `sum` is
+        then not called.
+    """
+
+    count: Callable[[Batch], Array | None]
+    sum: Callable[[Forward], Array]
+
+
+def target_tokens(batch: Batch) -> Float[Array, ""] | None:
+    """Tokens that are to be predicted."""
+    text = batch.text
+    return None if text is None or text.weights is None else jnp.sum(jnp.asarray(text.weights))
+
+
+def target_pictures(batch: Batch) -> Float[Array, ""] | None:
+    """Pictures that are to be drawn."""
+    return None if batch.picture is None else jnp.sum(jnp.asarray(batch.picture.weight))
+
+
+def text_term(forward: Forward) -> Float[Array, ""]:
+    """Equation (2), summed over tokens."""
+
+    def logits(states: Array) -> Array:
+        return forward.model.logits(forward.params, states)
+
+    text = forward.text
+    return token_loss(logits, forward.read.last, text.targets, text.weights, forward.objective.chunk)
+
+
+def flow_term(forward: Forward) -> Float[Array, ""]:
+    """Equation (1), summed over pictures; the noises of one picture count as one."""
+    error = jnp.square(forward.velocity - velocity_target(forward.clean, forward.noise.noise))
+    weight = forward.each(forward.picture.weight) / forward.objective.cfg.noises_per_image
+    return jnp.sum(jnp.mean(error, axis=(1, 2, 3)) * weight)
+
+
+TERMS: dict[str, Term] = {
+    "text": Term(target_tokens, text_term),
+    "flow": Term(target_pictures, flow_term),
+}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Equation (3) for one model.
+
+    chunk: target positions whose logits exist at once, over all devices that share a computation.
+    """
+
+    model: InternVLU
+    cfg: ObjectiveConfig
     chunk: int = 1024
-    adapter_scale: float | None = None
 
-    def totals(self, batch: Batch) -> Totals:
+    @property
+    def weights(self) -> dict[str, float]:
+        """By term; what is not among them is not computed."""
+        return dict(self.cfg.weights)
+
+    def totals(self, batch: Batch) -> Terms:
         """What one micro-batch adds to the totals of its step."""
-        picture, text = batch.picture, batch.text
-        pictures = jnp.zeros(()) if picture is None else jnp.sum(jnp.asarray(picture.weight))
-        tokens = jnp.zeros(()) if text is None or text.weights is None else jnp.sum(jnp.asarray(text.weights))
-        return Totals(pictures, tokens)
+        counts = {name: TERMS[name].count(batch) for name in self.weights}
+        return {name: jnp.zeros(()) if count is None else count for name, count in counts.items()}
 
-    def loss(self, sums: Sums, totals: Totals) -> Float[Array, ""]:
-        """Equation (3); a kind of target that the step does not have counts as 0."""
-        flow, text = self.means(sums, totals)
-        return self.weights.text_weight * text + self.weights.flow_weight * flow
+    def sums(self, params: Params, batch: Batch, noise: NoiseSamples | None) -> Terms:
+        """Each term's sum over one micro-batch, before its division; 0 where the batch has nothing for it."""
+        forward = Forward(self, params, batch, noise)
+        terms = {name: TERMS[name] for name in self.weights}
+        return {name: jnp.zeros(()) if term.count(batch) is None else term.sum(forward) for name, term in terms.items()}
 
-    def means(self, sums: Sums, totals: Totals) -> Sums:
-        """Equations (1) and (2)."""
-        return Sums(sums.flow / jnp.maximum(totals.pictures, 1.0), sums.text / jnp.maximum(totals.tokens, 1.0))
+    def means(self, sums: Terms, totals: Terms) -> Terms:
+        """Equations (1), (2) and others; 0 where the whole step has nothing for a term."""
+        return {name: total / jnp.maximum(totals[name], 1.0) for name, total in sums.items()}
 
-    def draw(self, key: PRNGKeyArray, batch: Batch) -> Draws | None:
+    def loss(self, means: Terms) -> Float[Array, ""]:
+        """Equation (3)."""
+        return sum((weight * means[name] for name, weight in self.weights.items()), jnp.zeros(()))
+
+    def draw(self, key: PRNGKeyArray, batch: Batch) -> NoiseSamples | None:
         """Noise levels and noise of a micro-batch's pictures: the same wherever a row is computed."""
         if batch.picture is None:
             return None
         sigma_key, noise_key = jax.random.split(key)
-        grid = self._latent_shape(batch.picture)
-        draws = self.weights.draws
-        index = rearrange(draws * jnp.asarray(batch.index)[:, None] + jnp.arange(draws), "b g -> (b g)")
-        noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(noise_key, i), grid))(index)
-        return Draws(self._times().sample(sigma_key, index), noise)
-
-    def sums(self, params: Params, batch: Batch, draws: Draws | None) -> Sums:
-        """Sums of one micro-batch; `params` has the keys vlm, head and, where pictures come as pixels, vae."""
-        batch = jax.tree.map(jnp.asarray, batch)
-        with nullcontext() if self.adapter_scale is None else adapted(self.adapter_scale):
-            states = None if batch.text is None else self._read(params["vlm"], batch.text, batch.picture is not None)
-            text, flow = jnp.zeros(()), jnp.zeros(())
-            if states is not None and batch.text is not None and batch.text.weights is not None:
-                text = self._text_sum(params["vlm"], states.last, batch.text)
-            if batch.picture is not None and draws is not None:
-                context = batch.picture.context if states is None else _chosen(states, batch.picture)
-                flow = self._flow_sum(params, batch.picture, context, draws)
-        return Sums(flow, text)
-
-    def contexts(self, vlm: Params, batch: Batch) -> Float[Array, "b t e"]:
-        """The hidden states that condition the pictures of a batch, to be stored in place of its text."""
-        return self._contexts(vlm, jax.tree.map(jnp.asarray, batch))[1]
-
-    def text_and_contexts(self, vlm: Params, batch: Batch) -> tuple[Float[Array, ""], Float[Array, "b t e"]]:
-        """Mean of equation (2) over a batch with targets, and its `contexts`, from one pass."""
-        batch = jax.tree.map(jnp.asarray, batch)
-        states, contexts = self._contexts(vlm, batch)
-        assert batch.text is not None
-        sums = Sums(jnp.zeros(()), self._text_sum(vlm, states.last, batch.text))
-        return self.means(sums, self.totals(batch)).text, contexts
-
-    def _contexts(self, vlm: Params, batch: Batch) -> tuple[Qwen3Output, Float[Array, "b t e"]]:
-        assert batch.text is not None and batch.picture is not None
-        states = self._read(vlm, batch.text, True)
-        return states, _chosen(states, batch.picture)
-
-    def _apply(self, part: str, params: Params, *args: Any, method: str | None = None, **kwargs: Any) -> Any:
-        return modules(self.cfg, self.compute)[part].apply({"params": params}, *args, method=method, **kwargs)
+        shape = self._latent_shape(batch.picture)
+        count = self.cfg.noises_per_image
+        index = rearrange(count * jnp.asarray(batch.index)[:, None] + jnp.arange(count), "b g -> (b g)")
+        noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(noise_key, i), shape))(index)
+        return NoiseSamples(self._times().sample(sigma_key, index), noise)
 
     def _times(self) -> LogitNormal | Uniform:
-        head = self.cfg.generation_decoder
-        shift = head.flow_shift if self.weights.shift is None else self.weights.shift
-        return Uniform(shift) if self.weights.time == "uniform" else LogitNormal(head.logit_mean, head.logit_std, shift)
+        head = self.model.cfg.generation_decoder
+        shift = head.flow_shift if self.cfg.shift is None else self.cfg.shift
+        return Uniform(shift) if self.cfg.time == "uniform" else LogitNormal(head.logit_mean, head.logit_std, shift)
 
-    # The language model
-
-    def _read(self, vlm: Params, text: Text, conditions: bool) -> Qwen3Output:
-        """The language model over the rows, with the hidden states that condition the head if any do."""
-        ids, special = text.ids, jnp.asarray(self.special_ids)
-        if text.tiles is None:
-            x = self._apply("vlm", vlm, ids, special, method="embed_prompt")
-        else:
-            x = self._embed_pictures(vlm, ids, special, text)
-        mask = None
-        if text.segments is not None:
-            segments = text.segments
-            mask = segments[:, :, None] == segments[:, None, :]
-        capture = self.cfg.generation_decoder.vlm_select_layer if conditions else ()
-        return self._apply("vlm", vlm, x, text.positions, mask=mask, capture=capture)
-
-    def _embed_pictures(self, vlm: Params, ids: Array, special: Array, text: Text) -> Float[Array, "b s d"]:
-        """Row by row, so that each row's visual tokens stay with it on a sharded mesh."""
-        tiles = self._normalised(text.tiles)
-        visual = self._apply("vlm", vlm, rearrange(tiles, "b k p q c -> (b k) p q c"), method="visual_tokens")
-        visual = rearrange(visual, "(b k) t d -> b (k t) d", b=ids.shape[0])
-
-        def embed(row: Array, seen: Array, index: Array) -> Array:
-            return self._apply("vlm", vlm, row[None], special, seen, index[None], method="embed_prompt")[0]
-
-        return jax.vmap(embed)(ids, visual, text.visual_index)
-
-    def _normalised(self, tiles: UInt8[Array, "b k p q 3"]) -> Float[Array, "b k p q 3"]:
-        """As `processing.images.normalise`, on the device."""
-        cfg = self.cfg.processor.image_processor_kwargs
-        mean, std = (255 * jnp.asarray(values, jnp.float32) for values in (cfg.image_mean, cfg.image_std))
-        return (tiles.astype(jnp.float32) - mean) / std
-
-    def _text_sum(self, vlm: Params, last: Float[Array, "b s d"], text: Text) -> Float[Array, ""]:
-        def logits(states: Array) -> Array:
-            return self._apply("vlm", vlm, states, method="logits")
-
-        return token_loss(logits, last, text.targets, text.weights, self.chunk)
-
-    # The head
-
-    def _latent_shape(self, picture: Picture) -> tuple[int, int, int]:
+    def _latent_shape(self, picture: ImageBatch) -> tuple[int, int, int]:
         _, rows, columns, _ = picture.target.shape
         if picture.target.dtype == jnp.uint8:
-            factor = self.cfg.vae.downsample_factor
+            factor = self.model.cfg.vae.downsample_factor
             rows, columns = rows // factor, columns // factor
-        return rows, columns, self.cfg.vae.z_dim
-
-    def latents(self, params: Params, picture: Array) -> Float[Array, "b y x c"]:
-        """Normalised latents: of 8-bit pixels by the VAE (its parameters under `vae`), or as they were stored."""
-        if picture.dtype != jnp.uint8:
-            return picture.astype(jnp.float32)
-        cfg = self.cfg.processor.image_gen_processor_kwargs
-        mean, std = (jnp.asarray(values, jnp.float32) for values in (cfg.image_mean, cfg.image_std))
-        pixels = (picture.astype(jnp.float32) / 255 - mean) / std
-        latents = self._apply("vae", params["vae"], pixels, method="encode_latents")
-        return jax.lax.stop_gradient(latents.astype(jnp.float32))
-
-    def _flow_sum(self, params: Params, picture: Picture, context: Any, drawn: Draws) -> Float[Array, ""]:
-        head, dit, draws = params["head"], self.cfg.generation_decoder.decoder_config, self.weights.draws
-
-        def each(array: Array) -> Array:
-            return jnp.repeat(array, draws, axis=0)
-
-        clean = each(self.latents(params, picture.target))
-        velocity = self._apply(
-            "head",
-            head,
-            interpolate(clean, drawn.noise, drawn.sigma),
-            TIME_SCALE * drawn.sigma,
-            each(self._apply("head", head, context, method="embed_context")),
-            each(picture.context_lengths),
-            jax.tree.map(each, msrope_table(picture.positions, dit.axes_dims_rope)),
-            tuple(each(self.latents(params, source)) for source in picture.sources),
-        )
-        error = jnp.square(velocity - velocity_target(clean, drawn.noise))
-        return jnp.sum(jnp.mean(error, axis=(1, 2, 3)) * each(picture.weight)) / draws
-
-
-def _chosen(states: Qwen3Output, picture: Picture) -> Float[Array, "b t e"]:
-    """Of the captured hidden states of whole rows those that condition the head."""
-    assert states.captured is not None and picture.context_index is not None
-    return jnp.take_along_axis(states.captured, picture.context_index[..., None], axis=1, mode="clip")
+        return rows, columns, self.model.cfg.vae.z_dim
 
 
 def token_loss(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ from internvlu_jax.data.loader import Loader
 from internvlu_jax.data.prefetch import Prefetcher
 from internvlu_jax.data.workers import WorkerLoader
 from internvlu_jax.models import lora
-from internvlu_jax.models.internvlu import modules, param_shapes
+from internvlu_jax.models.internvlu import InternVLU, modules, param_shapes
 from internvlu_jax.parallel.executors import Executor
 from internvlu_jax.presets import PRESETS
 from internvlu_jax.processing import chat
 from internvlu_jax.processing.tokenizer import Tokenizer
 from internvlu_jax.training.config import TrainConfig
-from internvlu_jax.training.losses import Objective
+from internvlu_jax.training.losses import TERMS, Objective
 from internvlu_jax.training.optimizer import factors
 from internvlu_jax.training.step import Step, TrainState
 from internvlu_jax.training.tree import Tree
@@ -50,18 +51,28 @@ class InitialModel:
 
 
 def initial_model(cfg: TrainConfig, resumed: Path | None = None) -> InitialModel:
-    """What `cfg` starts from, or what the run in the directory `resumed` has come to.
+    """What `cfg` starts from, or the model of the run in the directory `resumed`.
 
     A preset has a byte-level tokenizer, which any vocabulary holds.
 
     Raises:
         ConfigError, ValueError: there is no such preset, or the checkpoint cannot be loaded.
     """
-    if resumed is not None:
-        files = run_directory.assets(resumed)
-        shapes, extras = run_directory.run_shapes(resumed)
-        tokenizer = Tokenizer.from_directory(files / "processor")
-        return InitialModel(read_config(files), tokenizer, shapes, None, extras, files)
+    model = _resumed(resumed) if resumed is not None else _started(cfg)
+    if cfg.head_sources is None:
+        return model
+    head = dataclasses.replace(model.config.generation_decoder, sources=cfg.head_sources)
+    return dataclasses.replace(model, config=dataclasses.replace(model.config, generation_decoder=head))
+
+
+def _resumed(workdir: Path) -> InitialModel:
+    files = run_directory.assets(workdir)
+    shapes, extras = run_directory.run_shapes(workdir)
+    tokenizer = Tokenizer.from_directory(files / "processor")
+    return InitialModel(read_config(files), tokenizer, shapes, None, extras, files)
+
+
+def _started(cfg: TrainConfig) -> InitialModel:
     if cfg.start is not None:
         model = loading.load(cfg.start, place=np.asarray)
         tokenizer = Tokenizer.from_directory(model.assets / "processor")
@@ -74,34 +85,41 @@ def initial_model(cfg: TrainConfig, resumed: Path | None = None) -> InitialModel
     return InitialModel(config, Tokenizer.byte_level(chat.FIXED_TEXTS), shapes, None, {}, None)
 
 
-def make_step(cfg: TrainConfig, found: InitialModel, shards: int) -> Step:
+def make_step(cfg: TrainConfig, initial: InitialModel, shards: int) -> Step:
     """The step of a run whose rows are shared out over `shards` groups of devices.
 
     Raises:
-        ConfigError: rules or adapters do not fit the model.
+        ConfigError: rules or adapters do not fit the model, or a term of the loss is not known.
     """
+    unknown = [name for name, _ in cfg.objective.weights if name not in TERMS]
+    if unknown:
+        raise ConfigError(f"objective.weights names {', '.join(unknown)}; expected terms among {', '.join(TERMS)}")
     scale = None if cfg.lora is None else cfg.lora.alpha / cfg.lora.rank
-    config, special = found.config, found.tokenizer.special_table_ids
-    objective = Objective(config, cfg.compute, cfg.objective, special, _CHUNK * shards, scale)
-    return Step(objective, cfg.optimizer, factors(found.shapes, cfg.optimizer), cfg.steps)
+    model = InternVLU(initial.config, initial.tokenizer.special_table_ids, cfg.compute, scale)
+    objective = Objective(model, cfg.objective, _CHUNK * shards)
+    return Step(objective, cfg.optimizer, factors(initial.shapes, cfg.optimizer), cfg.steps)
 
 
-def make_loader(cfg: TrainConfig, found: InitialModel, executor: Executor) -> Prefetcher:
+def make_loader(cfg: TrainConfig, initial: InitialModel, executor: Executor) -> Prefetcher:
     """The run's data on this process."""
     make = WorkerLoader if cfg.data.workers else Loader
-    return make(found.config, found.tokenizer, cfg.data, seed=cfg.seed, accumulate=cfg.accumulate, rows=executor.rows)
+    return make(
+        initial.config, initial.tokenizer, cfg.data, seed=cfg.seed, accumulate=cfg.accumulate, rows=executor.rows
+    )
 
 
-def first_state(cfg: TrainConfig, found: InitialModel, step: Step, executor: Executor) -> TrainState:
+def first_state(cfg: TrainConfig, initial: InitialModel, step: Step, executor: Executor) -> TrainState:
     """The state before the first step, born where the executor keeps it."""
     key = jax.random.key(cfg.seed)
-    params = executor.place(found.params) if found.params is not None else random_params(found.config, key, executor)
+    params = (
+        executor.place(initial.params) if initial.params is not None else random_params(initial.config, key, executor)
+    )
     return executor.init(lambda p, k: step.init(_adapted(cfg, p, k)), params, jax.random.fold_in(key, 1))
 
 
 def saved_state(
     cfg: TrainConfig,
-    found: InitialModel,
+    initial: InitialModel,
     step: Step,
     executor: Executor,
     workdir: Path,
@@ -109,7 +127,7 @@ def saved_state(
     last: int,
 ) -> tuple[TrainState, dict[str, Any]]:
     """The state of a checkpoint, read straight to where the executor keeps it, and the position in the data."""
-    like = executor.abstract(jax.eval_shape(step.init, found.shapes))
+    like = executor.abstract(jax.eval_shape(step.init, initial.shapes))
     trained, ema, opt_state, data = saved.restore(last, like)
     frozen = run_directory.restore_frozen(workdir, like.frozen)
     state = TrainState(np.asarray(last, np.int32), trained, frozen, opt_state, ema)

@@ -22,7 +22,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from internvlu_jax.data.batch import Batch
 from internvlu_jax.training.config import OptimizerConfig
-from internvlu_jax.training.losses import Objective, Sums, Totals
+from internvlu_jax.training.losses import Objective, Terms
 from internvlu_jax.training.optimizer import Factors, make_optimizer, schedule
 from internvlu_jax.training.tree import Tree, group, merge, paths, split
 
@@ -45,11 +45,10 @@ class TrainState:
 
 
 class Gradients(NamedTuple):
-    """Of the loss of a whole step, and its parts' shares (already divided by the totals), so far."""
+    """Of the loss of a whole step, and its terms' shares (already divided by the totals), so far."""
 
     of: Tree
-    flow: Array
-    text: Array
+    terms: Terms
 
 
 @dataclass(frozen=True, eq=False)  # the tables in it cannot be hashed, and `jax.jit` needs that of what it compiles
@@ -68,28 +67,27 @@ class Step:
         ema = None if self.optimizer.ema is None else jax.tree.map(jnp.copy, trained)
         return TrainState(jnp.zeros((), jnp.int32), trained, frozen, self._transform(trained).init(trained), ema)
 
-    def totals(self, batches: tuple[Batch, ...], axis_name: str | None = None) -> Totals:
+    def totals(self, batches: tuple[Batch, ...], axis_name: str | None = None) -> Terms:
         """What the sums over all micro-batches are divided by."""
         each = [self.objective.totals(batch) for batch in batches]
-        return _summed(Totals(*(jnp.sum(jnp.stack(values)) for values in zip(*each, strict=True))), axis_name)
+        return _summed(jax.tree.map(lambda *counts: jnp.sum(jnp.stack(counts)), *each), axis_name)
 
     def zeros(self, state: TrainState) -> Gradients:
         """Before the first micro-batch."""
-        return Gradients(jax.tree.map(jnp.zeros_like, state.trained), jnp.zeros(()), jnp.zeros(()))
+        terms = {name: jnp.zeros(()) for name in self.objective.weights}
+        return Gradients(jax.tree.map(jnp.zeros_like, state.trained), terms)
 
-    def gradients(self, state: TrainState, batch: Batch, totals: Totals, key: PRNGKeyArray) -> Gradients:
+    def gradients(self, state: TrainState, batch: Batch, totals: Terms, key: PRNGKeyArray) -> Gradients:
         """What one micro-batch, or one device's rows of it, adds; `key` is the run's."""
         objective = self.objective
-        draw_key = jax.random.fold_in(key, state.step)
+        noise_key = jax.random.fold_in(key, state.step)
 
-        def loss(trained: Tree) -> tuple[Array, Sums]:
+        def loss(trained: Tree) -> tuple[Array, Terms]:
             params = merge(trained, state.frozen)
-            sums = objective.sums(params, batch, objective.draw(draw_key, batch))
-            return objective.loss(sums, totals), sums
+            means = objective.means(objective.sums(params, batch, objective.draw(noise_key, batch)), totals)
+            return objective.loss(means), means
 
-        gradient, sums = jax.grad(loss, has_aux=True)(state.trained)
-        means = objective.means(sums, totals)
-        return Gradients(gradient, means.flow, means.text)
+        return Gradients(*jax.grad(loss, has_aux=True)(state.trained))
 
     def update(
         self, state: TrainState, gradients: Gradients, axis_name: str | None = None
@@ -128,9 +126,8 @@ class Step:
         return make_optimizer(self.optimizer, self.factors, trained, self.steps)
 
     def _losses(self, gradients: Gradients) -> Metrics:
-        weights = self.objective.weights
-        loss = weights.flow_weight * gradients.flow + weights.text_weight * gradients.text
-        return {"loss": loss, "flow_loss": gradients.flow, "text_loss": gradients.text}
+        terms = {f"{name}_loss": value for name, value in gradients.terms.items()}
+        return {"loss": self.objective.loss(gradients.terms)} | terms
 
 
 def _summed(tree: Any, axis_name: str | None) -> Any:
@@ -156,6 +153,6 @@ def not_finite(metrics: dict[str, Any]) -> str | None:
     """What of a step's metrics is not finite, in words; None if all is."""
     if bool(metrics["finite"]):
         return None
-    names = [name for name, value in metrics.items() if name.startswith(("flow_loss", "text_loss", "grad_norm/"))]
+    names = [name for name in metrics if name.endswith("_loss") or name.startswith("grad_norm/")]
     bad = [name for name in names if not jnp.isfinite(metrics[name])]
     return ", ".join(bad) or "grad_norm"

@@ -8,11 +8,9 @@ from collections import deque
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from internvlu_jax.data.batch import Batch
-from internvlu_jax.training.losses import Totals
 from internvlu_jax.training.step import Step, TrainState
 from internvlu_jax.utils.devices import bfloat16_peak
 from internvlu_jax.utils.flops import count_flops
@@ -32,8 +30,9 @@ class Operations:
 
     def __init__(self, step: Step, state: TrainState) -> None:
         """state: the run's, or its shapes."""
-        plain = dataclasses.replace(step.objective.compute, attention="xla", remat="none")
-        self._step = dataclasses.replace(step, objective=dataclasses.replace(step.objective, compute=plain))
+        model = step.objective.model
+        plain = dataclasses.replace(model, compute=dataclasses.replace(model.compute, attention="xla", remat="none"))
+        self._step = dataclasses.replace(step, objective=dataclasses.replace(step.objective, model=plain))
         self._state = state
         self._known: dict[Any, int] = {}
 
@@ -47,7 +46,7 @@ class Operations:
         name = (structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
         if name not in self._known:
             key = jax.eval_shape(lambda: jax.random.key(0))
-            totals = jax.eval_shape(lambda: Totals(jnp.zeros(()), jnp.zeros(())))
+            totals = jax.eval_shape(self._step.objective.totals, shapes)
             self._known[name] = count_flops(self._step.gradients, self._state, shapes, totals, key)
         return self._known[name]
 

@@ -1,0 +1,32 @@
+"""The three places of the model that studies exchange, and what stands in each: one table a slot, by config type.
+
+    slot                 released               a module has, for (cfg, compute)
+    vlm.vision_config    VisionTransformer      __call__(pixels [k, p, q, 3]) -> features [k, i, d] of the patches, row
+                                                by row, d = cfg.hidden_size; the picture is cfg.image_size a side and a
+                                                patch cfg.patch_size
+    vae                  VAE                    encode_latents(pixels [b, Y, X, 3]) -> [b, y, x, c], normalised;
+                                                decode_latents([b, y, x, c]) -> pixels from -1 to 1
+    generation_decoder   GenerationHead         condition(context, lengths, positions, sources) -> any tree of arrays
+                                                that lead with b; velocity(latents, timestep [b], condition)
+
+and `build()`, which touches every parameter once (vision: `__call__` does). `config.SLOTS` has the same types by the
+names that they have in files. A study adds its type to both.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flax import linen as nn
+
+from internvlu_jax.config import Compute, HeadConfig, VAEConfig, VisionConfig
+from internvlu_jax.models.head import GenerationHead
+from internvlu_jax.models.vae import VAE
+from internvlu_jax.models.vit import VisionTransformer
+
+MODULES: dict[type, Any] = {VisionConfig: VisionTransformer, VAEConfig: VAE, HeadConfig: GenerationHead}
+
+
+def module(cfg: Any, compute: Compute) -> nn.Module:
+    """The module that a slot's config describes."""
+    return MODULES[type(cfg)](cfg, compute)
