@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import tyro
 from PIL import Image
@@ -27,7 +28,7 @@ from PIL import Image
 from experiments.configs.debug import DATA, TOY
 from experiments.configs.stage1 import HEAD_ONLY
 from experiments.configs.stage3 import ALL_BUT_VAE
-from internvlu_jax.checkpoints import arrays as checkpoint
+from internvlu_jax.checkpoints.model_directory import is_model, save_model
 from internvlu_jax.data.sources import open_source
 from internvlu_jax.inference.pipeline import InternVLUPipeline
 from internvlu_jax.models.internvlu import init_params
@@ -42,6 +43,7 @@ from internvlu_jax.training.autoencoder import (
 )
 from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig, TrainConfig
 from internvlu_jax.training.loop import train
+from internvlu_jax.training.resuming import Stopped
 from internvlu_jax.utils.compilation import enable_cache
 from internvlu_jax.utils.sheets import save_sheet, sheet
 
@@ -63,7 +65,7 @@ def records(name: str) -> list[Any]:
 def start_model(arguments: Arguments, workdir: Path) -> Path:
     """A model directory with a trained VAE and everything else at random."""
     target = workdir / "start"
-    if checkpoint.is_model(target):
+    if is_model(target):
         return target
     pictures = np.stack([p.pixels() for r in [*records("t2i"), *records("edit")] for p in (r.image, *r.sources)])
     config = debug_config()
@@ -71,12 +73,10 @@ def start_model(arguments: Arguments, workdir: Path) -> Path:
     how = AutoencoderConfig(steps=max(round(1500 * arguments.scale), 1), kl_weight=1e-3, seed=arguments.seed)
     vae = train_autoencoder(config.vae, how, lambda step: pictures, workdir / "vae")
     config = with_statistics(config, *latent_statistics(config.vae, vae, [pictures]))
-    import jax
-
     params = {**init_params(config, jax.random.key(arguments.seed)), "vae": vae}
     files = workdir / "files"
     Tokenizer.byte_level(chat.FIXED_TEXTS).save(files / "processor")
-    checkpoint.save_model(target, config, params, {}, files)
+    save_model(target, config, params, {}, files)
     return target
 
 
@@ -91,7 +91,8 @@ def stages(arguments: Arguments, start: Path) -> list[TrainConfig]:
     )
     common: dict[str, Any] = {"model": "debug", "seed": arguments.seed, "save_every": 500}
     # All noise levels alike: pictures of 64 pixels are known by their details, which the shifted levels seldom show.
-    pictures, both = ObjectiveConfig(0.0, 1.0), ObjectiveConfig(1.0, 20.0, time="uniform", shift=1.0)
+    pictures = ObjectiveConfig((("flow", 1.0),))
+    both = ObjectiveConfig((("text", 1.0), ("flow", 20.0)), time="uniform", shift=1.0)
     work = arguments.workdir
 
     def steps(number: int) -> int:
@@ -100,15 +101,15 @@ def stages(arguments: Arguments, start: Path) -> list[TrainConfig]:
     return [
         TrainConfig(
             "stage1", steps(1000), start=str(start), optimizer=head, objective=pictures,
-            data=dataclasses.replace(drawing, condition_latents=False), **common,
+            data=drawing, head_sources="context", **common,
         ),
         TrainConfig(
             "stage2", steps(1000), start=str(work / "stage1"), optimizer=head, objective=pictures, data=drawing,
-            **common,
+            head_sources="both", **common,
         ),
         TrainConfig(
             "stage3", steps(6000), start=str(work / "stage2"), optimizer=everything, objective=both, data=mixed,
-            accumulate=2, **common,
+            accumulate=2, head_sources="both", **common,
         ),
     ]  # fmt: skip
 
@@ -123,7 +124,7 @@ def examine(directory: Path) -> tuple[dict[str, Any], Image.Image]:
     """What the model in `directory` draws, edits and answers beside what it has learned."""
     pipe = InternVLUPipeline.from_pretrained(directory)
     drawn, edited, asked = records("t2i"), records("edit"), records("questions")
-    wanted = [Image.fromarray(r.image.pixels()) for r in [*drawn, *edited]]
+    true_pictures = [Image.fromarray(r.image.pixels()) for r in [*drawn, *edited]]
     sources = [[Image.fromarray(p.pixels()) for p in r.sources] for r in edited]
     # Without guidance: it pushes away from the average of all pictures, and here one picture is to be met exactly.
     options: dict[str, Any] = {"height": 64, "width": 64, "seed": 0, "all_cfg_scale": 1.0, "part_cfg_scale": 1.0}
@@ -138,24 +139,32 @@ def examine(directory: Path) -> tuple[dict[str, Any], Image.Image]:
         for r in asked
         for human, _ in r.turns
     ]
-    ratios = [psnr(a, b) for a, b in zip(pictures, wanted, strict=True)]
+    ratios = [psnr(a, b) for a, b in zip(pictures, true_pictures, strict=True)]
     right = [answer == said for answer, (_, said) in zip(answers, [t for r in asked for t in r.turns], strict=True)]
     words = [text.strip() == r.reasoning for text, r in zip(thought.text or [], reasoned, strict=True)]
     figures = {
         "psnr_drawn": ratios[:8], "psnr_edited": ratios[8:], "answers_right": sum(right), "answers": answers,
         "reasoning_right": sum(words), "reasoning": thought.text,
     }  # fmt: skip
-    return figures, sheet([picture for pair in zip(wanted, pictures, strict=True) for picture in pair])
+    return figures, sheet([picture for pair in zip(true_pictures, pictures, strict=True) for picture in pair])
 
 
 def main(arguments: Arguments) -> int:
+    """The command: status 0 where it passed or a signal stopped it, 1 where it did not pass."""
     enable_cache()
     started = time.time()
-    configs = stages(arguments, start_model(arguments, arguments.workdir))
     losses = {}
-    for cfg in configs:
-        outcome = train(cfg, arguments.workdir / cfg.name, quiet=False)
-        losses[cfg.name] = outcome.metrics
+    try:
+        configs = stages(arguments, start_model(arguments, arguments.workdir))
+        for cfg in configs:
+            workdir = arguments.workdir / cfg.name
+            outcome = train(cfg, workdir, quiet=False)
+            if outcome.stopped:
+                raise Stopped(workdir, outcome.steps)
+            losses[cfg.name] = outcome.metrics
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 0
     figures, pictures = examine(arguments.workdir / configs[-1].name)
     ratios = [*figures["psnr_drawn"], *figures["psnr_edited"]]
     figures |= {

@@ -13,16 +13,16 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated
 
 import numpy as np
 import tyro
 from PIL import Image, ImageDraw, ImageFont
 
-from experiments.small_world.train import Part
+from experiments.small_world.recipe import PARTS
 from internvlu_jax.utils.sheets import save_sheet
 
-PARTS = get_args(Part)[1:]  # all but the start, which has no steps of its own
+Curve = list[dict[str, float]]
 _SPANS = 60  # of each part
 _KEYS = ("flow_loss", "text_loss", "context_error", "grad_norm")
 _COLOURS = {"flow_loss": (35, 80, 220), "text_loss": (215, 25, 40), "context_error": (25, 150, 60)}
@@ -35,11 +35,11 @@ class Arguments:
     out: Path = Path("experiments/results/small_world")
 
 
-def curve(path: Path) -> list[dict[str, float]]:
+def curve(path: Path) -> Curve:
     """Means over spans of a run's metrics; a loss that is 0 throughout a span is one that the part does not have."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     spans = np.array_split(np.arange(len(rows)), min(_SPANS, len(rows)))
-    points = []
+    points: Curve = []
     for span in spans:
         point: dict[str, float] = {"step": rows[span[-1]]["step"]}
         for key in _KEYS:
@@ -57,7 +57,7 @@ def _ticks(low: float, high: float) -> list[float]:
     return [value for value in every if low <= math.log10(value) <= high]
 
 
-def figure(curves: dict[str, list[dict[str, float]]]) -> Image.Image:
+def figure(curves: dict[str, Curve]) -> Image.Image:
     """The losses over the steps of all parts."""
     values = [point[key] for points in curves.values() for point in points for key in _COLOURS if key in point]
     low, high = math.log10(min(values) * 0.9), math.log10(max(values) * 1.1)
@@ -90,21 +90,19 @@ def figure(curves: dict[str, list[dict[str, float]]]) -> Image.Image:
 
 
 def main(arguments: Arguments) -> int:
-    found: dict[str, Any] = {}
-    for name in PARTS:
-        path = arguments.workdir / name / "metrics.jsonl"
-        if path.is_file() and path.stat().st_size:
-            found[name] = curve(path)
-    if not found:
+    names = [part.name for part in PARTS]
+    paths = {name: arguments.workdir / name / "metrics.jsonl" for name in names}
+    curves = {name: curve(path) for name, path in paths.items() if path.is_file() and path.stat().st_size}
+    if not curves:
         raise SystemExit(
-            f"{arguments.workdir}: no metrics.jsonl in any of {', '.join(PARTS)}; is it a run's directory?"
+            f"{arguments.workdir}: no metrics.jsonl in any of {', '.join(names)}; is it a run's directory?"
         )
     arguments.out.mkdir(parents=True, exist_ok=True)
     lines = [
-        f'  "{name}": [\n    ' + ",\n    ".join(map(json.dumps, points)) + "\n  ]" for name, points in found.items()
+        f'  "{name}": [\n    ' + ",\n    ".join(map(json.dumps, points)) + "\n  ]" for name, points in curves.items()
     ]
     (arguments.out / "curves.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-    save_sheet(figure(found), arguments.out / "curves.png")
+    save_sheet(figure(curves), arguments.out / "curves.png")
     print(arguments.out / "curves.png")
     return 0
 

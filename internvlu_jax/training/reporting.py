@@ -107,6 +107,7 @@ class Records:
     """
 
     def __init__(self, workdir: Path, steps: int, done: int, *, write: bool, show: bool) -> None:
+        self.workdir = workdir
         self._files: list[Any] = [MetricsFile(workdir / "metrics.jsonl", done), TensorBoard(workdir)] if write else []
         self._line = LiveLine(steps, done, show)
 

@@ -1,12 +1,19 @@
 """The small world as a source of a training run, and the parts of the script that trains on it."""
 
+import dataclasses
+import shutil
+import signal
+
 import jax
 import numpy as np
 import pytest
 
 from experiments.small_world import curves
-from experiments.small_world.train import Arguments, crops, halfway, joining, parts, texts, with_ramps
-from internvlu_jax.checkpoints import arrays as checkpoint
+from experiments.small_world.parts import Average, Distil, Settings, Start, Train, remaining, save_average
+from experiments.small_world.recipe import PARTS
+from experiments.small_world.start import crops, texts, with_ramps
+from experiments.small_world.train import Arguments, main
+from internvlu_jax.checkpoints.model_directory import MARKER, save_model
 from internvlu_jax.checkpoints import loading
 from internvlu_jax.checkpoints.loading import BUILT_IN
 from internvlu_jax.data.loader import Loader
@@ -16,8 +23,10 @@ from internvlu_jax.presets import small_config
 from internvlu_jax.processing import chat
 from internvlu_jax.processing.tokenizer import Tokenizer
 from internvlu_jax.small_world import SMALL
-from internvlu_jax.training.tree import paths
+from internvlu_jax.training.reporting import Records
+from internvlu_jax.utils.tree import paths
 from tests.conftest import Golden
+from tests.helpers.training import TINY
 
 
 def test_a_world_by_name():
@@ -79,10 +88,11 @@ def test_batches_of_every_part(tmp_path):
     letters = tokenizer.encode("the word RAIN")
     assert [tokenizer.decode([i]).strip() for i in letters[-4:]] == ["R", "A", "I", "N"], "drawn one by one"
     tokenizer = Tokenizer.from_directory(BUILT_IN / "processor")  # made from more texts: the lengths are for it
-    arguments = Arguments(tmp_path, rows=16)
-    made = parts(arguments, tmp_path / "start")
+    settings = Settings(tmp_path, rows=16)
+    made = [part.config(settings) for part in PARTS if isinstance(part, Train)]
     assert len({cfg.seed for cfg in made}) == len(made), "no part reads the examples of another"
-    for data, drawn in ((joining(arguments).questions, False), (joining(arguments).prompts, True)):
+    (distil,) = (part.config(settings) for part in PARTS if isinstance(part, Distil))
+    for data, drawn in ((distil.questions, False), (distil.prompts, True)):
         with Loader(small_config(), tokenizer, data, seed=0) as loader:
             batches = [next(loader)[0] for _ in range(4)]
             assert loader.state()["broken"] == 0 and all((b.picture is not None) == drawn for b in batches)
@@ -91,8 +101,9 @@ def test_batches_of_every_part(tmp_path):
             batches = [batch for _, step in zip(range(6), loader, strict=False) for batch in step]
             assert loader.state()["broken"] == 0
         drawn = [batch for batch in batches if batch.picture is not None]
-        assert bool(drawn) == (cfg.objective.flow_weight > 0)
-        assert any(batch.picture is None for batch in batches) or cfg.objective.text_weight == 0
+        weights = dict(cfg.objective.weights)
+        assert bool(drawn) == ("flow" in weights)
+        assert any(batch.picture is None for batch in batches) or "text" not in weights
 
 
 def test_positions_can_be_told_from_a_new_table():
@@ -102,32 +113,118 @@ def test_positions_can_be_told_from_a_new_table():
     ramped = with_ramps(table, rng)
     np.testing.assert_array_equal(ramped[0], table[0])
     rows, columns = np.divmod(np.arange(64), 8)
-    for wanted in (rows, columns):
-        centred = wanted - 3.5
+    for coordinate in (rows, columns):
+        centred = coordinate - 3.5
         direction = centred @ ramped[1:]
-        found = ramped[1:] @ direction
-        assert abs(np.corrcoef(found, centred)[0, 1]) > 0.9
+        assert abs(np.corrcoef(ramped[1:] @ direction, centred)[0, 1]) > 0.9
     assert 1.0 < ramped[1:].std() < 4.0
 
 
-def test_halfway_between_two_models(tmp_path):
+def test_the_average_of_two_models(tmp_path):
     model = loading.load(Golden("base").checkpoint, place=np.asarray)
     tripled = jax.tree.map(lambda p: 3 * p, model.params)
-    checkpoint.save_model(tmp_path / "tripled", model.config, tripled, model.extras, model.assets)
-    halfway(Golden("base").checkpoint, tmp_path / "tripled", tmp_path / "between")
-    found = loading.load(tmp_path / "between", place=np.asarray)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 2 * b, rtol=1e-6), found.params, model.params)
-    assert jax.tree.all(jax.tree.map(lambda a, b: a.dtype == b.dtype, found.params, model.params))
-    made = (tmp_path / "between").stat().st_mtime_ns
-    halfway(tmp_path / "between", tmp_path / "tripled", tmp_path / "between")
-    assert (tmp_path / "between").stat().st_mtime_ns == made, "what was made stays"
+    save_model(tmp_path / "tripled", model.config, tripled, model.extras, model.assets)
+    save_average(Golden("base").checkpoint, tmp_path / "tripled", tmp_path / "between")
+    between = loading.load(tmp_path / "between", place=np.asarray)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 2 * b, rtol=1e-6), between.params, model.params)
+    assert jax.tree.all(jax.tree.map(lambda a, b: a.dtype == b.dtype, between.params, model.params))
+
+
+# Which parts run
+
+
+def bring(directory) -> None:
+    """A finished model directory, as far as the script looks at it before it loads it."""
+    directory.mkdir(parents=True)
+    (directory / MARKER).write_text("{}")
+
+
+def to_run(workdir, until="together4") -> list[str]:
+    return [part.name for part in remaining(PARTS, until, Settings(workdir))]
+
+
+ALL = [part.name for part in PARTS]
+
+
+def test_without_anything_all_parts_run_in_order(tmp_path):
+    assert to_run(tmp_path) == ALL and ALL[0] == "start" and ALL[-1] == "together4"
+    assert to_run(tmp_path, "stage2") == ["start", "backbone", "stage1", "stage2"]
+    assert to_run(tmp_path, "understanding") == ["start", "understanding"]
+
+
+@pytest.mark.parametrize("part", ALL)
+def test_a_finished_part_is_taken_whichever_kind_it_is(part, tmp_path):
+    """Nothing runs for it, and of what stands before it only what others still need."""
+    bring(tmp_path / part)
+    assert to_run(tmp_path, part) == []
+    left = {"distilled": ALL[7:], "together2": ALL[11:], "together3": ["together4"]}
+    if part in left:
+        assert to_run(tmp_path) == left[part]
+    assert part not in to_run(tmp_path)
+
+
+def test_a_distillation_that_ended_here_is_taken(tmp_path):
+    bring(tmp_path / "distilled" / "model")
+    assert to_run(tmp_path)[0] == "together"
+    (together,) = (part for part in PARTS if part.name == "together")
+    assert together.config(Settings(tmp_path)).start == str(tmp_path / "distilled" / "model")
+
+
+def test_what_only_some_parts_need_runs_for_these(tmp_path):
+    """The second average needs both of its models, of which one is there."""
+    bring(tmp_path / "places")
+    assert to_run(tmp_path) == [name for name in ALL if name != "places"]
+    bring(tmp_path / "together2")
+    assert to_run(tmp_path) == ["halfway3", "together3", "together4"]
+    assert to_run(tmp_path, "stage1") == ["start", "backbone", "stage1"]
+
+
+def test_a_part_of_that_name_there_is_not(tmp_path, capsys):
+    assert main(Arguments(tmp_path, until="joined")) == 2
+    assert "--until is 'joined'; expected one of start, backbone" in capsys.readouterr().err
+
+
+TINY_PARTS = (
+    Start("start", 1),
+    *(
+        Train(name, before, 2, n, TINY.objective, TINY.optimizer, TINY.data)
+        for n, (name, before) in enumerate((("one", "start"), ("two", "one")))
+    ),
+    Average("mean", "one", "two"),
+)
+
+
+def test_the_command_makes_what_is_not_there_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
+    """A start from another machine; the second run is stopped by Ctrl-C, and nothing of the first is done again."""
+    monkeypatch.setattr("experiments.small_world.train.PARTS", TINY_PARTS)
+    shutil.copytree(Golden("base").checkpoint, tmp_path / "start")
+    arguments = Arguments(tmp_path, until="mean", export=tmp_path / "out")
+
+    def stop(records, step, *rest):
+        write(records, step, *rest)
+        if records.workdir.name == "two":
+            signal.raise_signal(signal.SIGINT)
+
+    write = Records.write
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Records, "write", stop)
+        assert main(arguments) == 0
+    said = capsys.readouterr().err
+    assert "stopped at step 2" in said and "Traceback" not in said and not arguments.export.exists()
+    assert [path.name for path in (tmp_path / "two" / "checkpoints").iterdir()] == ["2"]
+    assert main(arguments) == 0
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("part ")] == ["part mean"]
+    assert (arguments.export / "model_index.json").is_file()
+    other = dataclasses.replace(arguments, seed=7, until="two")
+    assert main(other) == 2
+    assert "another configuration: seed: 1 -> 8" in capsys.readouterr().err
 
 
 def test_crops_show_something():
-    found = crops(0, 3)
-    assert found.shape == (32, 32, 32, 3)
-    assert all(np.ptp(picture.reshape(-1, 3), axis=0).max() > 60 for picture in found)
-    np.testing.assert_array_equal(found, crops(0, 3))
+    pictures = crops(0, 3)
+    assert pictures.shape == (32, 32, 32, 3)
+    assert all(np.ptp(picture.reshape(-1, 3), axis=0).max() > 60 for picture in pictures)
+    np.testing.assert_array_equal(pictures, crops(0, 3))
 
 
 def test_curves(tmp_path):
@@ -135,8 +232,8 @@ def test_curves(tmp_path):
     lines = [f'{{"step": {n}, "flow_loss": {1 / n}, "text_loss": 0.0, "grad_norm": 1.0}}' for n in range(1, 121)]
     (tmp_path / "stage1" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     assert curves.main(curves.Arguments(tmp_path, tmp_path / "out")) == 0
-    found = curves.curve(tmp_path / "stage1" / "metrics.jsonl")
-    assert found[0] == {"step": 2, "flow_loss": 0.75, "grad_norm": 1.0} and found[-1]["step"] == 120
+    points = curves.curve(tmp_path / "stage1" / "metrics.jsonl")
+    assert points[0] == {"step": 2, "flow_loss": 0.75, "grad_norm": 1.0} and points[-1]["step"] == 120
     assert (tmp_path / "out" / "curves.png").is_file() and (tmp_path / "out" / "curves.json").is_file()
     with pytest.raises(SystemExit, match="no metrics"):
         curves.main(curves.Arguments(tmp_path / "out", tmp_path / "out"))

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from internvlu_jax.config import ConfigError, debug_config
+from internvlu_jax.config import ConfigError
+from internvlu_jax.presets import debug_config
 from internvlu_jax.training.autoencoder import AutoencoderConfig, latent_statistics, train_autoencoder
 from internvlu_jax.training.config import OptimizerConfig
 from internvlu_jax.training.resuming import Stopped

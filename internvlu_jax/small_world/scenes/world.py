@@ -66,8 +66,8 @@ class World:
         """Raises ConfigError if no scene has so many objects, which `what` needs."""
         if self.most < objects:
             raise ConfigError(
-                f"world.most is {self.most}; {what} needs {objects} objects in one scene. Take a world with more, or leave "
-                "it out"
+                f"world.most is {self.most}; {what} needs {objects} objects in one scene. Take a world with more, or "
+                "leave it out"
             )
 
     @cached_property
