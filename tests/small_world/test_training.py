@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-import signal
 
 import jax
 import numpy as np
@@ -13,9 +12,10 @@ from experiments.small_world.parts import Average, Distil, Settings, Start, Trai
 from experiments.small_world.recipe import PARTS
 from experiments.small_world.start import crops, texts, with_ramps
 from experiments.small_world.train import Arguments, main
-from internvlu_jax.checkpoints.model_directory import MARKER, save_model
-from internvlu_jax.checkpoints import loading
+from internvlu_jax.checkpoints import loading, run_directory
 from internvlu_jax.checkpoints.loading import BUILT_IN
+from internvlu_jax.checkpoints.model_directory import MARKER, save_model
+from internvlu_jax.config import ConfigError
 from internvlu_jax.data.loader import Loader
 from internvlu_jax.data.sources import open_source
 from internvlu_jax.models.internvlu import param_shapes
@@ -23,7 +23,7 @@ from internvlu_jax.presets import small_config
 from internvlu_jax.processing import chat
 from internvlu_jax.processing.tokenizer import Tokenizer
 from internvlu_jax.small_world import SMALL
-from internvlu_jax.training.reporting import Records
+from internvlu_jax.training.loop import Outcome
 from internvlu_jax.utils.tree import paths
 from tests.conftest import Golden
 from tests.helpers.training import TINY
@@ -143,6 +143,11 @@ def to_run(workdir, until="together4") -> list[str]:
     return [part.name for part in remaining(PARTS, until, Settings(workdir))]
 
 
+def stage(name: str) -> Train:
+    (part,) = (part for part in PARTS if part.name == name)
+    return part
+
+
 ALL = [part.name for part in PARTS]
 
 
@@ -166,8 +171,7 @@ def test_a_finished_part_is_taken_whichever_kind_it_is(part, tmp_path):
 def test_a_distillation_that_ended_here_is_taken(tmp_path):
     bring(tmp_path / "distilled" / "model")
     assert to_run(tmp_path)[0] == "together"
-    (together,) = (part for part in PARTS if part.name == "together")
-    assert together.config(Settings(tmp_path)).start == str(tmp_path / "distilled" / "model")
+    assert stage("together").config(Settings(tmp_path)).start == str(tmp_path / "distilled" / "model")
 
 
 def test_what_only_some_parts_need_runs_for_these(tmp_path):
@@ -184,40 +188,50 @@ def test_a_part_of_that_name_there_is_not(tmp_path, capsys):
     assert "--until is 'joined'; expected one of start, backbone" in capsys.readouterr().err
 
 
-TINY_PARTS = (
-    Start("start", 1),
-    *(
-        Train(name, before, 2, n, TINY.objective, TINY.optimizer, TINY.data)
-        for n, (name, before) in enumerate((("one", "start"), ("two", "one")))
-    ),
-    Average("mean", "one", "two"),
-)
-
-
 def test_the_command_makes_what_is_not_there_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
-    """A start from another machine; the second run is stopped by Ctrl-C, and nothing of the first is done again."""
-    monkeypatch.setattr("experiments.small_world.train.PARTS", TINY_PARTS)
+    """A start from another machine; the second run is stopped by a signal, and nothing of the first is done again."""
+    trained = []
+
+    def train(cfg, workdir):
+        """Stops the second run once; a run that ends leaves its start's model."""
+        trained.append((cfg.name, cfg.start))
+        stopped = trained.count(trained[-1]) == 1 and cfg.name == "two"
+        if not stopped:
+            shutil.copytree(cfg.start, workdir)
+        return Outcome(3, None, stopped)
+
+    one, two = (
+        Train(name, before, 3, n, TINY.objective, TINY.optimizer, TINY.data)
+        for n, (name, before) in enumerate((("one", "start"), ("two", "one")))
+    )
+    monkeypatch.setattr("experiments.small_world.parts.train", train)
+    monkeypatch.setattr(
+        "experiments.small_world.train.PARTS", (Start("start", 1), one, two, Average("mean", "one", "two"))
+    )
     shutil.copytree(Golden("base").checkpoint, tmp_path / "start")
     arguments = Arguments(tmp_path, until="mean", export=tmp_path / "out")
-
-    def stop(records, step, *rest):
-        write(records, step, *rest)
-        if records.workdir.name == "two":
-            signal.raise_signal(signal.SIGINT)
-
-    write = Records.write
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Records, "write", stop)
-        assert main(arguments) == 0
-    said = capsys.readouterr().err
-    assert "stopped at step 2" in said and "Traceback" not in said and not arguments.export.exists()
-    assert [path.name for path in (tmp_path / "two" / "checkpoints").iterdir()] == ["2"]
     assert main(arguments) == 0
-    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("part ")] == ["part mean"]
+    assert capsys.readouterr().err.splitlines()[-1] == f"stopped at step 3; `{tmp_path / 'two'}` can go on"
+    assert not arguments.export.exists()
+    assert main(arguments) == 0
+    starts = {"one": str(tmp_path / "start"), "two": str(tmp_path / "one")}
+    assert trained == [(name, starts[name]) for name in ("one", "two", "two")]
     assert (arguments.export / "model_index.json").is_file()
-    other = dataclasses.replace(arguments, seed=7, until="two")
-    assert main(other) == 2
-    assert "another configuration: seed: 1 -> 8" in capsys.readouterr().err
+    assert main(dataclasses.replace(arguments, export=None)) == 0 and len(trained) == 3
+
+
+def test_a_run_that_has_saved_needs_no_part_before_it_and_keeps_its_settings(tmp_path):
+    run_directory.start_run(
+        tmp_path / "stage1", dataclasses.asdict(stage("stage1").config(Settings(tmp_path))), small_config(), {}, {},
+        Tokenizer.byte_level(chat.FIXED_TEXTS),
+    )  # fmt: skip
+    assert to_run(tmp_path, "stage2") == ["start", "backbone", "stage1", "stage2"]
+    (tmp_path / "stage1" / "checkpoints" / "1000").mkdir(parents=True)
+    assert to_run(tmp_path, "stage2") == ["stage1", "stage2"]
+    (tmp_path / "stage1" / "checkpoints" / "2250").mkdir()
+    assert to_run(tmp_path, "stage2") == ["stage2"]
+    with pytest.raises(ConfigError, match=r"another configuration: seed: 100 -> 107"):
+        remaining(PARTS, "stage2", Settings(tmp_path, seed=7))
 
 
 def test_crops_show_something():
