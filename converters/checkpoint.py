@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -15,15 +14,16 @@ import jax
 import numpy as np
 
 from converters.checks import find_problems, raise_problems
-from converters.engine import ConversionError, Row, convert, export, flatten
+from converters.engine import ConversionError, Row, convert, export
 from converters.head import head_rules
 from converters.tensors import TensorReader, byte_count, open_part, write_part
 from converters.vae import vae_rules
 from converters.vlm import vlm_rules
-from internvlu_jax.checkpoints.arrays import copy_assets, new_directory
 from internvlu_jax.config import ConfigError, InternVLUConfig
-from internvlu_jax.config_files import CONFIG_FILES, read_config, write_config
+from internvlu_jax.config_files import CONFIG_FILES, check_released, read_config, write_assets
 from internvlu_jax.models.internvlu import param_shapes
+from internvlu_jax.utils.files import new_directory, write_json
+from internvlu_jax.utils.tree import paths
 
 # What the released pipeline is built from; written where the source directory had no such file.
 MODEL_INDEX = {
@@ -84,7 +84,7 @@ def load_released(
     """
     root = Path(directory)
     readers, problems = _open_parts(root)
-    raise_problems([*_missing_configs(root), *(sentence for found in problems.values() for sentence in found)])
+    raise_problems([*_missing_configs(root), *(sentence for part in problems.values() for sentence in part)])
     config = read_config(root)
     template = released_template(config)
     raise_problems(_misfits(root, config, template, readers, dtype))
@@ -120,7 +120,7 @@ def _misfits(
     return [
         f"{root / PARTS[name].folder}: {sentence}"
         for name, reader in readers.items()
-        for sentence in find_problems(PARTS[name].rows(config), reader.infos, flatten(template[name]), dtype)
+        for sentence in find_problems(PARTS[name].rows(config), reader.infos, paths(template[name]), dtype)
     ]
 
 
@@ -129,41 +129,43 @@ def export_released(
     config: InternVLUConfig,
     params: dict[str, Any],
     extras: dict[str, dict[str, np.ndarray]] | None = None,
-    processor_files_from: str | Path | None = None,
+    originals: str | Path | None = None,
 ) -> None:
-    """Writes a directory that the released code loads; nothing appears under its name before it is whole.
+    """Writes a directory in the released layout; nothing appears under its name before it is whole.
+
+    The released code loads it, but for a VAE with `patch_size` over 1, such as the small model's: the layout has a key
+    for it, and the released code refuses it.
 
     Args:
         directory: must not exist, or be empty.
-        config: its files are written as they were read, where they were read from a checkpoint.
         params: with the keys of `PARTS`.
         extras: as they were loaded; without them the tensors that single pictures do not need are zeros.
-        processor_files_from: a released directory whose small files (tokenizer, model_index.json) are copied.
+        originals: the assets of the model before any change, see `config_files.write_assets`.
 
     Raises:
+        ConfigError: the released code does not know such a model; before anything is written.
         ConversionError: parameters or extras do not fit the config.
         FileExistsError: `directory` exists and is not empty.
     """
+    check_released(config)
     raise_problems(_wrong_shapes(released_template(config), params))
     tensors = {
         name: export(part.rows(config), params.get(name, {}), (extras or {}).get(name)) for name, part in PARTS.items()
     }
     with new_directory(directory) as partial:
-        if processor_files_from is not None:
-            copy_assets(processor_files_from, partial)
-        write_config(config, partial, processor_files_from)
+        write_assets(config, partial, originals)
         if not (partial / "model_index.json").exists():
-            (partial / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n", encoding="utf-8")
+            write_json(partial / "model_index.json", MODEL_INDEX)
         for name, part in PARTS.items():
             write_part(partial / part.folder, part.stem, tensors[name])
 
 
 def _wrong_shapes(template: dict[str, Any], params: dict[str, Any]) -> list[str]:
-    wanted, found = flatten(template), flatten(params)
+    expected = paths(template)
     return [
-        f"parameter {path} is {tuple(leaf.shape)}, expected {tuple(wanted[path].shape)}"
-        for path, leaf in found.items()
-        if path in wanted and tuple(leaf.shape) != tuple(wanted[path].shape)
+        f"parameter {path} is {tuple(leaf.shape)}, expected {tuple(expected[path].shape)}"
+        for path, leaf in paths(params).items()
+        if path in expected and tuple(leaf.shape) != tuple(expected[path].shape)
     ]
 
 

@@ -40,27 +40,27 @@ def find_problems(
         dtype: what the parameters become; None keeps the dtype, which all layers of a stack must then share.
     """
     rows = list(rows)
-    found = _table_problems(rows, template)
-    found["tensors not expected"] = sorted(set(infos) - {name for row in rows for name in row.names()})
+    problems = _table_problems(rows, template)
+    problems["tensors not expected"] = sorted(set(infos) - {name for row in rows for name in row.names()})
     for row in rows:
-        found["tensors missing"] += [name for name in row.names() if name not in infos]
+        problems["tensors missing"] += [name for name in row.names() if name not in infos]
         present = {name: infos[name] for name in row.names() if name in infos}
         shape = _expected_shape(row, template)
         for name, info in present.items():
             if shape is not None and info.shape != shape:
-                found["tensors of a wrong shape"].append(f"{name} is {info.shape}, expected {shape}")
+                problems["tensors of a wrong shape"].append(f"{name} is {info.shape}, expected {shape}")
             if info.dtype not in DTYPES:
-                found[f"tensors of a dtype other than {', '.join(DTYPES)}"].append(f"{name} is {info.dtype}")
+                problems[f"tensors of a dtype other than {', '.join(DTYPES)}"].append(f"{name} is {info.dtype}")
         dtypes = sorted({info.dtype for info in present.values()})
         if dtype is None and len(dtypes) > 1:
-            found["stacks of several dtypes (a dtype to load with makes them one)"].append(
+            problems["stacks of several dtypes (a dtype to load with makes them one)"].append(
                 f"{row.source} is {' and '.join(dtypes)}"
             )
-    return _sentences(found)
+    return _sentences(problems)
 
 
-def _sentences(found: Problems) -> list[str]:
-    return [f"{len(names)} {kind}: {listed(names)}" for kind, names in found.items() if names]
+def _sentences(problems: Problems) -> list[str]:
+    return [f"{len(names)} {kind}: {listed(names)}" for kind, names in problems.items() if names]
 
 
 def _expected_shape(row: Row, leaves: Mapping[str, Any]) -> tuple[int, ...] | None:
@@ -74,17 +74,17 @@ def _table_problems(rows: list[Row], leaves: Mapping[str, Any]) -> Problems:
     """Where the table and the model disagree, or the table with itself."""
     targets = Counter(row.target for row in rows if isinstance(row, Rule))
     names = Counter(name for row in rows for name in row.names())
-    found: Problems = defaultdict(list)
-    found["tensors named by two rows"] = [name for name, count in names.items() if count > 1]
-    found["parameters filled by two rows"] = [target for target, count in targets.items() if count > 1]
-    found["parameters without a row"] = sorted(set(leaves) - set(targets))
-    found["rows for parameters that the model lacks"] = sorted(set(targets) - set(leaves))
+    problems: Problems = defaultdict(list)
+    problems["tensors named by two rows"] = [name for name, count in names.items() if count > 1]
+    problems["parameters filled by two rows"] = [target for target, count in targets.items() if count > 1]
+    problems["parameters without a row"] = sorted(set(leaves) - set(targets))
+    problems["rows for parameters that the model lacks"] = sorted(set(targets) - set(leaves))
     for row in rows:
         if isinstance(row, Rule) and row.layers is not None and row.target in leaves:
             stacked = leaves[row.target].shape[0]
             if stacked != row.layers:
-                found["stacks of a wrong length"].append(f"{row.target} is {stacked}, expected {row.layers}")
-    return found
+                problems["stacks of a wrong length"].append(f"{row.target} is {stacked}, expected {row.layers}")
+    return problems
 
 
 def find_export_problems(rows: list[Row], leaves: Mapping[str, Any], extras: Mapping[str, np.ndarray]) -> list[str]:
@@ -95,19 +95,19 @@ def find_export_problems(rows: list[Row], leaves: Mapping[str, Any], extras: Map
         leaves: flat dict, path -> parameter.
         extras: by released name.
     """
-    found = _table_problems(rows, leaves)
+    problems = _table_problems(rows, leaves)
     arrays = [*leaves.items(), *extras.items()]
-    found[f"arrays of a dtype other than {', '.join(DTYPES)}"] = [
+    problems[f"arrays of a dtype other than {', '.join(DTYPES)}"] = [
         f"{name} is {array.dtype}" for name, array in arrays if np.dtype(array.dtype) not in DTYPE_NAMES
     ]
     expected = dict(pair for row in rows for pair in _extras_of(row, leaves))
-    found["extras that no row names"] = sorted(set(extras) - set(expected))
-    found["extras of a wrong shape"] = [
+    problems["extras that no row names"] = sorted(set(extras) - set(expected))
+    problems["extras of a wrong shape"] = [
         f"{name} is {tuple(extras[name].shape)}, expected {shape}"
         for name, shape in expected.items()
         if name in extras and tuple(extras[name].shape) != shape
     ]
-    return _sentences(found)
+    return _sentences(problems)
 
 
 def _extras_of(row: Row, leaves: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...]]]:

@@ -14,31 +14,11 @@ import numpy as np
 
 from converters.checks import find_export_problems, find_problems, raise_problems
 from converters.rules import DTYPE_NAMES, DTYPES, ConversionError, LazyTensor, Reader, Row, Rule, TensorInfo, Unused
+from internvlu_jax.utils.tree import from_paths, paths
 
 __all__ = ["ConversionError", "LazyTensor", "Reader", "Row", "Rule", "TensorInfo", "Unused", "convert", "export"]
 
 _STRIP_BYTES = 2**17
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts -> one dict with "/"-joined paths."""
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        path = f"{prefix}{key}"
-        out.update(flatten(value, f"{path}/") if isinstance(value, Mapping) else {path: value})
-    return out
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
-    out: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, last = path.split("/")
-        node = out
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[last] = value
-    return out
 
 
 def convert(
@@ -65,7 +45,7 @@ def convert(
     Raises:
         ConversionError: all problems of all kinds, before any data is read.
     """
-    rows, leaves = list(rows), flatten(template)
+    rows, leaves = list(rows), paths(template)
     raise_problems(find_problems(rows, reader.infos, leaves, dtype))
     flat: dict[str, Any] = {}
     extras: dict[str, np.ndarray] = {}
@@ -74,7 +54,7 @@ def convert(
             extras[row.source] = _cast(reader.read(row.source), dtype)
         else:
             flat[row.target] = place(_fill(row, reader, tuple(leaves[row.target].shape), dtype, extras))
-    return unflatten(flat), extras
+    return from_paths(flat), extras
 
 
 def _cast(array: np.ndarray, dtype: Any) -> np.ndarray:
@@ -125,7 +105,7 @@ def export(
         ConversionError: all problems: parameters without a row, rows without a parameter, dtypes that are not in
             `DTYPES`, extras that no row names or of a wrong shape.
     """
-    rows, leaves, extras = list(rows), flatten(params), extras or {}
+    rows, leaves, extras = list(rows), paths(params), extras or {}
     raise_problems(find_export_problems(rows, leaves, extras))
     default = np.dtype(next(iter(leaves.values())).dtype)
     return dict(pair for row in rows for pair in _export_row(row, leaves, extras, default))

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import struct
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import numpy as np
 
 from converters.checks import listed, raise_problems
 from converters.rules import DTYPES, ConversionError, LazyTensor, TensorInfo
+from internvlu_jax.utils.files import write_json, written_whole
 
 # File name without suffix: transformers' and diffusers'. A directory has one of them.
 STEMS = ("model", "diffusion_pytorch_model")
@@ -117,9 +116,9 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
 def _span(name: str, entry: dict[str, Any]) -> tuple[int, int, str]:
     """(first byte, byte after the last, name); checks the length where the dtype's is known."""
     begin, end = entry["data_offsets"]
-    wanted = math.prod(entry["shape"]) * _ITEM_BYTES.get(entry["dtype"], 0)
-    if not (0 <= begin <= end) or (entry["dtype"] in _ITEM_BYTES and end - begin != wanted):
-        raise ValueError(f"{name} spans bytes {begin} to {end}, its shape and dtype need {wanted}")
+    needed = math.prod(entry["shape"]) * _ITEM_BYTES.get(entry["dtype"], 0)
+    if not (0 <= begin <= end) or (entry["dtype"] in _ITEM_BYTES and end - begin != needed):
+        raise ValueError(f"{name} spans bytes {begin} to {end}, its shape and dtype need {needed}")
     return begin, end, name
 
 
@@ -176,7 +175,6 @@ def write_part(directory: Path, stem: str, tensors: Mapping[str, LazyTensor], sh
 
     Every file appears under its name only when it is whole.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     shards = _split(tensors, shard_bytes)
     if len(shards) == 1:
         write_file(directory / f"{stem}.safetensors", tensors)
@@ -188,8 +186,7 @@ def write_part(directory: Path, stem: str, tensors: Mapping[str, LazyTensor], sh
         weight_map.update(dict.fromkeys(names, file))
     total = sum(byte_count(t.info) for t in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    with _whole(directory / f"{stem}.safetensors.index.json") as path:
-        path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_json(directory / f"{stem}.safetensors.index.json", index)
 
 
 def byte_count(info: TensorInfo) -> int:
@@ -221,21 +218,10 @@ def write_file(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
         header[name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with _whole(path) as partial, partial.open("wb") as file:
+    with written_whole(path) as partial, partial.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in names:
             array = np.asarray(tensors[name].read(), order="C")
             if (array.shape, array.dtype) != (tensors[name].info.shape, DTYPES[tensors[name].info.dtype]):
                 raise ConversionError(f"{name} became {array.dtype}{array.shape}, not {tensors[name].info}")
             file.write(array.reshape(-1).view(np.uint8).data)
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A name to write to, which becomes `path` when the block ends and vanishes when it fails."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

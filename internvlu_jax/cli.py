@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -157,12 +156,13 @@ class Demo:
 class Info:
     """Parts, parameters and dtypes of a checkpoint, and what is missing."""
 
-    directory: Annotated[Path, tyro.conf.Positional]
+    checkpoint: Annotated[str, tyro.conf.Positional]
+    """A directory, or a Hub id such as InternVL-U/InternVL-U."""
 
     def run(self) -> None:
         from internvlu_jax.checkpoints.info import print_info
 
-        print_info(self.directory)
+        print_info(self.checkpoint)
 
 
 @dataclass(frozen=True)
@@ -208,6 +208,8 @@ def main(args: list[str] | None = None) -> int:
 def _draw(
     model: Model, drawing: Drawing, prompt: str, files: tuple[Path, ...], mode: str, seed: int | None, **writing
 ) -> None:
+    from internvlu_jax.utils.files import written_whole
+
     images = _load_images(files)
     _check_out(drawing.out)
     pipe = model.load()
@@ -220,7 +222,8 @@ def _draw(
     if out.text is not None:
         print(_only_text(out))
     for picture, path in zip(out.images or [], _names(drawing.out), strict=False):
-        _save(picture, path)
+        with written_whole(path) as partial:
+            picture.save(partial)
         print(path)
 
 
@@ -269,16 +272,6 @@ def _names(out: Path | None) -> Iterator[Path]:
     path = out or Path("out.png")
     numbered = itertools.chain([path], (path.with_stem(f"{path.stem}-{i}") for i in itertools.count(1)))
     return numbered if out is not None else (p for p in numbered if not p.exists())
-
-
-def _save(picture: Image, path: Path) -> None:
-    """Writes whole or not at all."""
-    partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
-    try:
-        picture.save(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from internvlu_jax.config import (
     VisionConfig,
     VLMConfig,
 )
+from internvlu_jax.utils.files import write_json
 
 T = TypeVar("T")
 
@@ -38,6 +40,8 @@ _PART_FILES = {
 # The sampler is implemented as this file says by default; nothing in it is a choice of ours.
 _SCHEDULER_FILE = "scheduler/scheduler_config.json"
 CONFIG_FILES = (*_PART_FILES.values(), _SCHEDULER_FILE)
+
+_TENSOR_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt")
 
 # The key that names the type of a slot in JSON.
 _TYPE_KEYS = {"vision_config": "model_type", "vae": "_class_name", "generation_decoder": "model_type"}
@@ -252,6 +256,26 @@ def check_released(cfg: InternVLUConfig) -> None:
         )
 
 
+def write_assets(cfg: InternVLUConfig, directory: str | Path, originals: str | Path | None = None) -> None:
+    """Writes all of the released layout but the tensors: the config files, and what `originals` has beside them.
+
+    Args:
+        originals: as for `write_config`; its tokenizer and other small files are copied.
+    """
+    if originals is not None:
+        _copy_assets(Path(originals), Path(directory))
+    write_config(cfg, directory, originals)
+
+
+def _copy_assets(source: Path, target: Path) -> None:
+    for path in sorted(source.rglob("*")):
+        relative = path.relative_to(source)
+        hidden = any(part.startswith(".") for part in relative.parts)
+        if path.is_file() and not hidden and not path.name.endswith(_TENSOR_SUFFIXES):
+            (target / relative).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / relative)
+
+
 def write_config(cfg: InternVLUConfig, directory: str | Path, originals: str | Path | None = None) -> None:
     """Writes the config files.
 
@@ -262,11 +286,11 @@ def write_config(cfg: InternVLUConfig, directory: str | Path, originals: str | P
     kept = set() if originals is None else _unchanged(cfg, Path(originals))
     for name, data in _files(cfg).items():
         path = Path(directory) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
         if originals is not None and name in kept:
-            path.write_bytes((Path(originals) / name).read_bytes())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(originals) / name, path)
         else:
-            path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+            write_json(path, data)
 
 
 def _unchanged(cfg: InternVLUConfig, root: Path) -> set[str]:

@@ -9,11 +9,11 @@ import jax
 import pytest
 
 from converters.checkpoint import PARTS
-from converters.engine import flatten
 from internvlu_jax.config import ConfigError, InternVLUConfig
 from internvlu_jax.config_files import CONFIG_FILES, read_config, write_config
 from internvlu_jax.models.internvlu import modules, param_shapes
 from internvlu_jax.presets import PRESETS, debug_config
+from internvlu_jax.utils.tree import paths
 
 
 def test_files_come_back_unchanged(golden, tmp_path):
@@ -113,7 +113,7 @@ def test_released_sizes():
         "llm": 2031.7,
         "head": 1808.0,
     }
-    leaves = flatten(shapes["vae"])
+    leaves = paths(shapes["vae"])
     released = 0
     for row in PARTS["vae"].rows(cfg):
         shape = row.shape if hasattr(row, "shape") else row.released_shape(leaves[row.target].shape)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import sys
 import time
 import zlib
@@ -34,6 +33,7 @@ from internvlu_jax.small_world import WORLDS
 from internvlu_jax.small_world.scoring.model import NEW_TOKENS, Options, PipelineModel
 from internvlu_jax.small_world.scoring.sheet import outcome_sheet
 from internvlu_jax.small_world.scoring.suite import KEYS, Model, run
+from internvlu_jax.utils.files import write_json
 from internvlu_jax.utils.sheets import save_sheet
 
 Name = Literal["geneval_seen", "geneval_heldout", "questions", "edits", "words", "reasoning", "domain_questions"]
@@ -142,10 +142,7 @@ def _deciding(found: dict[str, Any]) -> dict[str, Any]:
 
 def save(out: Path, scores: Mapping[str, Any]) -> None:
     """Writes OUT/scores.json whole or not at all."""
-    out.mkdir(parents=True, exist_ok=True)
-    partial = out / f".scores.json.partial-{os.getpid()}"
-    partial.write_text(json.dumps(scores, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(out / "scores.json")
+    write_json(out / "scores.json", scores, allow_nan=False)
 
 
 def evaluate(

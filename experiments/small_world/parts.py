@@ -16,9 +16,9 @@ import jax
 import numpy as np
 
 from experiments.small_world.start import make_start
+from internvlu_jax.checkpoints import loading
 from internvlu_jax.checkpoints.model_directory import is_model, save_model
 from internvlu_jax.checkpoints.run_checkpoints import saved_steps
-from internvlu_jax.checkpoints import loading
 from internvlu_jax.config import Compute
 from internvlu_jax.data.config import DataConfig
 from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig, TrainConfig

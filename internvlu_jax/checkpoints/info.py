@@ -1,4 +1,4 @@
-"""What a checkpoint directory holds, without reading its tensors: `internvlu-jax info DIR`."""
+"""What a checkpoint directory holds, without reading its tensors: `internvlu-jax info CHECKPOINT`."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from rich.console import Console
 from rich.table import Table
 
 from converters.checkpoint import summary
-from internvlu_jax.checkpoints import arrays as checkpoint
 from internvlu_jax.checkpoints import run_directory
+from internvlu_jax.checkpoints.loading import resolve
+from internvlu_jax.checkpoints.model_directory import is_model, stored_shapes
 
 GIB = 2**30
 
 
-def print_info(directory: str | Path) -> None:
+def print_info(name: str | Path) -> None:
     """Prints a table of parts, files, parameters and dtypes, then everything that is missing or does not fit.
 
+    Args:
+        name: a directory or a Hub id, see `loading.resolve`.
+
     Raises:
-        ValueError: there is no such directory, or the checkpoint is not complete (after printing what there is).
+        ValueError: there is none, or the checkpoint is not complete (after printing what there is).
     """
-    root = Path(directory)
-    if not root.is_dir():
-        raise ValueError(f"there is no directory {root}; expected a checkpoint")
-    own = run_directory.is_run(root) or checkpoint.is_model(root)
+    root = resolve(name)
+    own = run_directory.is_run(root) or is_model(root)
     rows, problems = _own(root) if own else _released(root)
     table = Table("part", "files", "tensors", "parameters", "dtype", "GiB")
     for row in rows:
@@ -41,17 +43,17 @@ def _row(part: str, files: int, tensors: int, parameters: int, dtypes: list[str]
 
 
 def _released(root: Path) -> tuple[list[list[str]], list[str]]:
-    found = summary(root)
+    whole = summary(root)
     rows = [
-        _row(name, len(p.files), p.tensors, p.parameters, sorted(p.dtypes), p.bytes) for name, p in found.parts.items()
+        _row(name, len(p.files), p.tensors, p.parameters, sorted(p.dtypes), p.bytes) for name, p in whole.parts.items()
     ]
-    problems = [*found.problems, *(f"{name}: {text}" for name, p in found.parts.items() for text in p.problems)]
+    problems = [*whole.problems, *(f"{name}: {text}" for name, p in whole.parts.items() for text in p.problems)]
     return rows, problems
 
 
 def _own(root: Path) -> tuple[list[list[str]], list[str]]:
     """A model directory, or a run's last checkpoint: complete, because they are written in one rename."""
-    shapes = run_directory.run_shapes if run_directory.is_run(root) else checkpoint.stored_shapes
+    shapes = run_directory.run_shapes if run_directory.is_run(root) else stored_shapes
     params, extras = shapes(root)
     named = {**params, **{f"{name} (unused)": tree for name, tree in extras.items() if tree}}
     return [_row(name, 1, *_measure(tree)) for name, tree in named.items()], []

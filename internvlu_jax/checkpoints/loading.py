@@ -12,10 +12,13 @@ import jax
 import numpy as np
 
 from converters.checkpoint import export_released, load_released
-from internvlu_jax.checkpoints import arrays as checkpoint
 from internvlu_jax.checkpoints import run_directory
+from internvlu_jax.checkpoints.arrays import at_most
+from internvlu_jax.checkpoints.model_directory import is_model, load_model, save_model
+from internvlu_jax.checkpoints.run_directory import is_run, load_run
 from internvlu_jax.config import InternVLUConfig
 from internvlu_jax.models import lora
+from internvlu_jax.utils.files import check_free
 
 HUB_FILES = ["*.json", "*.safetensors", "*.txt"]
 BUILT_IN = Path(__file__).parents[1] / "small_world" / "weights"
@@ -23,8 +26,11 @@ BUILT_IN = Path(__file__).parents[1] / "small_world" / "weights"
 
 
 @dataclass(frozen=True)
-class Model:
-    """A checkpoint in memory. `assets` is the directory with its configs and tokenizer, in the released layout."""
+class LoadedModel:
+    """A checkpoint in memory.
+
+    assets: the directory with its config files and tokenizer as they were read, in the released layout.
+    """
 
     config: InternVLUConfig
     params: dict[str, Any]
@@ -66,8 +72,8 @@ def _download(repository: str) -> Path:
 
 def load(
     name: str | Path | None, max_dtype: str | None = None, place: Callable[[np.ndarray], Any] | None = None
-) -> Model:
-    """Loads a checkpoint in either layout, or what a training run has come to.
+) -> LoadedModel:
+    """Loads a checkpoint in either layout, or the last one of a training run.
 
     Args:
         name: a directory or a Hub id; None is the model in the box.
@@ -78,42 +84,40 @@ def load(
         ValueError: it does not exist, is incomplete, or is of another model; all problems are named together.
     """
     root = resolve(name)
-    if run_directory.is_run(root) or checkpoint.is_model(root):
-        model = (_load_run if run_directory.is_run(root) else _load_model)(root, max_dtype, place is not None)
+    if is_run(root) or is_model(root):
+        model = (_load_run if is_run(root) else _load_model)(root, max_dtype, place is not None)
         return model if place is None else replace(model, params=jax.tree.map(place, model.params))
 
     def put(array: np.ndarray) -> Any:
-        return (place or jax.device_put)(array.astype(checkpoint.at_most(array.dtype, max_dtype), copy=False))
+        return (place or jax.device_put)(array.astype(at_most(array.dtype, max_dtype), copy=False))
 
     loaded = load_released(root, place=put)
-    return Model(loaded.config, loaded.params, loaded.extras, root)
+    return LoadedModel(loaded.config, loaded.params, loaded.extras, root)
 
 
-def _load_model(root: Path, max_dtype: str | None, on_host: bool) -> Model:
-    config, params, extras = checkpoint.load_model(root, max_dtype, on_host)
-    return Model(config, params, extras, root / "released")
+def _load_model(root: Path, max_dtype: str | None, on_host: bool) -> LoadedModel:
+    config, params, extras = load_model(root, max_dtype, on_host)
+    return LoadedModel(config, params, extras, root / "released")
 
 
-def _load_run(root: Path, max_dtype: str | None, on_host: bool) -> Model:
-    config, params, extras, adapters = run_directory.load_run(root, max_dtype, on_host)
+def _load_run(root: Path, max_dtype: str | None, on_host: bool) -> LoadedModel:
+    config, params, extras, adapters = load_run(root, max_dtype, on_host)
     if adapters is not None:
         params = lora.merge(params, adapters["alpha"] / adapters["rank"])
-        params = jax.tree.map(lambda p: p.astype(checkpoint.at_most(p.dtype, max_dtype)), params)
-    return Model(config, params, extras, run_directory.assets(root))
+        params = jax.tree.map(lambda p: p.astype(at_most(p.dtype, max_dtype)), params)
+    return LoadedModel(config, params, extras, run_directory.assets(root))
 
 
 def convert(source: str | Path, target: str | Path, to: str) -> None:
     """Rewrites a checkpoint as `to`: "orbax" (our own directory) or "released". Every tensor keeps its bits.
 
     Raises:
-        ValueError: `source` cannot be loaded.
+        ValueError: `source` cannot be loaded, or is of a type that the released layout has no place for.
         FileExistsError: `target` exists and is not empty.
     """
-    target = Path(target)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} exists and is not an empty directory; choose another name or remove it")
+    check_free(target)
     model = load(source)
     if to == "orbax":
-        checkpoint.save_model(target, model.config, model.params, model.extras, model.assets)
+        save_model(target, model.config, model.params, model.extras, model.assets)
     else:
         export_released(target, model.config, model.params, model.extras, model.assets)

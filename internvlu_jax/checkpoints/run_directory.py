@@ -2,7 +2,7 @@
 
     WORKDIR/config.json      the run's configuration
     WORKDIR/start/           what it never changes, as a model directory, but with the arrays {"frozen", "extras"}
-    WORKDIR/checkpoints/     what it changes (see `checkpoint.RunCheckpoints`)
+    WORKDIR/checkpoints/     what it changes (see `RunCheckpoints`)
 
 The frozen parameters are written once. A checkpoint has the others, whole, so together they are the model.
 """
@@ -12,24 +12,34 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from internvlu_jax.checkpoints import arrays as checkpoint
-from internvlu_jax.checkpoints.arrays import CheckpointError
+from internvlu_jax.checkpoints.arrays import (
+    CheckpointError,
+    array_shapes,
+    read_arrays,
+    targets,
+    targets_like,
+    write_arrays,
+)
+from internvlu_jax.checkpoints.model_directory import MARKER, checked, is_model
+from internvlu_jax.checkpoints.run_checkpoints import barrier, check_space, saved_steps
 from internvlu_jax.config import InternVLUConfig
-from internvlu_jax.config_files import read_config, write_config
+from internvlu_jax.config_files import read_config, write_assets
 from internvlu_jax.processing.tokenizer import Tokenizer
+from internvlu_jax.utils.files import read_json, write_json
+from internvlu_jax.utils.tree import merge
 
 FORMAT = {"format": "internvlu_jax run", "version": 1}
 
 
 def is_run(directory: str | Path) -> bool:
     """Whether the directory is one that `start_run` wrote."""
-    return checkpoint.is_model(Path(directory) / "start")
+    return is_model(Path(directory) / "start")
 
 
 def start_run(
@@ -46,38 +56,32 @@ def start_run(
     Args:
         config: the run's configuration as JSON; its entry "lora" is None or has "alpha" and "rank".
         frozen: the parameters that are not trained.
-        released: a directory whose small files are kept; without it the configs and the tokenizer are written.
+        released: the assets of the model that the run starts from, see `config_files.write_assets`; without it the
+            configs and the tokenizer are written.
 
     Raises:
         CheckpointError: the directory holds a run or part of one, the disk is full, or writing failed.
     """
     root = Path(workdir).absolute()
-    if (root / "start").exists() or checkpoint.saved_steps(root / "checkpoints"):
+    if (root / "start").exists() or saved_steps(root / "checkpoints"):
         raise CheckpointError(
             f"{root} holds a run, or part of one (start/, checkpoints/); take another work directory, or remove that"
         )
     arrays = {"frozen": frozen, "extras": extras}
-    checkpoint.check_space(root, arrays)
-    partial = root / ".start.partial"
+    check_space(root, arrays)
+    partial = root / ".start.partial"  # one name for all processes
     if jax.process_index() == 0:
         shutil.rmtree(partial, ignore_errors=True)
-        _write_assets(partial / "released", model_config, tokenizer, released)
-    checkpoint.barrier("start_run: begun")
-    checkpoint.write_arrays(partial / "arrays", arrays)
+        if released is None:
+            tokenizer.save(partial / "released/processor")
+        write_assets(model_config, partial / "released", released)
+    barrier("start_run: begun")
+    write_arrays(partial / "arrays", arrays)
     if jax.process_index() == 0:
-        (partial / checkpoint.MARKER).write_text(json.dumps(FORMAT) + "\n", encoding="utf-8")
-        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        (partial / "config.json").replace(root / "config.json")
+        write_json(partial / MARKER, FORMAT)
+        write_json(root / "config.json", config)
         partial.rename(root / "start")
-    checkpoint.barrier("start_run: ended")
-
-
-def _write_assets(directory: Path, config: InternVLUConfig, tokenizer: Tokenizer, released: str | Path | None) -> None:
-    if released is None:
-        tokenizer.save(directory / "processor")
-    else:
-        checkpoint.copy_assets(released, directory)
-    write_config(config, directory, released)
+    barrier("start_run: ended")
 
 
 def config_differences(workdir: str | Path, config: dict[str, Any], may_change: Iterable[str] = ()) -> list[str]:
@@ -108,7 +112,25 @@ def _leaves(tree: Any, path: str = "") -> dict[str, str]:
 
 
 def _config(workdir: Path) -> dict[str, Any]:
-    return checkpoint.read_json(workdir.absolute() / "config.json")
+    return with_present_names(read_json(workdir.absolute() / "config.json"))
+
+
+def with_present_names(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's configuration as it would be written today, whenever it was written.
+
+    objective.draws is objective.noises_per_image, objective.text_weight and flow_weight are objective.weights, and
+    data.condition_latents is head_sources.
+    """
+    config = dict(config)
+    objective, data = dict(config.get("objective") or {}), dict(config.get("data") or {})
+    if "draws" in objective:
+        objective["noises_per_image"] = objective.pop("draws")
+    if "text_weight" in objective:
+        objective["weights"] = [["text", objective.pop("text_weight")], ["flow", objective.pop("flow_weight")]]
+    if "condition_latents" in data:
+        config["head_sources"] = None if data.pop("condition_latents") else "context"
+    groups = {"objective": objective, "data": data}
+    return config | {name: group for name, group in groups.items() if name in config}
 
 
 def restore_frozen(workdir: str | Path, like: Any) -> Any:
@@ -118,9 +140,8 @@ def restore_frozen(workdir: str | Path, like: Any) -> Any:
         ValueError: not a run, or they do not fit or cannot be read.
     """
     start = _start(workdir)
-    extras = checkpoint.targets(checkpoint.array_shapes(start / "arrays")["extras"])
-    wanted = {"frozen": checkpoint.targets_like(like), "extras": extras}
-    return checkpoint.read_arrays(start / "arrays", wanted)["frozen"]
+    extras = targets(array_shapes(start / "arrays")["extras"])
+    return read_arrays(start / "arrays", {"frozen": targets_like(like), "extras": extras})["frozen"]
 
 
 def load_run(
@@ -132,7 +153,7 @@ def load_run(
     None, params have adapters (see `models.lora`), and none is cast so that the adapters can be merged without loss.
 
     Args:
-        max_dtype, on_host: as for `checkpoint.load_model`.
+        max_dtype, on_host: as for `model_directory.load_model`.
 
     Raises:
         ValueError: not a run, or one that has no checkpoint yet, or that cannot be read.
@@ -140,20 +161,32 @@ def load_run(
     start, last = _start(workdir), _newest(workdir)
     lora = _config(Path(workdir))["lora"]
     max_dtype = max_dtype if lora is None else None
-    stored = checkpoint.array_shapes(start / "arrays")
-    wanted = {
-        "frozen": checkpoint.targets(stored["frozen"], max_dtype, on_host),
-        "extras": checkpoint.targets(stored["extras"]),
+    stored = array_shapes(start / "arrays")
+    specs = {
+        "frozen": targets(stored["frozen"], max_dtype, on_host),
+        "extras": targets(stored["extras"]),
     }
-    arrays = checkpoint.read_arrays(start / "arrays", wanted)
-    trained = checkpoint.read_arrays(last, checkpoint.targets(checkpoint.array_shapes(last), max_dtype, on_host))
-    return read_config(start / "released"), _merged(arrays["frozen"], trained), arrays["extras"], lora
+    arrays = read_arrays(start / "arrays", specs)
+    trained = read_arrays(last, targets(array_shapes(last), max_dtype, on_host))
+    return model_config(workdir), merge(arrays["frozen"], trained), arrays["extras"], lora
 
 
 def run_shapes(workdir: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """(params, extras) of a run's last checkpoint as `jax.ShapeDtypeStruct`; adapters are among the params."""
-    stored = checkpoint.array_shapes(_start(workdir) / "arrays")
-    return _merged(stored["frozen"], checkpoint.array_shapes(_newest(workdir))), stored["extras"]
+    stored = array_shapes(_start(workdir) / "arrays")
+    return merge(stored["frozen"], array_shapes(_newest(workdir))), stored["extras"]
+
+
+def model_config(workdir: str | Path) -> InternVLUConfig:
+    """The configuration of the model that a run trains.
+
+    Raises:
+        ValueError: not a run, or a file cannot be read.
+    """
+    config, sources = read_config(assets(workdir)), _config(Path(workdir)).get("head_sources")
+    if sources is None:
+        return config
+    return replace(config, generation_decoder=replace(config.generation_decoder, sources=sources))
 
 
 def assets(workdir: str | Path) -> Path:
@@ -162,18 +195,14 @@ def assets(workdir: str | Path) -> Path:
 
 
 def _start(workdir: str | Path) -> Path:
-    return checkpoint.checked(Path(workdir) / "start", FORMAT)
+    return checked(Path(workdir) / "start", FORMAT)
 
 
 def _newest(workdir: str | Path) -> Path:
     """The newest parameters."""
     checkpoints = Path(workdir).absolute() / "checkpoints"
-    steps = checkpoint.saved_steps(checkpoints)
+    steps = saved_steps(checkpoints)
     if not steps:
         raise CheckpointError(f"{checkpoints} has no checkpoint; the run has not saved a step yet")
     step = checkpoints / str(steps[-1])
     return step / ("ema" if (step / "ema").is_dir() else "params")
-
-
-def _merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    return unflatten_dict({**flatten_dict(first), **flatten_dict(second)})

@@ -29,8 +29,8 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
 from converters.rules import DTYPES
-from internvlu_jax.checkpoints.arrays import new_directory
 from internvlu_jax.data.records import BrokenRecord, Open, Record, parse
+from internvlu_jax.utils.files import new_directory
 
 SCHEMES: Mapping[str, str] = {"world": "internvlu_jax.small_world.names:open_world"}
 """Sources that are no files, by what stands before the colon of their names, each with the function that opens one.

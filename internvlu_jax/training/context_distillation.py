@@ -28,8 +28,8 @@ import optax
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from internvlu_jax.checkpoints import arrays as checkpoint
 from internvlu_jax.checkpoints import loading
+from internvlu_jax.checkpoints.model_directory import is_model, save_model
 from internvlu_jax.config import ConfigError
 from internvlu_jax.data.batch import Batch
 from internvlu_jax.data.config import DataConfig
@@ -40,7 +40,7 @@ from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig
 from internvlu_jax.training.losses import Forward, Objective, text_term
 from internvlu_jax.training.optimizer import factors, make_optimizer
 from internvlu_jax.training.resuming import LoopState, check_loop, has_settings, run_steps
-from internvlu_jax.training.tree import merge, split
+from internvlu_jax.utils.tree import merge, split
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,10 @@ def distill_context(
     workdir = Path(workdir)
     target = workdir / "model"
     settings = {"distillation": dataclasses.asdict(cfg), "backbone": str(backbone), "head": str(head)}
-    if checkpoint.is_model(target) and not has_settings(workdir):  # made elsewhere
+    if is_model(target) and not has_settings(workdir):  # made elsewhere
         return target
     check_loop(workdir, settings, _MAY_CHANGE)
-    if checkpoint.is_model(target):
+    if is_model(target):
         return target
     own, other = (loading.load(name, place=np.asarray) for name in (backbone, head))
     tokenizer, theirs = (Tokenizer.from_directory(model.assets / "processor") for model in (own, other))
@@ -125,7 +125,7 @@ def distill_context(
             data={"questions": questions, "prompts": prompts}, may_change=_MAY_CHANGE, quiet=quiet,
         )  # fmt: skip
     vlm = jax.tree.map(np.asarray, merge(state.ema, frozen)["vlm"])
-    checkpoint.save_model(target, config, {**other.params, "vlm": vlm}, other.extras, other.assets)
+    save_model(target, config, {**other.params, "vlm": vlm}, other.extras, other.assets)
     return target
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from internvlu_jax.checkpoints import arrays as checkpoint
 from internvlu_jax.checkpoints import run_directory
+from internvlu_jax.checkpoints.run_checkpoints import RunCheckpoints, saved_steps
 from internvlu_jax.config import ConfigError
 from internvlu_jax.data.batch import Batch
 from internvlu_jax.data.prefetch import Prefetcher
@@ -30,8 +30,8 @@ from internvlu_jax.training.samples import sample_sheet
 from internvlu_jax.training.setup import InitialModel
 from internvlu_jax.training.step import Step, TrainState, not_finite
 from internvlu_jax.training.throughput import Operations, Rate, peak_operations
-from internvlu_jax.training.tree import merge
 from internvlu_jax.utils.sheets import save_sheet
+from internvlu_jax.utils.tree import merge
 
 # What may change between the calls that make up one run: how long, on what machine, and what is kept and shown.
 _MAY_CHANGE = (
@@ -66,12 +66,12 @@ def train(cfg: TrainConfig, workdir: str | Path, quiet: bool = False) -> Outcome
     executor = make_executor(cfg.executor, cfg.mesh)
     for rows in {cfg.data.batch_size, cfg.data.packed_rows or cfg.data.batch_size}:
         executor.rows(rows)
-    last = max(checkpoint.saved_steps(workdir / "checkpoints"), default=None)
+    last = max(saved_steps(workdir / "checkpoints"), default=None)
     found = setup.initial_model(cfg, None if last is None else workdir)
     step = setup.make_step(cfg, found, executor.shards)
     with (
         setup.make_loader(cfg, found, executor) as loader,
-        checkpoint.RunCheckpoints(workdir / "checkpoints", cfg.keep_last, cfg.keep_every) as saved,
+        RunCheckpoints(workdir / "checkpoints", cfg.keep_last, cfg.keep_every) as saved,
     ):
         if last is None:
             state = setup.first_state(cfg, found, step, executor)
@@ -121,7 +121,7 @@ class _Run:
         step: Step,
         executor: Executor,
         loader: Prefetcher,
-        saved: checkpoint.RunCheckpoints,
+        saved: RunCheckpoints,
         quiet: bool,
     ) -> None:
         self._cfg, self._workdir, self._found, self._quiet = cfg, workdir, found, quiet

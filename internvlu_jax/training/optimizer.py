@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from internvlu_jax.training.config import OptimizerConfig
-from internvlu_jax.training.tree import Tree, from_paths, numbers, paths
+from internvlu_jax.training.tree import numbers
+from internvlu_jax.utils.tree import Tree, from_paths, paths
 
 
 class Factors(NamedTuple):

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from internvlu_jax.training.optimizer import Factors
 from internvlu_jax.training.step import TrainState
-from internvlu_jax.training.tree import merge, paths
+from internvlu_jax.utils.tree import merge, paths
 
 _WIDTH = 110
 

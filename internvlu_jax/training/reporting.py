@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from internvlu_jax.utils.files import write_text
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -25,9 +26,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, resumed: int) -> None:
         kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= resumed]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        os.replace(partial, path)
+        write_text(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, values: dict[str, Any]) -> None:
@@ -107,7 +106,6 @@ class Records:
     """
 
     def __init__(self, workdir: Path, steps: int, done: int, *, write: bool, show: bool) -> None:
-        self.workdir = workdir
         self._files: list[Any] = [MetricsFile(workdir / "metrics.jsonl", done), TensorBoard(workdir)] if write else []
         self._line = LiveLine(steps, done, show)
 

@@ -3,7 +3,7 @@
 `run_steps` is the whole of a small loop on one process: the autoencoder's and the distillation's. In WORKDIR:
 
     config.json      its settings          metrics.jsonl    one object a step
-    checkpoints/     what it changes (see `checkpoints.arrays.RunCheckpoints`)
+    checkpoints/     what it changes (see `checkpoints.run_checkpoints.RunCheckpoints`)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from internvlu_jax.checkpoints import run_directory
-from internvlu_jax.checkpoints.arrays import RunCheckpoints, saved_steps
+from internvlu_jax.checkpoints.run_checkpoints import RunCheckpoints, saved_steps
 from internvlu_jax.config import ConfigError
 from internvlu_jax.training.reporting import Records
 

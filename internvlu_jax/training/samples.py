@@ -10,8 +10,8 @@ from internvlu_jax.models import lora
 from internvlu_jax.processing.processor import Processor
 from internvlu_jax.processing.tokenizer import Tokenizer
 from internvlu_jax.training.config import TrainConfig
-from internvlu_jax.training.tree import Tree
 from internvlu_jax.utils.sheets import sheet
+from internvlu_jax.utils.tree import Tree
 
 
 def sample_sheet(

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from internvlu_jax.checkpoints import loading, run_directory
-from internvlu_jax.checkpoints.arrays import RunCheckpoints
+from internvlu_jax.checkpoints.run_checkpoints import RunCheckpoints
 from internvlu_jax.config import Compute, ConfigError, InternVLUConfig
 from internvlu_jax.config_files import read_config
 from internvlu_jax.data.loader import Loader
@@ -27,7 +27,7 @@ from internvlu_jax.training.config import TrainConfig
 from internvlu_jax.training.losses import TERMS, Objective
 from internvlu_jax.training.optimizer import factors
 from internvlu_jax.training.step import Step, TrainState
-from internvlu_jax.training.tree import Tree
+from internvlu_jax.utils.tree import Tree
 
 # Target positions whose logits one device holds at once: 620 MB at 151,936 entries.
 _CHUNK = 1024

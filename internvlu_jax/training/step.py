@@ -24,7 +24,8 @@ from internvlu_jax.data.batch import Batch
 from internvlu_jax.training.config import OptimizerConfig
 from internvlu_jax.training.losses import Objective, Terms
 from internvlu_jax.training.optimizer import Factors, make_optimizer, schedule
-from internvlu_jax.training.tree import Tree, group, merge, paths, split
+from internvlu_jax.training.tree import group
+from internvlu_jax.utils.tree import Tree, merge, paths, split
 
 Metrics = dict[str, Array]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+from internvlu_jax.utils.files import written_whole
 
 _GAP = 2
 _FONT = 11  # pixels
@@ -31,7 +32,7 @@ def captioned(pictures: Sequence[Image.Image], texts: Sequence[str], columns: in
     """Pictures, enlarged to `side` pixels without smoothing, each with its text below."""
     lines = [textwrap.wrap(text, max(int(side / _LETTER), 8)) for text in texts]
     room = _LINE * max(map(len, lines)) + 6
-    return sheet([_with_text(p, found, side, room) for p, found in zip(pictures, lines, strict=True)], columns)
+    return sheet([_with_text(p, text, side, room) for p, text in zip(pictures, lines, strict=True)], columns)
 
 
 def _with_text(picture: Image.Image, lines: Sequence[str], side: int, room: int) -> Image.Image:
@@ -45,8 +46,6 @@ def _with_text(picture: Image.Image, lines: Sequence[str], side: int, room: int)
 
 
 def save_sheet(picture: Image.Image, path: Path) -> None:
-    """Writes the file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}.png")
-    picture.save(partial)
-    partial.replace(path)
+    """Writes the file whole or not at all, in the format that its suffix names."""
+    with written_whole(path) as partial:
+        picture.save(partial)

@@ -15,7 +15,8 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from internvlu_jax.checkpoints import loading, run_directory
-from internvlu_jax.checkpoints.arrays import CheckpointError, RunCheckpoints, saved_steps
+from internvlu_jax.checkpoints.arrays import CheckpointError
+from internvlu_jax.checkpoints.run_checkpoints import RunCheckpoints, saved_steps
 from internvlu_jax.cli import main
 from internvlu_jax.models import lora
 from internvlu_jax.processing.tokenizer import Tokenizer
@@ -166,12 +167,12 @@ def test_restoring_what_does_not_fit_or_is_broken(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def model() -> loading.Model:
+def model() -> loading.LoadedModel:
     return loading.load(RELEASED, place=np.asarray)
 
 
 def make_run(
-    workdir: Path, model: loading.Model, trained: dict, frozen: dict, ema: dict | None = None, **config
+    workdir: Path, model: loading.LoadedModel, trained: dict, frozen: dict, ema: dict | None = None, **config
 ) -> Path:
     """A run that has saved one step."""
     tokenizer = Tokenizer.from_directory(RELEASED / "processor")

@@ -15,10 +15,11 @@ import safetensors.numpy
 
 from converters import tensors
 from converters.checkpoint import PARTS, export_released, load_released, summary
-from converters.engine import ConversionError, Rule, Unused, convert, export, flatten
+from converters.engine import ConversionError, Rule, Unused, convert, export
 from converters.tensors import TensorReader, open_part, write_part
 from internvlu_jax.models.internvlu import param_shapes
 from internvlu_jax.presets import debug_config
+from internvlu_jax.utils.tree import paths
 from tests.helpers.tensor_files import assert_same_bits, lazy, read_all, released
 
 ROOT = Path(__file__).parents[2]
@@ -63,15 +64,15 @@ def test_round_trip_keeps_every_byte_of_every_file(golden, loaded, tmp_path):
 
 
 def test_every_parameter_has_its_template_shape(loaded):
-    want = {path: leaf.shape for path, leaf in flatten(param_shapes(loaded.config)).items()}
-    assert {path: leaf.shape for path, leaf in flatten(loaded.params).items()} == want
+    want = {path: leaf.shape for path, leaf in paths(param_shapes(loaded.config)).items()}
+    assert {path: leaf.shape for path, leaf in paths(loaded.params).items()} == want
 
 
 def test_bfloat16_round_trip_keeps_every_bit(debug_params, tmp_path):
     config = debug_config()
     export_released(tmp_path / "first", config, debug_params)
     loaded = load_released(tmp_path / "first")
-    assert_same_bits(flatten(jax.tree.map(np.asarray, loaded.params)), flatten(debug_params))
+    assert_same_bits(paths(jax.tree.map(np.asarray, loaded.params)), paths(debug_params))
     export_released(tmp_path / "second", config, loaded.params, loaded.extras)
     for part in PARTS.values():
         assert_same_bits(read_all(tmp_path / "second" / part.folder), read_all(tmp_path / "first" / part.folder))
@@ -80,9 +81,9 @@ def test_bfloat16_round_trip_keeps_every_bit(debug_params, tmp_path):
 
 def test_dtype_casts_everything(golden, loaded):
     cast = load_released(golden.checkpoint, "bfloat16")
-    for path, leaf in flatten(cast.params).items():
+    for path, leaf in paths(cast.params).items():
         assert leaf.dtype == ml_dtypes.bfloat16
-        want = np.asarray(flatten(loaded.params)[path]).astype(ml_dtypes.bfloat16)
+        want = np.asarray(paths(loaded.params)[path]).astype(ml_dtypes.bfloat16)
         assert np.asarray(leaf).tobytes() == want.tobytes(), path
     assert {a.dtype for extras in cast.extras.values() for a in extras.values()} == {np.dtype(ml_dtypes.bfloat16)}
 
@@ -107,9 +108,7 @@ def test_shards_load_like_one_file(copy, loaded):
         assert len(list((copy / part.folder).glob("*-of-*.safetensors"))) > 2
         assert len(summary(copy).parts["vae"].files) >= 1
     sharded = load_released(copy)
-    assert_same_bits(
-        flatten(jax.tree.map(np.asarray, sharded.params)), flatten(jax.tree.map(np.asarray, loaded.params))
-    )
+    assert_same_bits(paths(jax.tree.map(np.asarray, sharded.params)), paths(jax.tree.map(np.asarray, loaded.params)))
 
 
 def test_all_problems_come_in_one_error(copy):
@@ -218,7 +217,7 @@ def test_a_failure_while_writing_leaves_nothing(loaded, tmp_path, monkeypatch):
     def fail(*args):
         raise OSError("disk full")
 
-    monkeypatch.setattr("converters.checkpoint.write_config", fail)
+    monkeypatch.setattr("converters.checkpoint.write_assets", fail)
     with pytest.raises(OSError, match="disk full"):
         export_released(tmp_path / "out", loaded.config, loaded.params, loaded.extras)
     assert not list(tmp_path.iterdir())

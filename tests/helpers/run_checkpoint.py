@@ -21,7 +21,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from internvlu_jax.checkpoints import run_directory
-from internvlu_jax.checkpoints.arrays import CheckpointError, RunCheckpoints
+from internvlu_jax.checkpoints.arrays import CheckpointError
+from internvlu_jax.checkpoints.run_checkpoints import RunCheckpoints
 from internvlu_jax.presets import debug_config
 
 

@@ -14,6 +14,7 @@ from internvlu_jax.config import Compute, VAEConfig
 from internvlu_jax.config_files import read_config
 from internvlu_jax.models import vae as vae_module
 from internvlu_jax.models.vae import VAE
+from internvlu_jax.utils.tree import paths
 from tests.helpers.measures import assert_close, channels_first, channels_last
 from tests.helpers.vlm import Memory
 
@@ -107,11 +108,11 @@ def test_released_sizes():
 
 
 def _released_size(row, params) -> int:
-    from converters.engine import Unused, flatten
+    from converters.engine import Unused
 
     if isinstance(row, Unused):
         return int(np.prod(row.shape))
-    return int(np.prod(row.released_shape(flatten(params)[row.target].shape)))
+    return int(np.prod(row.released_shape(paths(params)[row.target].shape)))
 
 
 def test_sides_must_be_multiples_of_eight(model):

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from internvlu_jax.checkpoints import arrays as checkpoint
 from internvlu_jax.checkpoints import loading
+from internvlu_jax.checkpoints.model_directory import save_model
 from internvlu_jax.config import ConfigError
 from internvlu_jax.data.config import DataConfig
 from internvlu_jax.training import context_distillation
 from internvlu_jax.training.config import OptimizerConfig
 from internvlu_jax.training.context_distillation import DistillationConfig, context_error, distill_context
 from internvlu_jax.training.resuming import Stopped
-from internvlu_jax.training.tree import paths
+from internvlu_jax.utils.tree import paths
 from tests.conftest import GOLDENS
 
 CHECKPOINT = GOLDENS / "base/checkpoint"
@@ -48,7 +48,7 @@ def head(tmp_path_factory):
     model = loading.load(CHECKPOINT, place=np.asarray)
     other = jax.tree.map(lambda leaf: leaf * np.float32(1.1), model.params)
     target = tmp_path_factory.mktemp("head") / "model"
-    checkpoint.save_model(target, model.config, other, model.extras, model.assets)
+    save_model(target, model.config, other, model.extras, model.assets)
     return target
 
 

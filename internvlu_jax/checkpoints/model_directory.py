@@ -1,0 +1,87 @@
+"""A model on disk in our own layout, written once and whole.
+
+    DIR/internvlu_jax.json   format and version
+    DIR/released/            the small files of the released layout: configs, tokenizer, scheduler
+    DIR/arrays/              {"params", "extras"}, written by Orbax
+
+`extras` are tensors of the released checkpoint that no computation on single pictures uses; they are kept so that the
+way back is bit-exact (see `converters`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from internvlu_jax.checkpoints.arrays import array_shapes, read_arrays, targets, write_arrays
+from internvlu_jax.config import InternVLUConfig
+from internvlu_jax.config_files import read_config, write_assets
+from internvlu_jax.utils.files import new_directory, read_json, write_json
+
+MARKER = "internvlu_jax.json"
+FORMAT = {"format": "internvlu_jax model", "version": 1}
+
+
+def is_model(directory: str | Path) -> bool:
+    """Whether the directory is one that `save_model` wrote."""
+    return (Path(directory) / MARKER).is_file()
+
+
+def save_model(
+    directory: str | Path,
+    config: InternVLUConfig,
+    params: dict[str, Any],
+    extras: dict[str, Any],
+    released: str | Path | None = None,
+) -> None:
+    """Writes a model directory; nothing appears under its name before it is whole.
+
+    Args:
+        released: the assets of the model before any change, see `config_files.write_assets`; without it only the
+            configs are written.
+
+    Raises:
+        FileExistsError: the directory exists and is not empty.
+        CheckpointError: the arrays cannot be written.
+    """
+    with new_directory(directory) as partial:
+        write_assets(config, partial / "released", released)
+        write_arrays(partial / "arrays", {"params": params, "extras": extras})
+        write_json(partial / MARKER, FORMAT)
+
+
+def load_model(
+    directory: str | Path, max_dtype: str | None = None, on_host: bool = False
+) -> tuple[InternVLUConfig, dict[str, Any], dict[str, Any]]:
+    """Reads a directory that `save_model` wrote: (config, params, extras).
+
+    Args:
+        max_dtype: wider parameters are cast to this dtype while they are read; None keeps what was written.
+        on_host: parameters are numpy arrays instead of arrays on the default device.
+
+    Raises:
+        ValueError: not such a directory, or of a version that this code does not know.
+    """
+    root = checked(directory, FORMAT)
+    config = read_config(root / "released")
+    stored = array_shapes(root / "arrays")
+    specs = {"params": targets(stored["params"], max_dtype, on_host), "extras": targets(stored.get("extras", {}))}
+    arrays = read_arrays(root / "arrays", specs)
+    return config, arrays["params"], arrays["extras"]
+
+
+def stored_shapes(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(params, extras) of a model directory as `jax.ShapeDtypeStruct`, without reading an array."""
+    stored = array_shapes(checked(directory, FORMAT) / "arrays")
+    return stored["params"], stored.get("extras", {})
+
+
+def checked(directory: str | Path, expected: dict[str, Any]) -> Path:
+    """The directory, absolute. Raises ValueError if its marker is not the expected one."""
+    root = Path(directory).absolute()
+    if not is_model(root):
+        raise ValueError(f"{root} is not a model directory: it has no {MARKER}")
+    marker = read_json(root / MARKER)
+    if marker != expected:
+        raise ValueError(f"{root / MARKER} says {marker}; this code reads {expected}")
+    return root
