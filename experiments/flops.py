@@ -69,10 +69,11 @@ def _compare(ran: int, minimum: int) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any], console: Console) -> None:
-    """The report as a table, in TFLOP."""
-    table = Table("part", "ran, TFLOP", "minimum, TFLOP", "ratio")
+    """The report as a table, in TFLOP, or in MFLOP for small models."""
+    unit, size = ("TFLOP", 1e12) if result["minimum"] > 1e12 else ("MFLOP", 1e6)
+    table = Table("part", f"ran, {unit}", f"minimum, {unit}", "ratio")
     for name, row in [*result["parts"].items(), ("all", result)]:
-        table.add_row(name, f"{row['ran'] / 1e12:.3f}", f"{row['minimum'] / 1e12:.3f}", f"{row['ratio']:.3f}")
+        table.add_row(name, f"{row['ran'] / size:.3f}", f"{row['minimum'] / size:.3f}", f"{row['ratio']:.3f}")
     console.print(table)
 
 
