@@ -10,7 +10,6 @@ the released sizes and mean nothing elsewhere.
 
 from __future__ import annotations
 
-import json
 import platform
 import statistics
 import sys
@@ -34,6 +33,7 @@ from internvlu_jax.config import Compute
 from internvlu_jax.ops.attention import attention, resolve_implementation
 from internvlu_jax.presets import PRESETS
 from internvlu_jax.utils.devices import bfloat16_peak
+from internvlu_jax.utils.files import write_json
 
 # Seconds: the floor at measured speed, the aim, and the most that is acceptable. One H100, bfloat16, released sizes.
 TARGETS = {
@@ -189,7 +189,7 @@ def main(args: Arguments) -> None:
             "command": " ".join(sys.argv),
         }
         rows = [asdict(t) for t in timings]
-        args.json.write_text(json.dumps({"settings": settings, "timings": rows, "attention": attention_line}, indent=1))
+        write_json(args.json, {"settings": settings, "timings": rows, "attention": attention_line})
 
 
 if __name__ == "__main__":

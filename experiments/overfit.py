@@ -45,6 +45,7 @@ from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig, Trai
 from internvlu_jax.training.loop import train
 from internvlu_jax.training.resuming import Stopped
 from internvlu_jax.utils.compilation import enable_cache
+from internvlu_jax.utils.files import write_json
 from internvlu_jax.utils.sheets import save_sheet, sheet
 
 
@@ -173,7 +174,7 @@ def main(arguments: Arguments) -> int:
         "seconds": round(time.time() - started), "machine": platform.processor() or platform.machine(),
     }  # fmt: skip
     save_sheet(pictures, arguments.workdir / "pictures.png")
-    (arguments.workdir / "result.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    write_json(arguments.workdir / "result.json", figures)
     print(json.dumps(figures, indent=2))
     return 0 if figures["passed"] else 1
 

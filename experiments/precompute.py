@@ -12,7 +12,6 @@ training on them gives the same losses as training on the pictures.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import sys
 from collections import defaultdict
@@ -39,6 +38,7 @@ from internvlu_jax.parallel.executors import make_executor
 from internvlu_jax.training import setup
 from internvlu_jax.training.config import TrainConfig
 from internvlu_jax.training.losses import Forward, Objective
+from internvlu_jax.utils.files import write_json
 
 log = logging.getLogger("internvlu_jax.data")
 _BRANCHES: dict[str, tuple[BranchName, ...]] = {"t2i": ("cond", "uncond"), "edit": ("cond", "text_dropped", "uncond")}
@@ -144,7 +144,7 @@ def precompute(cfg: TrainConfig, target: Path) -> list[Path]:
     for n, (path, _) in enumerate(cfg.data.sources):
         write_shards(target / str(n), computer.entries(usable(open_source(path))), _PER_SHARD)
         written.append(target / str(n))
-    (target / "data.json").write_text(json.dumps(dataclasses.asdict(cfg.data), indent=2) + "\n", encoding="utf-8")
+    write_json(target / "data.json", dataclasses.asdict(cfg.data))
     return written
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from internvlu_jax.inference.pipeline import InternVLUPipeline
+from internvlu_jax.utils.files import write_text
 from internvlu_jax.utils.sheets import captioned, save_sheet
 
 DRAWN = (
@@ -54,7 +55,7 @@ def _write(out: Path, pictures: list[Image.Image], texts: list[str]) -> None:
     for n, picture in enumerate(pictures):
         save_sheet(picture, out / f"{n:02d}.png")
     save_sheet(captioned(pictures, texts, columns=len(DRAWN)), out / "sheet.png")
-    (out / "texts.txt").write_text("".join(f"{n:02d}.png  {t}\n" for n, t in enumerate(texts)), encoding="utf-8")
+    write_text(out / "texts.txt", "".join(f"{n:02d}.png  {t}\n" for n, t in enumerate(texts)))
     print(out / "sheet.png")
     for text in texts:
         print(f"  {text}")

@@ -20,6 +20,7 @@ import tyro
 from PIL import Image, ImageDraw, ImageFont
 
 from experiments.small_world.recipe import PARTS
+from internvlu_jax.utils.files import write_text
 from internvlu_jax.utils.sheets import save_sheet
 
 Curve = list[dict[str, float]]
@@ -101,7 +102,7 @@ def main(arguments: Arguments) -> int:
     lines = [
         f'  "{name}": [\n    ' + ",\n    ".join(map(json.dumps, points)) + "\n  ]" for name, points in curves.items()
     ]
-    (arguments.out / "curves.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    write_text(arguments.out / "curves.json", "{\n" + ",\n".join(lines) + "\n}\n")
     save_sheet(figure(curves), arguments.out / "curves.png")
     print(arguments.out / "curves.png")
     return 0

@@ -11,6 +11,8 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
+from internvlu_jax.utils.files import write_json, written_whole
+
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
 PAD = "<|endoftext|>"
@@ -90,10 +92,16 @@ class Tokenizer:
     def save(self, directory: str | Path) -> None:
         """Writes tokenizer.json and a tokenizer_config.json, as `from_directory` and transformers read them."""
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        self._backend.save(str(directory / "tokenizer.json"))
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": PAD, "eos_token": IM_END}
-        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        with written_whole(directory / "tokenizer.json") as partial:
+            self._backend.save(str(partial))
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "pad_token": PAD,
+            "eos_token": IM_END,
+            # Else transformers would pass token_type_ids, which the released code does not take.
+            "model_input_names": ["input_ids", "attention_mask"],
+        }
+        write_json(directory / "tokenizer_config.json", config)
 
     @property
     def special_table_ids(self) -> tuple[int, ...]:

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,6 +24,7 @@ from internvlu_jax.checkpoints import run_directory
 from internvlu_jax.checkpoints.run_checkpoints import RunCheckpoints, saved_steps
 from internvlu_jax.config import ConfigError
 from internvlu_jax.training.reporting import Records
+from internvlu_jax.utils.files import write_json
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -150,7 +150,7 @@ def run_steps(
             for name, loader in data.items():
                 loader.restore(positions[name])
         else:
-            (workdir / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+            write_json(workdir / "config.json", dict(settings))
         with (
             closing(Records(workdir, steps, done, write=True, show=not quiet)) as records,
             interruption() as is_interrupted,
