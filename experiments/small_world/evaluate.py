@@ -30,9 +30,9 @@ from rich.table import Table
 import internvlu_jax
 from internvlu_jax.inference.pipeline import InternVLUPipeline
 from internvlu_jax.small_world import WORLDS
-from internvlu_jax.small_world.scoring.model import NEW_TOKENS, Options, PipelineModel
+from internvlu_jax.small_world.scoring.responder import NEW_TOKENS, PipelineResponder, SamplingOptions
 from internvlu_jax.small_world.scoring.sheet import outcome_sheet
-from internvlu_jax.small_world.scoring.suite import KEYS, Model, run
+from internvlu_jax.small_world.scoring.suite import KEYS, Responder, run
 from internvlu_jax.utils.files import write_json
 from internvlu_jax.utils.sheets import save_sheet
 
@@ -86,8 +86,8 @@ class Arguments:
             raise ValueError(f"--out {self.out} is a file; expected a directory")
 
     @property
-    def options(self) -> Options:
-        return Options(self.steps, self.seed, self.side, self.all_cfg_scale, self.part_cfg_scale, self.batch)
+    def options(self) -> SamplingOptions:
+        return SamplingOptions(self.steps, self.seed, self.side, self.all_cfg_scale, self.part_cfg_scale, self.batch)
 
 
 def settings(arguments: Arguments, side: int, fingerprint: str) -> dict[str, Any]:
@@ -109,14 +109,14 @@ def settings(arguments: Arguments, side: int, fingerprint: str) -> dict[str, Any
 
 def fingerprint(pipe: InternVLUPipeline) -> str:
     """A hash of the configuration and all parameters, whatever the checkpoint is called and how it is laid out."""
-    found = hashlib.sha256(repr(pipe.config).encode())
+    digest = hashlib.sha256(repr(pipe.config).encode())
     for path, leaf in jax.tree.leaves_with_path(pipe.params):
-        found.update(jax.tree_util.keystr(path).encode())
-        found.update(np.ascontiguousarray(leaf).view(np.uint8).data)
-    return found.hexdigest()[:16]
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+    return digest.hexdigest()[:16]
 
 
-def stored(out: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+def stored(out: Path, holds_for: Mapping[str, Any]) -> dict[str, Any]:
     """The scores in OUT/scores.json, if they hold for the same settings; else none.
 
     Raises:
@@ -126,18 +126,18 @@ def stored(out: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        same = _deciding(found["settings"]) == _deciding(json.loads(json.dumps(wanted)))
+        scores = json.loads(path.read_text(encoding="utf-8"))
+        same = _deciding(scores["settings"]) == _deciding(json.loads(json.dumps(holds_for)))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a file of scores ({error}); remove it, or choose another --out") from None
     if not same:
         print(f"{path} has scores for other settings or parameters; they are replaced", file=sys.stderr)
-    return {key: value for key, value in found.items() if key != "settings"} if same else {}
+    return {key: value for key, value in scores.items() if key != "settings"} if same else {}
 
 
-def _deciding(found: dict[str, Any]) -> dict[str, Any]:
+def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings but for the name of the checkpoint: its parameters are what counts."""
-    return {key: value for key, value in found.items() if key != "model"}
+    return {key: value for key, value in settings.items() if key != "model"}
 
 
 def save(out: Path, scores: Mapping[str, Any]) -> None:
@@ -147,7 +147,7 @@ def save(out: Path, scores: Mapping[str, Any]) -> None:
 
 def evaluate(
     arguments: Arguments,
-    model: Model,
+    model: Responder,
     side: int,
     holds_for: Mapping[str, Any],
     begin: Callable[[str], None] = lambda name: None,
@@ -175,13 +175,13 @@ def evaluate(
 
 def table(scores: Mapping[str, Any]) -> Table:
     """Every score and, indented, its parts."""
-    found = Table("score", "value", "95% interval", "cases")
+    rows = Table("score", "value", "95% interval", "cases")
     for key, report in scores.items():
         if key != "settings":
-            found.add_row(*_row(key, report), style="bold")
+            rows.add_row(*_row(key, report), style="bold")
             for name, part in report["parts"].items():
-                found.add_row(*_row(f"  {name}", part))
-    return found
+                rows.add_row(*_row(f"  {name}", part))
+    return rows
 
 
 def _row(name: str, score: Mapping[str, Any]) -> tuple[str, str, str, str]:
@@ -211,7 +211,7 @@ def main(arguments: Arguments) -> int:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True)) as progress:
             bars = _Bars(progress, arguments.count)
-            model = PipelineModel(pipe, arguments.options, bars.advance)
+            model = PipelineResponder(pipe, arguments.options, bars.advance)
             holds_for = settings(arguments, model.side, fingerprint(pipe))
             scores = evaluate(arguments, model, model.side, holds_for, bars.begin)
     except (ValueError, OSError) as error:

@@ -84,7 +84,7 @@ class Part(Protocol):
 
 
 def remaining(parts: Sequence[Part], until: str, settings: Settings) -> list[Part]:
-    """The parts that have to run for the model of the last wanted one, in order.
+    """The parts that have to run for the model of the part `until`, in order.
 
     A part whose model is there does not run, and neither does what only such parts need.
 

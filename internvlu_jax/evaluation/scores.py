@@ -82,10 +82,10 @@ def _correlation(after: Sequence[bool], before: Sequence[bool]) -> float:
 
 def by_category(verdicts: Iterable[tuple[str, bool]]) -> dict[str, Score]:
     """The share that is right in each category, in their order of appearance."""
-    found: dict[str, list[bool]] = {}
+    rights: dict[str, list[bool]] = {}
     for category, right in verdicts:
-        found.setdefault(category, []).append(right)
-    return {category: share(rights) for category, rights in found.items()}
+        rights.setdefault(category, []).append(right)
+    return {category: share(values) for category, values in rights.items()}
 
 
 def overall(categories: Mapping[str, Score]) -> Score:

@@ -1,17 +1,15 @@
 """A small world with known answers. A scene is the truth: pictures, prompts, edits, questions and scores come from it.
 
-config.py     what exists, and what is kept from training     scene.py, render.py  scenes, and how they are drawn
-wanted.py     what a prompt means, scenes that fulfil it      captions.py          meanings as text
-edits.py, questions.py, riddles.py                            figure.py, things.py what is drawn of lines and letters
-source.py     all of it as records to train on                domains/             the tasks of each domain
-names.py      worlds as sources of a training run
+scenes/    what exists, scenes, and how they are drawn      tasks/     prompts, edits, questions, and the domains
+scoring/   pictures read back, verdicts, a model's scores   weights/   the model in the box, whose card is README.md
+source.py  all of it as records to train on                 names.py   worlds as sources of a training run
 """
 
 from internvlu_jax.small_world.scenes.scene import Item, Scene, Word
 from internvlu_jax.small_world.scenes.world import FULL, SMALL, WORLDS, World
 from internvlu_jax.small_world.source import WEIGHTS, WorldSource
 from internvlu_jax.small_world.tasks.example import Example
-from internvlu_jax.small_world.tasks.specs import Group, Wanted
+from internvlu_jax.small_world.tasks.specs import Group, SceneSpec
 
 __all__ = [
     "FULL",
@@ -22,7 +20,7 @@ __all__ = [
     "Group",
     "Item",
     "Scene",
-    "Wanted",
+    "SceneSpec",
     "Word",
     "World",
     "WorldSource",

@@ -147,8 +147,8 @@ class _Rules:
     teacher: Objective
 
     def transform(self, trained: Params, frozen: Params) -> optax.GradientTransformationExtraArgs:
-        found = factors(merge(trained, frozen), self.cfg.optimizer)
-        return make_optimizer(self.cfg.optimizer, found, trained, self.cfg.steps)
+        numbers = factors(merge(trained, frozen), self.cfg.optimizer)
+        return make_optimizer(self.cfg.optimizer, numbers, trained, self.cfg.steps)
 
     def loss(
         self, trained: Params, frozen: Params, given: Params, questions: Batch, prompts: Batch

@@ -67,22 +67,22 @@ def train(cfg: TrainConfig, workdir: str | Path, quiet: bool = False) -> Outcome
     for rows in {cfg.data.batch_size, cfg.data.packed_rows or cfg.data.batch_size}:
         executor.rows(rows)
     last = max(saved_steps(workdir / "checkpoints"), default=None)
-    found = setup.initial_model(cfg, None if last is None else workdir)
-    step = setup.make_step(cfg, found, executor.shards)
+    initial = setup.initial_model(cfg, None if last is None else workdir)
+    step = setup.make_step(cfg, initial, executor.shards)
     with (
-        setup.make_loader(cfg, found, executor) as loader,
+        setup.make_loader(cfg, initial, executor) as loader,
         RunCheckpoints(workdir / "checkpoints", cfg.keep_last, cfg.keep_every) as saved,
     ):
         if last is None:
-            state = setup.first_state(cfg, found, step, executor)
-            _write_start(cfg, workdir, found, executor.savable(state))
+            state = setup.first_state(cfg, initial, step, executor)
+            _write_start(cfg, workdir, initial, executor.savable(state))
         else:
-            state, position = setup.saved_state(cfg, found, step, executor, workdir, saved, last)
+            state, position = setup.saved_state(cfg, initial, step, executor, workdir, saved, last)
             loader.restore(position)
         if not quiet and jax.process_index() == 0:
             overview.show(executor.savable(state), step.factors)
         executor.compile(step)
-        return _Run(cfg, workdir, found, step, executor, loader, saved, quiet).go(state, last or 0)
+        return _Run(cfg, workdir, initial, step, executor, loader, saved, quiet).go(state, last or 0)
 
 
 def check_workdir(cfg: TrainConfig, workdir: Path) -> None:
@@ -93,11 +93,11 @@ def check_workdir(cfg: TrainConfig, workdir: Path) -> None:
         check_settings(workdir, dataclasses.asdict(cfg), _MAY_CHANGE)
 
 
-def _write_start(cfg: TrainConfig, workdir: Path, found: InitialModel, state: TrainState) -> None:
+def _write_start(cfg: TrainConfig, workdir: Path, initial: InitialModel, state: TrainState) -> None:
     if not run_directory.is_run(workdir):
         run_directory.start_run(
-            workdir, dataclasses.asdict(cfg), found.config, state.frozen, found.extras, found.tokenizer,
-            found.assets,
+            workdir, dataclasses.asdict(cfg), initial.config, state.frozen, initial.extras, initial.tokenizer,
+            initial.assets,
         )  # fmt: skip
 
 
@@ -117,18 +117,18 @@ class _Run:
         self,
         cfg: TrainConfig,
         workdir: Path,
-        found: InitialModel,
+        initial: InitialModel,
         step: Step,
         executor: Executor,
         loader: Prefetcher,
         saved: RunCheckpoints,
         quiet: bool,
     ) -> None:
-        self._cfg, self._workdir, self._found, self._quiet = cfg, workdir, found, quiet
+        self._cfg, self._workdir, self._initial, self._quiet = cfg, workdir, initial, quiet
         self._executor, self._loader, self._saved = executor, loader, saved
         self._first = jax.process_index() == 0
         self._pictures, self._work, self._peak = Rate(), Rate(), peak_operations()
-        self._operations = Operations(step, jax.eval_shape(step.init, found.shapes))
+        self._operations = Operations(step, jax.eval_shape(step.init, initial.shapes))
 
     def go(self, state: TrainState, done: int) -> Outcome:
         """From step `done` to the end."""
@@ -194,5 +194,5 @@ class _Run:
         params = self._executor.local(merge(state.trained, state.frozen), self._cfg.compute.dtype)
         if self._first:
             side = self._cfg.data.sides[0]
-            picture = sample_sheet(self._cfg, self._found.config, self._found.tokenizer, params, side)
+            picture = sample_sheet(self._cfg, self._initial.config, self._initial.tokenizer, params, side)
             save_sheet(picture, self._workdir / "samples" / f"{done:08d}.png")

@@ -14,7 +14,7 @@ from internvlu_jax.small_world import SMALL
 from internvlu_jax.small_world.scenes.scene import Item, Scene
 from internvlu_jax.small_world.scoring import edits, geneval
 from internvlu_jax.small_world.tasks.edits import Edit
-from internvlu_jax.small_world.tasks.specs import Group, Wanted
+from internvlu_jax.small_world.tasks.specs import Group, SceneSpec
 
 ROOT = Path(__file__).parents[2]
 CIRCLE = Item("circle", "red", "large", 0.25, 0.5)
@@ -24,14 +24,14 @@ STARS = Scene((Item("star", "green", "large", 0.25, 0.25), Item("star", "green",
 
 # As many pictures and edits as in the demo: both then run the same compiled programs.
 DRAWN = {
-    "a red circle": Wanted((Group("circle", "red"),)),
-    "three blue squares": Wanted((Group("square", "blue", count=3),)),
-    "a green triangle above a blue circle": Wanted((Group("triangle", "green"), Group("circle", "blue")), "above"),
-    "a yellow star on a light blue background": Wanted((Group("star", "yellow"),), background="light blue"),
+    "a red circle": SceneSpec((Group("circle", "red"),)),
+    "three blue squares": SceneSpec((Group("square", "blue", count=3),)),
+    "a green triangle above a blue circle": SceneSpec((Group("triangle", "green"), Group("circle", "blue")), "above"),
+    "a yellow star on a light blue background": SceneSpec((Group("star", "yellow"),), background="light blue"),
 }
 REASONED = {
-    "a star in the colour of grass": (Wanted((Group("star", "green"),)), "green"),
-    "as many circles as a bicycle has wheels": (Wanted((Group("circle", count=2),)), "two"),
+    "a star in the colour of grass": (SceneSpec((Group("star", "green"),)), "green"),
+    "as many circles as a bicycle has wheels": (SceneSpec((Group("circle", count=2),)), "two"),
 }
 ASKED = (
     (SCENE, "How many objects are there?", "2"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from internvlu_jax.evaluation.scores import MOST_PSNR, by_category, gain, mean, overall, psnr, share
-from internvlu_jax.small_world import FULL, SMALL, Group, Item, Scene, Wanted, Word
+from internvlu_jax.small_world import FULL, SMALL, Group, Item, Scene, SceneSpec, Word
 from internvlu_jax.small_world.scoring import edits, geneval, words
 from internvlu_jax.small_world.scoring.answers import right
 from internvlu_jax.small_world.scoring.cases import NAMES, cases, kinds
@@ -20,8 +20,8 @@ from tests.helpers.evaluation import alone
 CIRCLE = Item("circle", "red", "large", 0.25, 0.3)
 SQUARE = Item("square", "blue", "small", 0.75, 0.7)
 STAR = Item("star", "red", "small", 0.25, 0.75)
-WANTED = Wanted((Group("circle", "red", "large"), Group("square", "blue")), "left of")
-LABELLED = Wanted(
+WANTED = SceneSpec((Group("circle", "red", "large"), Group("square", "blue")), "left of")
+LABELLED = SceneSpec(
     (Group("circle", "red"),), word="CAT", word_colour="green", word_place="above", background="light blue"
 )
 LABELLED_SCENE = Scene((replace(CIRCLE, y=0.7),), "light blue", Word("CAT", "green", 0.5, 0.25))
@@ -56,8 +56,8 @@ PAIR = Scene((CIRCLE, SQUARE))
         (replace(WANTED, relation="above"), PAIR, ""),
         (replace(WANTED, relation="right of"), PAIR, "position"),
         (replace(WANTED, relation="below"), PAIR, "position"),
-        (Wanted((Group("circle", count=2),)), Scene((CIRCLE, replace(CIRCLE, x=0.75, size="small"))), ""),
-        (Wanted((Group("circle", count=2),)), Scene((CIRCLE, SQUARE)), "kind"),
+        (SceneSpec((Group("circle", count=2),)), Scene((CIRCLE, replace(CIRCLE, x=0.75, size="small"))), ""),
+        (SceneSpec((Group("circle", count=2),)), Scene((CIRCLE, SQUARE)), "kind"),
         (LABELLED, LABELLED_SCENE, ""),
         (LABELLED, replace(LABELLED_SCENE, word=None), "text"),
         (LABELLED, replace(LABELLED_SCENE, word=Word("CAR", "green", 0.5, 0.25)), "text"),
@@ -77,11 +77,11 @@ def test_a_malformed_blob_is_wrong_whatever_else_is_right():
     picture = PAIR.draw(64)
     picture[50:60, 4:34] = (25, 150, 60)
     assert geneval.score(SMALL, WANTED, picture).reason == "malformed"
-    assert words.judge(Wanted(word="A"), read(picture)).reason == "malformed"
+    assert words.judge(SceneSpec(word="A"), read(picture)).reason == "malformed"
 
 
 def test_verdicts_on_words():
-    def verdict(word: Word | None, wanted: Wanted = LABELLED):
+    def verdict(word: Word | None, wanted: SceneSpec = LABELLED):
         return words.judge(wanted, read(replace(LABELLED_SCENE, word=word, background="white").draw(64)))
 
     assert verdict(Word("CAT", "green", 0.5, 0.25)).right

@@ -13,9 +13,9 @@ from internvlu_jax.inference.pipeline import InternVLUPipeline, PipelineOutput
 from internvlu_jax.presets import debug_config
 from internvlu_jax.small_world import SMALL
 from internvlu_jax.small_world.scoring.cases import NAMES, cases
-from internvlu_jax.small_world.scoring.model import Options, PipelineModel
+from internvlu_jax.small_world.scoring.responder import PipelineResponder, SamplingOptions
 from internvlu_jax.small_world.scoring.sheet import outcome_sheet
-from internvlu_jax.small_world.scoring.suite import KEYS, Reply, Request, run
+from internvlu_jax.small_world.scoring.suite import KEYS, Query, Reply, run
 from tests.conftest import GOLDENS
 
 CHECKPOINT = GOLDENS / "base/checkpoint"
@@ -30,23 +30,23 @@ class Knowing:
     """A model that knows the cases: right in some modes, and in the others wrong."""
 
     def __init__(self, name: str, right: tuple[str, ...] = ("text", "image", "text_image"), count: int = COUNT) -> None:
-        self.cases, self.right, self.requests = cases(SMALL, name, count), right, []
+        self.cases, self.right, self.queries = cases(SMALL, name, count), right, []
 
-    def __call__(self, requests):
-        self.requests += requests
-        return [self.reply(request) for request in requests]
+    def __call__(self, queries):
+        self.queries += queries
+        return [self.reply(query) for query in queries]
 
-    def reply(self, request: Request) -> Reply:
-        case = self.cases[request.number]
-        assert request.prompt == case.prompt
-        assert (request.source is None) == (case.source is None)
-        if request.source is not None:
-            assert np.array_equal(request.source, case.source.draw(64))
-        if request.mode not in self.right:
-            unchanged = BLANK if request.source is None else request.source
-            return Reply(None if request.mode == "text" else unchanged, "nothing")
-        text = {"text": case.answer, "text_image": f" {case.reasoning} "}.get(request.mode, "")
-        return Reply(None if request.mode == "text" else case.image.draw(64), text)
+    def reply(self, query: Query) -> Reply:
+        case = self.cases[query.number]
+        assert query.prompt == case.prompt
+        assert (query.source is None) == (case.source is None)
+        if query.source is not None:
+            assert np.array_equal(query.source, case.source.draw(64))
+        if query.mode not in self.right:
+            unchanged = BLANK if query.source is None else query.source
+            return Reply(None if query.mode == "text" else unchanged, "nothing")
+        text = {"text": case.answer, "text_image": f" {case.reasoning} "}.get(query.mode, "")
+        return Reply(None if query.mode == "text" else case.image.draw(64), text)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "reasoning"])
@@ -63,7 +63,7 @@ def test_right_is_one_and_wrong_is_nothing(name):
 
 def test_untouched_psnr_of_copies_and_of_blanks():
     copied = run(SMALL, "edits", COUNT, Knowing("edits", ())).reports
-    blank = run(SMALL, "edits", COUNT, lambda requests: [Reply(BLANK) for _ in requests]).reports
+    blank = run(SMALL, "edits", COUNT, lambda queries: [Reply(BLANK) for _ in queries]).reports
     assert copied["edit_untouched_psnr"].score.value == 60
     assert 5 < blank["edit_untouched_psnr"].score.value < 25
 
@@ -77,7 +77,7 @@ def test_gain_from_reasoning_is_paired(modes, gain, before, after):
     report = run(SMALL, "reasoning", COUNT, model).reports["reasoning_gain"]
     assert (report.score.value, report.parts["without"].value, report.parts["with"].value) == (gain, before, after)
     assert report.parts["reasoning as expected"].value == after
-    first, second = model.requests[:COUNT], model.requests[COUNT:]
+    first, second = model.queries[:COUNT], model.queries[COUNT:]
     assert [(r.number, r.prompt) for r in first] == [(r.number, r.prompt) for r in second]
     assert {r.mode for r in first} == {"image"} and {r.mode for r in second} == {"text_image"}
 
@@ -85,8 +85,8 @@ def test_gain_from_reasoning_is_paired(modes, gain, before, after):
 def test_half_right_is_half():
     right = Knowing("geneval_seen")
 
-    def model(requests):
-        return [right.reply(r) if r.number % 2 else Reply(BLANK) for r in requests]
+    def model(queries):
+        return [right.reply(r) if r.number % 2 else Reply(BLANK) for r in queries]
 
     report = run(SMALL, "geneval_seen", COUNT, model).reports["geneval_seen"]
     assert report.score.value == 0.5 and report.score.low < 0.5 < report.score.high
@@ -98,7 +98,7 @@ def test_half_right_is_half():
 
 def test_a_model_that_draws_nothing_is_told_so():
     with pytest.raises(ValueError, match="0 pictures came back for 8 prompts"):
-        run(SMALL, "words", 8, lambda requests: [Reply() for _ in requests])
+        run(SMALL, "words", 8, lambda queries: [Reply() for _ in queries])
     with pytest.raises(ValueError, match="count is 0"):
         run(SMALL, "words", 0, Knowing("words"))
 
@@ -128,7 +128,7 @@ class TestScript:
         def begin(name):
             calls.append(name)
 
-        return evaluate(args, lambda requests: models[calls[-1]](requests), 64, settings, begin)
+        return evaluate(args, lambda queries: models[calls[-1]](queries), 64, settings, begin)
 
     def test_every_score_with_its_interval(self, tmp_path):
         found = self.scores(arguments(tmp_path), calls := [])
@@ -197,40 +197,40 @@ class Recorded(InternVLUPipeline):
                               None if mode == "text" else pictures)  # fmt: skip
 
 
-def requests(count: int, mode="image", source=None) -> list[Request]:
-    return [Request(n, mode, "x" * (n + 1), source) for n in range(count)]
+def queries(count: int, mode="image", source=None) -> list[Query]:
+    return [Query(n, mode, "x" * (n + 1), source) for n in range(count)]
 
 
 def test_batches_have_one_size_and_noise_is_of_the_case():
     pipe, done = Recorded(), []
-    replies = PipelineModel(pipe, Options(batch=4, side=64, steps=3), done.append)(requests(10))
+    replies = PipelineResponder(pipe, SamplingOptions(batch=4, side=64, steps=3), done.append)(queries(10))
     assert [int(reply.picture[0, 0, 0]) for reply in replies] == list(range(1, 11)) and done == [4, 4, 2]
     assert [len(prompts) for prompts, *_ in pipe.calls] == [4, 4, 4]
     noise = [call[3]["latents"] for call in pipe.calls]
     assert {n.dtype for n in noise} == {np.dtype(np.float32)} and {n.shape[0] for n in noise} == {4}
     again = Recorded()
-    PipelineModel(again, Options(batch=10, side=64))(requests(10, "text_image"))
+    PipelineResponder(again, SamplingOptions(batch=10, side=64))(queries(10, "text_image"))
     np.testing.assert_array_equal(again.calls[0][3]["latents"], np.concatenate(noise)[:10])
     assert abs(np.std(noise[0]) - 1) < 0.1 and not np.array_equal(noise[0][0], noise[0][1])
-    PipelineModel(again, Options(side=64))(requests(3))
+    PipelineResponder(again, SamplingOptions(side=64))(queries(3))
     assert len(again.calls[-1][0]) == 3
 
 
 def test_settings_reach_the_pipeline():
     pipe = Recorded()
-    model = PipelineModel(pipe, Options(steps=7, side=64, all_cfg_scale=2.5))
-    model(requests(2, "text", BLANK))
-    model(requests(2))
-    model(requests(2, "text_image"))
+    model = PipelineResponder(pipe, SamplingOptions(steps=7, side=64, all_cfg_scale=2.5))
+    model(queries(2, "text", BLANK))
+    model(queries(2))
+    model(queries(2, "text_image"))
     (_, images, _, asked), (_, without, _, drawn), (*_, reasoned) = pipe.calls
     assert asked == {"max_new_tokens": 24} and np.array_equal(np.asarray(images[0]), BLANK) and without == [None] * 2
     assert {k: v for k, v in drawn.items() if k != "latents"} == {
         "max_new_tokens": None, "height": 64, "width": 64, "num_inference_steps": 7, "all_cfg_scale": 2.5,
     }  # fmt: skip
     assert reasoned["max_new_tokens"] == 96
-    assert model(requests(2, "text"))[1].text == "XX"
-    assert Options().guidance() == {"image": (4.5, 2.0), "text_image": (3.5, 1.5)}
-    assert Options(part_cfg_scale=1.0).guidance() == {"image": (4.5, 1.0), "text_image": (3.5, 1.0)}
+    assert model(queries(2, "text"))[1].text == "XX"
+    assert SamplingOptions().guidance() == {"image": (4.5, 2.0), "text_image": (3.5, 1.5)}
+    assert SamplingOptions(part_cfg_scale=1.0).guidance() == {"image": (4.5, 1.0), "text_image": (3.5, 1.0)}
 
 
 @pytest.mark.parametrize(

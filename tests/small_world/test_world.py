@@ -10,7 +10,7 @@ import pytest
 
 from internvlu_jax.config import ConfigError
 from internvlu_jax.data.sources import open_source
-from internvlu_jax.small_world import FULL, SMALL, WEIGHTS, Group, Item, Scene, Wanted, Word, World, WorldSource
+from internvlu_jax.small_world import FULL, SMALL, WEIGHTS, Group, Item, Scene, SceneSpec, Word, World, WorldSource
 from internvlu_jax.small_world.names import open_world
 from internvlu_jax.small_world.scenes.layout import NoPlaceError, free_place
 from internvlu_jax.small_world.scenes.letters import line_cells, word_cells
@@ -21,7 +21,7 @@ from internvlu_jax.small_world.tasks.domains import DOMAINS, TASKS
 from internvlu_jax.small_world.tasks.domains.reasoning import riddle
 from internvlu_jax.small_world.tasks.edits import edit
 from internvlu_jax.small_world.tasks.questions import question
-from internvlu_jax.small_world.tasks.spec_sampling import wish
+from internvlu_jax.small_world.tasks.spec_sampling import sample_spec
 from internvlu_jax.small_world.tasks.specs import scene_of
 from tests.helpers.world import examples, source
 
@@ -277,7 +277,7 @@ def test_bad_worlds(fields, message):
 def test_bad_parts():
     rng = np.random.default_rng(0)
     for call, message in (
-        (lambda: wish(SMALL, "poem", rng), "the category is 'poem'"),
+        (lambda: sample_spec(SMALL, "poem", rng), "the category is 'poem'"),
         (lambda: edit(SMALL, "rotate", rng), "the kind of edit is 'rotate'"),
         (lambda: question(SMALL, "why", rng), "the kind of question is 'why'"),
         (lambda: word_cells("CA T"), "the word is 'CA T'"),
@@ -285,19 +285,19 @@ def test_bad_parts():
         (lambda: inside("blob", np.zeros(1), np.zeros(1)), "the kind is 'blob'"),
         (lambda: Scene(background="mauve").draw(64), "the colour is 'mauve'"),
         (lambda: Scene().draw(4), "side is 4; expected at least 8"),
-        (lambda: chinese(Wanted((Group("star"), Group("circle")), "above"), rng), "has a relation"),
+        (lambda: chinese(SceneSpec((Group("star"), Group("circle")), "above"), rng), "has a relation"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
     with pytest.raises(NoPlaceError, match="does not fit into the picture"):
         free_place((0.6, 0.1), [], 256, rng)
     with pytest.raises(NoPlaceError, match="no scene was found"):
-        scene_of(SMALL, Wanted((Group("star"), Group("star")), "above"), rng)
+        scene_of(SMALL, SceneSpec((Group("star"), Group("star")), "above"), rng)
 
 
 def test_a_world_of_one_kind_has_single_objects():
     world = World(kinds=("circle",), colours=("red",), sizes=("small",), backgrounds=("white",), most=1)
-    scene = scene_of(world, wish(world, "single", np.random.default_rng(0)), np.random.default_rng(0))
+    scene = scene_of(world, sample_spec(world, "single", np.random.default_rng(0)), np.random.default_rng(0))
     assert [(item.kind, item.colour, item.radius) for item in scene.items] == [("circle", "red", SIZES["small"])]
     text, _, wanted = riddle(world, "kind", np.random.default_rng(0))
     assert "next shape" not in text and [group.kind for group in wanted.groups] == ["circle"]

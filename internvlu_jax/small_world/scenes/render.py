@@ -102,8 +102,8 @@ def _cell_counts(cells: Bool[np.ndarray, "a b"], box: Box, side: int) -> tuple[C
     left, top, right, bottom = (edge * side for edge in box)
     columns, across, column = _cells_along(left, right, cells.shape[1])
     rows, down, row = _cells_along(top, bottom, cells.shape[0])
-    found = cells[np.clip(rows, 0, cells.shape[0] - 1)][:, np.clip(columns, 0, cells.shape[1] - 1)]
-    return _counts(found & down[:, None] & across), row, column
+    filled = cells[np.clip(rows, 0, cells.shape[0] - 1)][:, np.clip(columns, 0, cells.shape[1] - 1)]
+    return _counts(filled & down[:, None] & across), row, column
 
 
 def _cells_along(low: float, high: float, cells: int) -> tuple[np.ndarray, np.ndarray, int]:

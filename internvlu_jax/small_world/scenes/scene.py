@@ -38,7 +38,7 @@ BACKGROUNDS: Mapping[str, Colour] = {
     "light green": (200, 240, 200),
     "light gray": (218, 218, 218),
 }
-"""Colours of backgrounds; white goes without saying."""
+"""Colours of backgrounds; prompts do not mention white."""
 
 SIZES: Mapping[str, float] = {"small": 8 / 64, "large": 12 / 64}
 """Radius of each size."""

@@ -88,10 +88,10 @@ def measures(kind: str) -> tuple[float, tuple[float, float], tuple[float, float]
     """Area, centroid (x, y) and half the box (x, y) of a shape of radius 1."""
     axis = (np.arange(_DENSE) + 0.5) / _DENSE * 3 - 1.5
     x, y = np.broadcast_arrays(axis[None, :], axis[:, None])
-    found = inside(kind, x, y)
+    covered = inside(kind, x, y)
     cell = (3 / _DENSE) ** 2
-    half = tuple(float(np.max(np.abs(c[found]))) + 1.5 / _DENSE for c in (x, y))
-    return float(np.sum(found)) * cell, (float(np.mean(x[found])), float(np.mean(y[found]))), (half[0], half[1])
+    half = tuple(float(np.max(np.abs(c[covered]))) + 1.5 / _DENSE for c in (x, y))
+    return float(np.sum(covered)) * cell, (float(np.mean(x[covered])), float(np.mean(y[covered]))), (half[0], half[1])
 
 
 def extent(kind: str, radius: float) -> tuple[float, float]:

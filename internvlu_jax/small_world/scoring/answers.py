@@ -10,18 +10,16 @@ _LEADING = re.compile(r"^(there (is|are)|it is|it's|its|the|an?)\s+")
 _DIGITS = {"zero": "0", **{word: str(n) for n, word in enumerate(NUMBERS) if n}}
 
 
-def right(wanted: str, said: str, reading: bool = False) -> bool:
+def right(expected: str, said: str, reading: bool = False) -> bool:
     """Whether the answer says the same, apart from case, punctuation, articles and how numbers are written.
 
     Args:
         reading: the question was what is written, where "TEN" is not "10".
     """
     if reading:
-        return _bare(said) == _bare(wanted)
-    found, expected = plain(said), plain(wanted)
-    if expected in ("yes", "no"):
-        return found.split(" ")[0] == expected
-    return found == expected
+        return _bare(said) == _bare(expected)
+    answer, expected = plain(said), plain(expected)
+    return (answer.split(" ")[0] if expected in ("yes", "no") else answer) == expected
 
 
 def plain(text: str) -> str:

@@ -54,10 +54,10 @@ def labels(mask: Mask) -> tuple[Int[np.ndarray, "y x"], int]:
             if runs[m][1] <= stop and start <= runs[m][2]:
                 parents[root(n)] = root(m)
     names: dict[int, int] = {}
-    found = np.zeros((height, width), np.int32)
+    numbers = np.zeros((height, width), np.int32)
     for n, (row, start, stop) in enumerate(runs):
-        found[row, start:stop] = names.setdefault(root(n), len(names) + 1)
-    return found, len(names)
+        numbers[row, start:stop] = names.setdefault(root(n), len(names) + 1)
+    return numbers, len(names)
 
 
 def eroded(mask: Mask) -> Mask:

@@ -15,7 +15,7 @@ from internvlu_jax.small_world.tasks.domains import general, humour, reasoning, 
 from internvlu_jax.small_world.tasks.edits import EDITS
 from internvlu_jax.small_world.tasks.example import Example
 from internvlu_jax.small_world.tasks.questions import QUESTIONS
-from internvlu_jax.small_world.tasks.spec_sampling import CATEGORIES, wish
+from internvlu_jax.small_world.tasks.spec_sampling import CATEGORIES, sample_spec
 from internvlu_jax.small_world.tasks.specs import scene_of
 from internvlu_jax.small_world.tasks.steps import STEPS
 
@@ -25,8 +25,8 @@ _DOMAINS = {"science": science.TASKS, "spatial": spatial.TASKS, "humour": humour
 
 
 def _geneval(held_out: bool, world: World, category: str, rng: np.random.Generator) -> Example:
-    wanted = wish(world, category, rng, held_out)
-    return Example("t2i", category, caption(wanted, rng), wanted, scene_of(world, wanted, rng, held_out))
+    spec = sample_spec(world, category, rng, held_out)
+    return Example("t2i", category, caption(spec, rng), spec, scene_of(world, spec, rng, held_out))
 
 
 def _question(world: World, kind: str, rng: np.random.Generator) -> Example:
@@ -46,8 +46,8 @@ def _words(world: World, _: str, rng: np.random.Generator) -> Example:
 
 
 def _reasoning(world: World, kind: str, rng: np.random.Generator) -> Example:
-    prompt, thought, wanted = reasoning.riddle(world, kind, rng)
-    return Example("t2i", kind, prompt, wanted, scene_of(world, wanted, rng), reasoning=thought)
+    prompt, thought, spec = reasoning.riddle(world, kind, rng)
+    return Example("t2i", kind, prompt, spec, scene_of(world, spec, rng), reasoning=thought)
 
 
 _CASES: Mapping[str, tuple[tuple[str, ...], _Maker]] = {

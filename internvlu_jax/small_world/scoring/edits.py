@@ -13,7 +13,7 @@ from internvlu_jax.small_world.scenes.world import World
 from internvlu_jax.small_world.scoring.blobs import dilated
 from internvlu_jax.small_world.scoring.geneval import RIGHT, Verdict
 from internvlu_jax.small_world.scoring.reader import read
-from internvlu_jax.small_world.scoring.reading import Found, FoundWord, Reading
+from internvlu_jax.small_world.scoring.reading import Reading, ReadItem, ReadWord
 from internvlu_jax.small_world.tasks.edits import Edit
 
 SAME = 0.06
@@ -37,7 +37,7 @@ def score(world: World, edit: Edit, picture: UInt8[np.ndarray, "y x 3"]) -> tupl
     return verdict, psnr(picture, edit.before.draw(len(picture)), kept) if np.any(kept) else None
 
 
-def judge(edit: Edit, reading: Reading) -> tuple[Verdict, Found | None]:
+def judge(edit: Edit, reading: Reading) -> tuple[Verdict, ReadItem | None]:
     """The verdict, and the object that the edit was about, if it was found."""
     left = list(reading.items)
     rest = [item for item in edit.after.items if item != edit.new]
@@ -56,11 +56,11 @@ def judge(edit: Edit, reading: Reading) -> tuple[Verdict, Found | None]:
     return RIGHT, target
 
 
-def _same_word(word: Word | None, found: Sequence[FoundWord]) -> bool:
+def _same_word(word: Word | None, words: Sequence[ReadWord]) -> bool:
     """Whether this word is there, where it was, and no other."""
-    if word is None or len(found) != 1:
-        return word is None and not found
-    (other,) = found
+    if word is None or len(words) != 1:
+        return word is None and not words
+    (other,) = words
     near = max(abs(other.x - word.x), abs(other.y - word.y)) <= SAME
     return (other.text, other.colour) == (word.text, word.colour) and near
 
@@ -71,23 +71,23 @@ def _reach(edit: Edit) -> float:
     return MOVED if edit.kind in ("move", "add") else SAME
 
 
-def _take(left: list[Found], item: Item, reach: float, sized: bool = True) -> Found | None:
+def _take(left: list[ReadItem], item: Item, reach: float, sized: bool = True) -> ReadItem | None:
     """Takes the nearest object out that is this one."""
-    found = [
+    matches = [
         other
         for other in left
         if (other.kind, other.colour) == (item.kind, item.colour)
         and (not sized or other.size == item.size)
         and max(abs(other.x - item.x), abs(other.y - item.y)) <= reach
     ]
-    if not found:
+    if not matches:
         return None
-    nearest = min(found, key=lambda other: abs(other.x - item.x) + abs(other.y - item.y))
+    nearest = min(matches, key=lambda other: abs(other.x - item.x) + abs(other.y - item.y))
     left.remove(nearest)
     return nearest
 
 
-def untouched(edit: Edit, side: int, target: Found | None = None) -> Bool[np.ndarray, "y x"]:
+def untouched(edit: Edit, side: int, target: ReadItem | None = None) -> Bool[np.ndarray, "y x"]:
     """The pixels that the edit does not change, apart from those near what it does."""
     changed = (edit.before.draw(side) != edit.after.draw(side)).any(2)
     if target is not None:

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from internvlu_jax.small_world.scenes.world import World
 from internvlu_jax.small_world.scoring.reader import read
 from internvlu_jax.small_world.scoring.reading import Reading
-from internvlu_jax.small_world.tasks.specs import APART, Wanted, assignments, related
+from internvlu_jax.small_world.tasks.specs import APART, SceneSpec, assignments, related
 
 
 @dataclass(frozen=True)
@@ -29,27 +29,27 @@ class Verdict:
 RIGHT = Verdict(True)
 
 
-def score(world: World, wanted: Wanted, picture: UInt8[np.ndarray, "y x 3"]) -> Verdict:
+def score(world: World, spec: SceneSpec, picture: UInt8[np.ndarray, "y x 3"]) -> Verdict:
     """The verdict on a picture; its shapes can only be those of the world."""
-    return judge(wanted, read(picture, world.kinds))
+    return judge(spec, read(picture, world.kinds))
 
 
-def judge(wanted: Wanted, reading: Reading) -> Verdict:
+def judge(spec: SceneSpec, reading: Reading) -> Verdict:
     """Whether the picture shows what was asked for and nothing else."""
     for reason, wrong in (
         ("malformed", bool(reading.malformed)),
-        ("text", [word.text for word in reading.words] != ([wanted.word] if wanted.word is not None else [])),
-        ("count", len(reading.items) != wanted.count),
+        ("text", [word.text for word in reading.words] != ([spec.word] if spec.word is not None else [])),
+        ("count", len(reading.items) != spec.count),
     ):
         if wrong:
             return Verdict(False, reason)
-    reason = _objects(wanted, reading) or _surroundings(wanted, reading)
+    reason = _objects(spec, reading) or _surroundings(spec, reading)
     return Verdict(False, reason) if reason else RIGHT
 
 
-def _objects(wanted: Wanted, reading: Reading) -> str:
+def _objects(spec: SceneSpec, reading: Reading) -> str:
     """What is wrong with the objects: the first of their properties with which they cannot be what was asked for."""
-    groups = wanted.groups
+    groups = spec.groups
     for reason, simpler in (
         ("kind", tuple(replace(group, colour=None, size=None) for group in groups)),
         ("colour", tuple(replace(group, size=None) for group in groups)),
@@ -57,7 +57,7 @@ def _objects(wanted: Wanted, reading: Reading) -> str:
     ):
         if not assignments(simpler, reading.items):
             return reason
-    relation = wanted.relation
+    relation = spec.relation
     if relation is None:
         return ""
     ways = assignments(groups, reading.items)
@@ -65,12 +65,12 @@ def _objects(wanted: Wanted, reading: Reading) -> str:
     return "" if holds else "position"
 
 
-def _surroundings(wanted: Wanted, reading: Reading) -> str:
-    if wanted.word is not None:
+def _surroundings(spec: SceneSpec, reading: Reading) -> str:
+    if spec.word is not None:
         word = reading.words[0]
-        if wanted.word_colour not in (None, word.colour):
+        if spec.word_colour not in (None, word.colour):
             return "colour"
-        sign = {"above": 1, "below": -1}.get(wanted.word_place or "", 0)
+        sign = {"above": 1, "below": -1}.get(spec.word_place or "", 0)
         if sign and any(sign * (item.y - word.y) < APART for item in reading.items):
             return "position"
-    return "background" if reading.background != (wanted.background or "white") else ""
+    return "background" if reading.background != (spec.background or "white") else ""

@@ -12,7 +12,7 @@ from internvlu_jax.small_world.scenes.letters import COLUMNS, GLYPHS, LETTERS, R
 from internvlu_jax.small_world.scenes.render import Box
 from internvlu_jax.small_world.scenes.scene import CELL
 from internvlu_jax.small_world.scoring.blobs import Blob, Plane, smoothed
-from internvlu_jax.small_world.scoring.reading import FoundWord
+from internvlu_jax.small_world.scoring.reading import ReadWord
 
 LETTER = 0.8
 """Least agreement of a letter: one minus the mean difference of its cells."""
@@ -23,7 +23,7 @@ _BLURS = (0.4, 0.75, 1.1)  # pixels, where a letter's cells are two wide and thr
 _TALL = (0.75, 1.25)  # a word's height in those of a letter
 
 
-def read_words(blobs: Sequence[Blob], side: int) -> tuple[list[FoundWord], list[Box]]:
+def read_words(blobs: Sequence[Blob], side: int) -> tuple[list[ReadWord], list[Box]]:
     """Words among blobs that are no shapes, and the boxes of those blobs that belong to none."""
     words, malformed = [], []
     for line in _lines(blobs):
@@ -53,7 +53,7 @@ def _beside(a: Box, b: Box) -> bool:
     return a[1] < b[3] and b[1] < a[3] and b[0] - a[2] < COLUMNS * CELL[0]
 
 
-def _word(line: Sequence[Blob], side: int) -> FoundWord | None:
+def _word(line: Sequence[Blob], side: int) -> ReadWord | None:
     if line[0].colour is None:
         return None
     shares = np.zeros((side, side))
@@ -75,7 +75,7 @@ def _word(line: Sequence[Blob], side: int) -> FoundWord | None:
     if fit < LETTER:
         return None
     box = (left / side, top / side, right / side, bottom / side)
-    return FoundWord(text, line[0].colour, middle[0] / side, middle[1] / side, box)
+    return ReadWord(text, line[0].colour, middle[0] / side, middle[1] / side, box)
 
 
 def _best(shares: Plane, middle: tuple[float, float], count: int, cell: tuple[float, float]) -> tuple[str, float]:
@@ -98,13 +98,13 @@ def _best(shares: Plane, middle: tuple[float, float], count: int, cell: tuple[fl
 @cache
 def _templates() -> np.ndarray:
     """The mean cells of every letter, blurred more or less: [blur, letter, row, column]."""
-    found = []
+    templates = []
     for sigma in _BLURS:
         for name in LETTERS:
             pixels = np.pad(np.kron(GLYPHS[name], np.ones((3, 2))), 6)
             cells = smoothed(pixels, sigma)[6:-6, 6:-6].reshape(ROWS, 3, COLUMNS, 2).mean((1, 3))
-            found.append(cells)
-    return np.stack(found).reshape(len(_BLURS), len(LETTERS), ROWS, COLUMNS)
+            templates.append(cells)
+    return np.stack(templates).reshape(len(_BLURS), len(LETTERS), ROWS, COLUMNS)
 
 
 def _letter(cells: Plane) -> tuple[str, float]:

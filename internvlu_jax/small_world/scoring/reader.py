@@ -24,7 +24,7 @@ from internvlu_jax.small_world.scenes.scene import BACKGROUNDS, COLOURS, SIZES
 from internvlu_jax.small_world.scenes.shapes import KINDS, measures
 from internvlu_jax.small_world.scoring.blobs import Blob, Mask, Plane, dilated, eroded, labels, smoothed
 from internvlu_jax.small_world.scoring.lettering import read_words
-from internvlu_jax.small_world.scoring.reading import Found, Reading
+from internvlu_jax.small_world.scoring.reading import Reading, ReadItem
 
 OUT = 45.0
 """Difference of colour, in levels, from which on a pixel is not background."""
@@ -112,12 +112,12 @@ def _nearest(colour: np.ndarray, names: Mapping[str, tuple[int, int, int]], limi
 def _blobs(pixels: np.ndarray, background: np.ndarray) -> list[Blob]:
     difference = np.linalg.norm(pixels - background, axis=2)
     numbered, count = labels(difference > OUT)
-    found = []
+    blobs = []
     for number in range(1, count + 1):
         mask = numbered == number
         if np.sum(mask) >= _SPECK * mask.size:
-            found.append(_blob(pixels, background, difference, mask, numbered))
-    return found
+            blobs.append(_blob(pixels, background, difference, mask, numbered))
+    return blobs
 
 
 def _blob(pixels: np.ndarray, background: np.ndarray, difference: Plane, mask: Mask, numbered: np.ndarray) -> Blob:
@@ -144,7 +144,7 @@ def _blob(pixels: np.ndarray, background: np.ndarray, difference: Plane, mask: M
     return Blob(_colour_name(core, background, stroke), shares, top, left, box, even)
 
 
-def _item(blob: Blob, side: int, kinds: tuple[str, ...]) -> Found | None:
+def _item(blob: Blob, side: int, kinds: tuple[str, ...]) -> ReadItem | None:
     """The blob as an object, if it is one."""
     if blob.colour is None or not blob.even:
         return None
@@ -167,7 +167,7 @@ def _item(blob: Blob, side: int, kinds: tuple[str, ...]) -> Found | None:
     radius /= side
     size = "large" if radius > _LARGE else "small"
     box = box_at(middle, (half[0] * radius, half[1] * radius))
-    return Found(kind, blob.colour, size, *middle, radius, box, fit)
+    return ReadItem(kind, blob.colour, size, *middle, radius, box, fit)
 
 
 def _agreement(blurred: Plane, kind: str, radius: float, x: float, y: float) -> float:

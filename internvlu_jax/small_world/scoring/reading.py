@@ -8,7 +8,7 @@ from internvlu_jax.small_world.scenes.render import Box
 
 
 @dataclass(frozen=True)
-class Found:
+class ReadItem:
     """An object; x, y is the middle of its box. fit: how well its shape agrees, 0 to 1."""
 
     kind: str
@@ -22,7 +22,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class FoundWord:
+class ReadWord:
     """A word; letters that could not be read are "?"."""
 
     text: str
@@ -36,7 +36,7 @@ class FoundWord:
 class Reading:
     """What a picture shows. background: None is a colour without a name. malformed: boxes of what is no object."""
 
-    items: tuple[Found, ...]
+    items: tuple[ReadItem, ...]
     background: str | None
-    words: tuple[FoundWord, ...] = ()
+    words: tuple[ReadWord, ...] = ()
     malformed: tuple[Box, ...] = ()

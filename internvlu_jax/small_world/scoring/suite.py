@@ -1,6 +1,6 @@
 """Scores of a model: the fixed cases are put to it, what comes back is judged, and the verdicts become shares.
 
-A model is anything that replies to requests; `model.PipelineModel` is the real one.
+A model is anything that replies to queries; `responder.PipelineResponder` is the real one.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
-from jaxtyping import UInt8
-
 from internvlu_jax.evaluation.scores import Score, by_category, gain, mean, overall, share
+from internvlu_jax.small_world.scenes.render import Picture
 from internvlu_jax.small_world.scenes.world import WORDS, World
 from internvlu_jax.small_world.scoring import answers, edits, geneval, words
 from internvlu_jax.small_world.scoring.cases import cases
@@ -23,12 +21,11 @@ from internvlu_jax.small_world.scoring.reader import read
 from internvlu_jax.small_world.tasks.captions import plain
 from internvlu_jax.small_world.tasks.example import Example
 
-Picture = UInt8[np.ndarray, "y x 3"]
 Mode = Literal["text", "image", "text_image"]
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
+class Query:
     """One prompt in one mode of the pipeline. number: of the case, so that its noise can be the same in both modes."""
 
     number: int
@@ -45,8 +42,8 @@ class Reply:
     text: str = ""
 
 
-Model = Callable[[Sequence[Request]], Sequence[Reply]]
-"""Replies in the order of the requests, all of which have one mode and either all or none a source."""
+Responder = Callable[[Sequence[Query]], Sequence[Reply]]
+"""Replies in the order of the queries, all of which have one mode and either all or none a source."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
 """The keys of the reports of every set of cases."""
 
 
-def run(world: World, name: str, count: int, model: Model, side: int = 64, seed: int = 0) -> Result:
+def run(world: World, name: str, count: int, model: Responder, side: int = 64, seed: int = 0) -> Result:
     """Puts so many cases of one set to the model.
 
     Args:
@@ -103,19 +100,19 @@ def run(world: World, name: str, count: int, model: Model, side: int = 64, seed:
     """
     if count < 1:
         raise ValueError(f"count is {count}; expected at least 1")
-    found = cases(world, name, count, seed)
+    examples = cases(world, name, count, seed)
     if name == "reasoning":
-        return _reasoning(world, found, model)
+        return _reasoning(world, examples, model)
     if name == "edits":
-        return _edits(world, found, model, side)
+        return _edits(world, examples, model, side)
     if name in ("questions", "domain_questions"):
-        return _questions(name, found, model, side)
-    return _words(world, found, model) if name == "words" else _geneval(name, world, found, model)
+        return _questions(name, examples, model, side)
+    return _words(world, examples, model) if name == "words" else _geneval(name, world, examples, model)
 
 
-def _requests(found: Sequence[Example], mode: Mode, side: int | None = None) -> list[Request]:
-    sources = [None if side is None or case.source is None else case.source.draw(side) for case in found]
-    return [Request(n, mode, case.prompt, source) for n, (case, source) in enumerate(zip(found, sources, strict=True))]
+def _queries(examples: Sequence[Example], mode: Mode, side: int | None = None) -> list[Query]:
+    sources = [None if side is None or case.source is None else case.source.draw(side) for case in examples]
+    return [Query(n, mode, case.prompt, source) for n, (case, source) in enumerate(zip(examples, sources, strict=True))]
 
 
 def _drawn(replies: Sequence[Reply]) -> list[Picture]:
@@ -136,18 +133,18 @@ def _reasons(verdicts: Iterable[Verdict]) -> dict[str, int]:
     return dict(Counter(verdict.reason for verdict in verdicts if not verdict.right).most_common())
 
 
-def _geneval(name: str, world: World, found: Sequence[Example], model: Model) -> Result:
+def _geneval(name: str, world: World, examples: Sequence[Example], model: Responder) -> Result:
     outcomes = []
-    for case, picture in zip(found, _drawn(model(_requests(found, "image"))), strict=True):
+    for case, picture in zip(examples, _drawn(model(_queries(examples, "image"))), strict=True):
         verdict = geneval.score(world, case.truth, picture)
         outcomes.append(Outcome((case.topic,), verdict, ((picture, _below(case, verdict)),)))
     report = _report(outcomes)
     return Result({name: Report(overall(report.parts), report.parts, report.reasons)}, outcomes)
 
 
-def _words(world: World, found: Sequence[Example], model: Model) -> Result:
+def _words(world: World, examples: Sequence[Example], model: Responder) -> Result:
     outcomes, whole = [], []
-    for case, picture in zip(found, _drawn(model(_requests(found, "image"))), strict=True):
+    for case, picture in zip(examples, _drawn(model(_queries(examples, "image"))), strict=True):
         reading, text = read(picture, world.kinds), case.truth.word
         verdict = words.judge(case.truth, reading)
         length = f"{len(text)} letter{'s' if len(text) > 1 else ''}"
@@ -159,25 +156,25 @@ def _words(world: World, found: Sequence[Example], model: Model) -> Result:
     return Result({"words": Report(report.score, parts, report.reasons)}, outcomes)
 
 
-def _questions(name: str, found: Sequence[Example], model: Model, side: int) -> Result:
-    requests, outcomes = _requests(found, "text", side), []
-    for case, request, reply in zip(found, requests, model(requests), strict=True):
+def _questions(name: str, examples: Sequence[Example], model: Responder, side: int) -> Result:
+    queries, outcomes = _queries(examples, "text", side), []
+    for case, query, reply in zip(examples, queries, model(queries), strict=True):
         right = answers.right(case.answer, reply.text, reading=case.topic == "reading")
         verdict = Verdict(right, "" if right else "answer")
         text = f"{_ascii(case.prompt)} {_ascii(reply.text)!r}" + ("" if right else f", not {case.answer!r}")
-        assert request.source is not None
-        outcomes.append(Outcome((case.topic,), verdict, ((request.source, text),)))
+        assert query.source is not None
+        outcomes.append(Outcome((case.topic,), verdict, ((query.source, text),)))
     return Result({name: _report(outcomes)}, outcomes)
 
 
-def _edits(world: World, found: Sequence[Example], model: Model, side: int) -> Result:
-    requests, outcomes, kept = _requests(found, "image", side), [], []
-    for case, request, picture in zip(found, requests, _drawn(model(requests)), strict=True):
+def _edits(world: World, examples: Sequence[Example], model: Responder, side: int) -> Result:
+    queries, outcomes, kept = _queries(examples, "image", side), [], []
+    for case, query, picture in zip(examples, queries, _drawn(model(queries)), strict=True):
         verdict, untouched = edits.score(world, case.truth, picture)
         kept += [] if untouched is None else [(case.topic, untouched)]
         rest = "" if untouched is None else f", untouched {untouched:.0f} dB"
-        assert request.source is not None
-        panels = ((request.source, _ascii(case.prompt)), (picture, _verdict(verdict) + rest))
+        assert query.source is not None
+        panels = ((query.source, _ascii(case.prompt)), (picture, _verdict(verdict) + rest))
         outcomes.append(Outcome((case.topic,), verdict, panels))
     means = {
         kind: mean([value for other, value in kept if other == kind]) for kind in dict.fromkeys(k for k, _ in kept)
@@ -186,21 +183,21 @@ def _edits(world: World, found: Sequence[Example], model: Model, side: int) -> R
     return Result({"edits_done": _report(outcomes), "edit_untouched_psnr": psnr}, outcomes)
 
 
-def _reasoning(world: World, found: Sequence[Example], model: Model) -> Result:
+def _reasoning(world: World, examples: Sequence[Example], model: Responder) -> Result:
     """The same prompts without and with the reasoning that the model writes; an outcome is that with it."""
-    without = _drawn(model(_requests(found, "image")))
-    replies = model(_requests(found, "text_image"))
+    without = _drawn(model(_queries(examples, "image")))
+    replies = model(_queries(examples, "text_image"))
     outcomes, before = [], []
-    for case, first, reply, second in zip(found, without, replies, _drawn(replies), strict=True):
+    for case, first, reply, second in zip(examples, without, replies, _drawn(replies), strict=True):
         verdicts = [geneval.score(world, case.truth, picture) for picture in (first, second)]
         before.append(verdicts[0].right)
         panels = ((first, _below(case, verdicts[0])), (second, f"{_ascii(reply.text)} [{_verdict(verdicts[1])}]"))
         outcomes.append(Outcome((case.topic,), verdicts[1], panels))
     after = [outcome.verdict.right for outcome in outcomes]
-    written = [reply.text.strip() == case.reasoning for case, reply in zip(found, replies, strict=True)]
+    written = [reply.text.strip() == case.reasoning for case, reply in zip(examples, replies, strict=True)]
     parts = {"with": share(after), "without": share(before), "reasoning as expected": share(written)}
-    for kind in dict.fromkeys(case.topic for case in found):
-        chosen = [n for n, case in enumerate(found) if case.topic == kind]
+    for kind in dict.fromkeys(case.topic for case in examples):
+        chosen = [n for n, case in enumerate(examples) if case.topic == kind]
         parts[f"gain {kind}"] = gain([after[n] for n in chosen], [before[n] for n in chosen])
     reasons = _reasons(outcome.verdict for outcome in outcomes)
     return Result({"reasoning_gain": Report(gain(after, before), parts, reasons)}, outcomes)

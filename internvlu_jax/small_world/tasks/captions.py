@@ -1,4 +1,4 @@
-"""Wishes as text: one grammar for prompts, captions and questions, in English and, for words, in Chinese."""
+"""Specs as text: one grammar for prompts, captions and questions, in English and, for words, in Chinese."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from internvlu_jax.small_world.tasks.specs import Group, Wanted
+from internvlu_jax.small_world.tasks.specs import Group, SceneSpec
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -67,16 +67,16 @@ def listing(phrases: Sequence[str]) -> str:
     return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
 
 
-def plain(wanted: Wanted) -> str:
+def plain(spec: SceneSpec) -> str:
     """The one plain way to say it, as reasoning ends with it."""
-    return _said(wanted, wanted.relation, "on a {} background")
+    return _said(spec, spec.relation, "on a {} background")
 
 
-def caption(wanted: Wanted, rng: np.random.Generator) -> str:
+def caption(spec: SceneSpec, rng: np.random.Generator) -> str:
     """One of the ways to say it."""
-    relation = pick(_RELATIONS[wanted.relation], rng) if wanted.relation else None
+    relation = pick(_RELATIONS[spec.relation], rng) if spec.relation else None
     background = pick(("on a {} background", "on a {} background", "on {}"), rng)
-    return frame(rng).format(_said(wanted, relation, background, rng))
+    return frame(rng).format(_said(spec, relation, background, rng))
 
 
 def frame(rng: np.random.Generator) -> str:
@@ -84,40 +84,40 @@ def frame(rng: np.random.Generator) -> str:
     return pick(_FRAMES, rng)
 
 
-def _said(wanted: Wanted, relation: str | None, background: str, rng: np.random.Generator | None = None) -> str:
-    phrases = [phrase(group) for group in wanted.groups]
+def _said(spec: SceneSpec, relation: str | None, background: str, rng: np.random.Generator | None = None) -> str:
+    phrases = [phrase(group) for group in spec.groups]
     text = f"{phrases[0]} {relation} {phrases[1]}" if relation else listing(phrases) if phrases else ""
-    if wanted.word is not None:
-        word = _word(wanted, rng)
-        text = f"{word} {wanted.word_place or 'and'} {text}" if text else word
-    return f"{text} {background.format(wanted.background)}" if wanted.background not in (None, "white") else text
+    if spec.word is not None:
+        word = _word(spec, rng)
+        text = f"{word} {spec.word_place or 'and'} {text}" if text else word
+    return f"{text} {background.format(spec.background)}" if spec.background not in (None, "white") else text
 
 
-def _word(wanted: Wanted, rng: np.random.Generator | None) -> str:
-    colour = f"{wanted.word_colour} " if wanted.word_colour else ""
-    ways = [f'the word "{wanted.word}"', f"the {colour}word {wanted.word}", f"the {colour}text {wanted.word}"]
-    ways[0] += f" in {wanted.word_colour}" if colour else ""
+def _word(spec: SceneSpec, rng: np.random.Generator | None) -> str:
+    colour = f"{spec.word_colour} " if spec.word_colour else ""
+    ways = [f'the word "{spec.word}"', f"the {colour}word {spec.word}", f"the {colour}text {spec.word}"]
+    ways[0] += f" in {spec.word_colour}" if colour else ""
     return ways[0] if rng is None else pick(ways, rng)
 
 
-def chinese(wanted: Wanted, rng: np.random.Generator) -> str:
+def chinese(spec: SceneSpec, rng: np.random.Generator) -> str:
     """One of the ways to say it in Chinese; relations between objects are not said.
 
     Raises:
         ValueError: there is a relation.
     """
-    if wanted.relation is not None:
-        raise ValueError(f"{wanted} has a relation; expected none in Chinese")
-    objects = "和".join(_chinese_group(group) for group in wanted.groups)
-    if wanted.word is None:
+    if spec.relation is not None:
+        raise ValueError(f"{spec} has a relation; expected none in Chinese")
+    objects = "和".join(_chinese_group(group) for group in spec.groups)
+    if spec.word is None:
         text = objects
     else:
-        colour = _CHINESE[wanted.word_colour] + "的" if wanted.word_colour else ""
-        word = pick((f"{colour}文字“{wanted.word}”", f"{colour}单词{wanted.word}"), rng)
-        between = {"above": "，下面是", "below": "，上面是", None: "和"}[wanted.word_place]
+        colour = _CHINESE[spec.word_colour] + "的" if spec.word_colour else ""
+        word = pick((f"{colour}文字“{spec.word}”", f"{colour}单词{spec.word}"), rng)
+        between = {"above": "，下面是", "below": "，上面是", None: "和"}[spec.word_place]
         text = word + (between + objects if objects else "")
-    if wanted.background not in (None, "white"):
-        text += f"，{_CHINESE[wanted.background or 'white']}背景"
+    if spec.background not in (None, "white"):
+        text += f"，{_CHINESE[spec.background or 'white']}背景"
     return pick(("{}", "画{}", "一张图片：{}"), rng).format(text)
 
 

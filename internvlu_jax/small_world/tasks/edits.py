@@ -13,8 +13,11 @@ from internvlu_jax.small_world.scenes.scene import SIZES, Item, Scene, word_exte
 from internvlu_jax.small_world.scenes.shapes import extent
 from internvlu_jax.small_world.scenes.world import World
 from internvlu_jax.small_world.tasks.captions import article, name, pick
-from internvlu_jax.small_world.tasks.spec_sampling import wish
-from internvlu_jax.small_world.tasks.specs import Group, Wanted, scene_of
+from internvlu_jax.small_world.tasks.rejection import first_accepted
+from internvlu_jax.small_world.tasks.spec_sampling import sample_spec
+from internvlu_jax.small_world.tasks.specs import Group, SceneSpec, scene_of
+
+_TRIES = 400
 
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 SIDES = ("left", "right", "top", "bottom")
@@ -44,19 +47,17 @@ def edit(world: World, kind: str, rng: np.random.Generator, held_out: bool = Fal
     Raises:
         ValueError: there is no such kind.
         ConfigError: no scene of the world has room for one more object.
-        NoPlaceError: none was found, which is bad luck.
+        NoPlaceError: none was found; another draw may find one.
     """
     if kind not in _MAKERS:
         raise ValueError(f"the kind of edit is {kind!r}; expected one of {', '.join(_MAKERS)}")
     world.require(least_objects(kind), f"an edit of kind {kind!r}")
-    for _ in range(400):
-        try:
-            made = _MAKERS[kind](world, _before(world, kind, rng, held_out), rng, held_out)
-        except NoPlaceError:
-            continue
-        if (world.holds(made.before) or world.holds(made.after)) == held_out:
-            return made
-    raise NoPlaceError(f"no edit {kind!r} was found with held_out {held_out}")
+    return first_accepted(
+        lambda: _MAKERS[kind](world, _before(world, kind, rng, held_out), rng, held_out),
+        lambda made: (world.holds(made.before) or world.holds(made.after)) == held_out,
+        _TRIES,
+        f"edit {kind!r} with held_out {held_out}",
+    )
 
 
 def least_objects(kind: str) -> int:
@@ -66,11 +67,11 @@ def least_objects(kind: str) -> int:
 
 def _before(world: World, kind: str, rng: np.random.Generator, held_out: bool) -> Scene:
     """A mixed scene; where something held out is to come in, it may be there already."""
-    wanted = wish(world, "mixed", rng, held_out and rng.random() < 0.5)
+    spec = sample_spec(world, "mixed", rng, held_out and rng.random() < 0.5)
     if kind == "text":
-        groups = wanted.groups[:1] if wanted.groups[0].count == 1 and rng.random() < 0.4 else ()
-        wanted = Wanted(groups, background=wanted.background, word=world.word(rng))
-    return scene_of(world, wanted, rng, held_out)
+        groups = spec.groups[:1] if spec.groups[0].count == 1 and rng.random() < 0.4 else ()
+        spec = SceneSpec(groups, background=spec.background, word=world.word(rng))
+    return scene_of(world, spec, rng, held_out)
 
 
 def reference(item: Item, scene: Scene, rng: np.random.Generator) -> str:

@@ -21,7 +21,7 @@ class Example:
     prompt: the prompt, the instruction or the question. answer: to a question. further: other questions about the same
         picture, with their answers.
     image: the picture to draw; source: the picture that is edited or asked about.
-    truth: what a scorer needs: a `Wanted`, an `Edit`, a `Question`, or what a domain's own scorer knows.
+    truth: what a scorer needs: a `SceneSpec`, an `Edit`, a `Question`, or what a domain's own scorer knows.
     reasoning: the words that lead from the prompt to the picture.
     """
 
@@ -39,5 +39,5 @@ class Example:
 Maker = Callable[[World, np.random.Generator, bool], Example]
 """From a world, a generator and whether something held out has to be in it (else nothing must) to an example.
 
-It may raise NoPlaceError when it was unlucky, and is then called again.
+It may raise NoPlaceError where its random choices do not fit together, and is then called again.
 """

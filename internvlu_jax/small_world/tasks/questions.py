@@ -12,9 +12,11 @@ from internvlu_jax.small_world.scenes.scene import Item, Scene
 from internvlu_jax.small_world.scenes.world import World
 from internvlu_jax.small_world.tasks.captions import article, name, pick, plural
 from internvlu_jax.small_world.tasks.edits import reference
-from internvlu_jax.small_world.tasks.spec_sampling import background, wish
-from internvlu_jax.small_world.tasks.specs import APART, OPPOSITE, RELATIONS, Group, Wanted, holds, related, scene_of
+from internvlu_jax.small_world.tasks.rejection import first_accepted
+from internvlu_jax.small_world.tasks.spec_sampling import background, sample_spec
+from internvlu_jax.small_world.tasks.specs import APART, OPPOSITE, RELATIONS, Group, SceneSpec, holds, related, scene_of
 
+_TRIES = 400
 _COUNTED = ("How many {} are there?", "How many {} are in the picture?", "How many {} do you see?")
 
 
@@ -34,19 +36,17 @@ def question(world: World, kind: str, rng: np.random.Generator, held_out: bool =
     Raises:
         ValueError: there is no such kind.
         ConfigError: no scene of the world has the objects that it is about.
-        NoPlaceError: none was found, which is bad luck.
+        NoPlaceError: none was found; another draw may find one.
     """
     if kind not in _MAKERS:
         raise ValueError(f"the kind of question is {kind!r}; expected one of {', '.join(_MAKERS)}")
     world.require(least_objects(kind), f"a question of kind {kind!r}")
-    for _ in range(400):
-        try:
-            made = _MAKERS[kind](world, rng, held_out)
-        except NoPlaceError:
-            continue
-        if world.holds(made.scene) == held_out:
-            return made
-    raise NoPlaceError(f"no question {kind!r} was found with held_out {held_out}")
+    return first_accepted(
+        lambda: _MAKERS[kind](world, rng, held_out),
+        lambda made: world.holds(made.scene) == held_out,
+        _TRIES,
+        f"question {kind!r} with held_out {held_out}",
+    )
 
 
 def least_objects(kind: str) -> int:
@@ -57,9 +57,9 @@ def least_objects(kind: str) -> int:
 def _mixed(world: World, rng: np.random.Generator, held_out: bool, least: int = 1) -> Scene:
     """Objects of all kinds, at least so many."""
     for _ in range(100):
-        wanted = wish(world, "mixed", rng, held_out)
-        if wanted.count >= least:
-            return scene_of(world, wanted, rng, held_out)
+        spec = sample_spec(world, "mixed", rng, held_out)
+        if spec.count >= least:
+            return scene_of(world, spec, rng, held_out)
     raise NoPlaceError(f"no scene with {least} objects was found")
 
 
@@ -85,7 +85,7 @@ def _existence(world: World, rng: np.random.Generator, held_out: bool, given: Sc
         colour = pick(world.colours, rng) if rng.random() < 0.5 else pick(scene.items, rng).colour
         kind = pick(world.kinds, rng) if rng.random() < 0.5 else item.kind
         group = Group(kind, colour if coloured else None)
-        if any(map(group.fits, scene.items)) or (not held_out and holds(world, Wanted((group,)))):
+        if any(map(group.fits, scene.items)) or (not held_out and holds(world, SceneSpec((group,)))):
             raise NoPlaceError("it is there, or must not be spoken of")
     text = pick(("Is there {} in the picture?", "Is there {}?", "Can you see {}?"), rng)
     return Question("existence", text.format(article(name(group))), _yes(there), scene)
@@ -105,7 +105,7 @@ def _count(world: World, rng: np.random.Generator, held_out: bool) -> Question:
     if not held_out and (asked.colour, asked.kind) in world.held_pairs:
         raise NoPlaceError("it must not be spoken of")
     groups = tuple([asked] * bool(number) + others)
-    scene = scene_of(world, Wanted(groups, background=background(world, rng)), rng, held_out)
+    scene = scene_of(world, SceneSpec(groups, background=background(world, rng)), rng, held_out)
     if sum(map(asked.fits, scene.items)) != number:
         raise NoPlaceError("there are others")
     return _how_many(asked, scene, rng)
@@ -203,10 +203,10 @@ def reference_but_size(item: Item, scene: Scene, rng: np.random.Generator) -> st
 
 
 def _reading(world: World, rng: np.random.Generator, held_out: bool) -> Question:
-    wanted = wish(world, "mixed", rng)
-    groups = wanted.groups[:1] if wanted.groups[0].count == 1 and rng.random() < 0.3 else ()
+    spec = sample_spec(world, "mixed", rng)
+    groups = spec.groups[:1] if spec.groups[0].count == 1 and rng.random() < 0.3 else ()
     word = world.word(rng, held_out)
-    scene = scene_of(world, Wanted(groups, background=wanted.background, word=word), rng, held_out)
+    scene = scene_of(world, SceneSpec(groups, background=spec.background, word=word), rng, held_out)
     ways = ("What does the word say?", "What is written in the picture?", "Read the text.", "图片上写着什么？")
     return Question("reading", pick(ways, rng), word, scene)
 
@@ -224,25 +224,25 @@ def _count_of(world: World, rng: np.random.Generator, held_out: bool, given: Sce
 
 def further(world: World, first: Question, number: int, rng: np.random.Generator, held_out: bool) -> list[Question]:
     """Up to so many other questions about the scene of a first one; no answer gives another one away."""
-    found = [first]
+    asked = [first]
     # places tell relations
     left_out = _place if first.kind == "relation" else pick((_place, _relation), rng)
     about = [make for make in _ABOUT if make is not left_out]
     for _ in range(4 * number):
-        if len(found) > number or not first.scene.items:
+        if len(asked) > number or not first.scene.items:
             break
         try:
             made = pick(about, rng)(world, rng, held_out, first.scene)
         except NoPlaceError:
             continue
-        if _fact(made) not in map(_fact, found):
-            found.append(made)
-    return found[1:]
+        if _fact(made) not in map(_fact, asked):
+            asked.append(made)
+    return asked[1:]
 
 
-def _fact(asked: Question) -> tuple[str, str]:
+def _fact(made: Question) -> tuple[str, str]:
     """What two questions must not share: the same may be asked in other words."""
-    return asked.kind, asked.text if asked.answer in ("yes", "no") else asked.answer
+    return made.kind, made.text if made.answer in ("yes", "no") else made.answer
 
 
 _ABOUT = (_existence, _count_of, _colour, _shape, _place, _relation, _comparison)

@@ -68,7 +68,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SceneSpec:
     """A picture as it is asked for.
 
     relation: of every object of the first group to every one of the second. background: None is white. word: its text;
@@ -87,12 +87,12 @@ class Wanted:
         return sum(group.count for group in self.groups)
 
 
-def holds(world: World, wanted: Wanted) -> bool:
+def holds(world: World, spec: SceneSpec) -> bool:
     """Whether what is said, whatever is free, is held out of training."""
     return (
-        any((group.colour, group.kind) in world.held_pairs for group in wanted.groups)
-        or world.holds_numbers((group.count, group.kind) for group in wanted.groups)
-        or (wanted.word is not None and world.holds_word(wanted.word))
+        any((group.colour, group.kind) in world.held_pairs for group in spec.groups)
+        or world.holds_numbers((group.count, group.kind) for group in spec.groups)
+        or (spec.word is not None and world.holds_word(spec.word))
     )
 
 
@@ -116,23 +116,23 @@ def assignments(groups: Sequence[Group], items: Sequence[Seen]) -> list[list[lis
     return ways
 
 
-def scene_of(world: World, wanted: Wanted, rng: np.random.Generator, held_out: bool = False) -> Scene:
-    """A scene that fulfils the wish, what is free drawn at random; no held-out combination in it unless allowed.
+def scene_of(world: World, spec: SceneSpec, rng: np.random.Generator, held_out: bool = False) -> Scene:
+    """A scene that fulfils the spec, what is free drawn at random; no held-out combination in it unless allowed.
 
     Raises:
-        NoPlaceError: none was found, which only a very crowded wish should see.
+        NoPlaceError: none was found, which only a very crowded one should see.
     """
     for attempt in range(400):
-        items = [_free(world, group, rng, attempt > 40) for group in wanted.groups for _ in range(group.count)]
-        if not _distinct(wanted, items) or (not held_out and world.holds_items(items)):
+        items = [_free(world, group, rng, attempt > 40) for group in spec.groups for _ in range(group.count)]
+        if not _distinct(spec, items) or (not held_out and world.holds_items(items)):
             continue
         try:
-            scene = _placed(wanted, items, world, rng)
+            scene = _placed(spec, items, world, rng)
         except NoPlaceError:
             continue
         if held_out or not world.holds(scene):
             return scene
-    raise NoPlaceError(f"no scene was found for {wanted}")
+    raise NoPlaceError(f"no scene was found for {spec}")
 
 
 def _free(world: World, group: Group, rng: np.random.Generator, crowded: bool) -> Item:
@@ -142,28 +142,28 @@ def _free(world: World, group: Group, rng: np.random.Generator, crowded: bool) -
     return Item(group.kind, colour, group.size or sizes[rng.integers(len(sizes))], 0.5, 0.5)
 
 
-def _distinct(wanted: Wanted, items: Sequence[Item]) -> bool:
+def _distinct(spec: SceneSpec, items: Sequence[Item]) -> bool:
     """Whether the objects of related groups can be told apart."""
-    return wanted.relation is None or len(assignments(wanted.groups, items)) == 1
+    return spec.relation is None or len(assignments(spec.groups, items)) == 1
 
 
-def _placed(wanted: Wanted, items: list[Item], world: World, rng: np.random.Generator) -> Scene:
-    background = wanted.background or "white"
+def _placed(spec: SceneSpec, items: list[Item], world: World, rng: np.random.Generator) -> Scene:
+    background = spec.background or "white"
     word = None
-    if wanted.word is not None:
-        colour = wanted.word_colour or world.colours[rng.integers(len(world.colours))]
-        word = Word(wanted.word, colour, *_word_place(wanted, world.grid, rng))
+    if spec.word is not None:
+        colour = spec.word_colour or world.colours[rng.integers(len(world.colours))]
+        word = Word(spec.word, colour, *_word_place(spec, world.grid, rng))
     taken = [word.box] if word else []
     halves: list[Half] = [extent(item.kind, item.radius) for item in items]
     places = free_places(halves, taken, world.grid, rng)
-    if wanted.relation is not None:
-        places = _sorted(places, wanted.relation)
+    if spec.relation is not None:
+        places = _sorted(places, spec.relation)
         if not _all_fit(places, halves):
             raise NoPlaceError("the objects do not fit in this order")
     placed = tuple(Item(i.kind, i.colour, i.size, *place) for i, place in zip(items, places, strict=True))
-    if wanted.relation is not None and not _clear(placed, wanted.groups[0].count, wanted.relation):
+    if spec.relation is not None and not _clear(placed, spec.groups[0].count, spec.relation):
         raise NoPlaceError("the relation is not clear")
-    if word is not None and not all(_beyond(word, item, wanted.word_place) for item in placed):
+    if word is not None and not all(_beyond(word, item, spec.word_place) for item in placed):
         raise NoPlaceError("an object is beside the word")
     return Scene(placed, background, word)
 
@@ -199,11 +199,11 @@ def _beyond(word: Word, item: Item, word_place: str | None) -> bool:
     return item.box[1] >= word.box[3] if word_place == "above" else item.box[3] <= word.box[1]
 
 
-def _word_place(wanted: Wanted, grid: int, rng: np.random.Generator) -> Place:
+def _word_place(spec: SceneSpec, grid: int, rng: np.random.Generator) -> Place:
     """Anywhere, or at the top or bottom where there are objects too."""
-    half = word_extent(len(wanted.word or ""))
+    half = word_extent(len(spec.word or ""))
     place = free_place(half, [], grid, rng)
-    if not wanted.groups:
+    if not spec.groups:
         return place
-    above = wanted.word_place == "above" or (wanted.word_place is None and rng.random() < 0.5)
+    above = spec.word_place == "above" or (spec.word_place is None and rng.random() < 0.5)
     return edge_place(place, half, grid, "top" if above else "bottom")

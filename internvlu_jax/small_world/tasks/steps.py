@@ -10,19 +10,19 @@ import numpy as np
 from internvlu_jax.small_world.scenes.layout import NoPlaceError
 from internvlu_jax.small_world.scenes.world import World
 from internvlu_jax.small_world.tasks.captions import NUMBERS, article, listing, name, pick, plural
-from internvlu_jax.small_world.tasks.spec_sampling import wish
-from internvlu_jax.small_world.tasks.specs import Group, Wanted
+from internvlu_jax.small_world.tasks.spec_sampling import sample_spec
+from internvlu_jax.small_world.tasks.specs import Group, SceneSpec
 
-Riddle = tuple[str, list[str], Wanted]
+SceneRiddle = tuple[str, list[str], SceneSpec]
 """The prompt, what has to be inferred, and what is meant."""
 
 _LAST = len(NUMBERS) - 1
 
 
-def _changes(world: World, rng: np.random.Generator, held_out: bool) -> Riddle:
+def _changes(world: World, rng: np.random.Generator, held_out: bool) -> SceneRiddle:
     """An object that changes its colour or shape two or three times."""
-    wanted = wish(world, "colours", rng, held_out)
-    states = [wanted.groups[0]]
+    spec = sample_spec(world, "colours", rng, held_out)
+    states = [spec.groups[0]]
     for _ in range(rng.integers(2, 4)):  # backwards, from what is meant
         after = states[0]
         before = [
@@ -34,13 +34,13 @@ def _changes(world: World, rng: np.random.Generator, held_out: bool) -> Riddle:
     changes = [b.colour or "" if a.kind == b.kind else article(b.kind) for a, b in itertools.pairwise(states)]
     start, *others = [article(name(state)) for state in states]
     text = f"{start} that becomes {', then '.join(changes)}"
-    return text, [f"{start} becomes {', then '.join(others)}."], wanted
+    return text, [f"{start} becomes {', then '.join(others)}."], spec
 
 
-def _same(world: World, rng: np.random.Generator, held_out: bool) -> Riddle:
+def _same(world: World, rng: np.random.Generator, held_out: bool) -> SceneRiddle:
     """A colour that is said of another object, and a third object that has nothing to do with it."""
-    wanted = wish(world, "colours", rng, held_out)
-    meant = wanted.groups[0]
+    spec = sample_spec(world, "colours", rng, held_out)
+    meant = spec.groups[0]
     like = [kind for colour, kind in world.pairs if colour == meant.colour and kind != meant.kind]
     if not like:
         raise NoPlaceError("nothing else has the colour")
@@ -54,14 +54,14 @@ def _same(world: World, rng: np.random.Generator, held_out: bool) -> Riddle:
     return (
         f"{', '.join(facts)}: the {meant.kind}",
         [f"the {same} is {meant.colour}, so the {meant.kind} is, too."],
-        wanted,
+        spec,
     )
 
 
-def _order(world: World, rng: np.random.Generator, held_out: bool) -> Riddle:
+def _order(world: World, rng: np.random.Generator, held_out: bool) -> SceneRiddle:
     """Three kinds ordered by two comparisons; the first or the last of them is meant."""
-    wanted = wish(world, "colours", rng, held_out)
-    meant = wanted.groups[0]
+    spec = sample_spec(world, "colours", rng, held_out)
+    meant = spec.groups[0]
     others = [kind for kind in world.kinds if kind != meant.kind]
     if len(others) < 2:
         raise NoPlaceError("there are too few kinds")
@@ -74,13 +74,13 @@ def _order(world: World, rng: np.random.Generator, held_out: bool) -> Riddle:
         for a, b in pairs
     ]
     text = f"{listing(facts)}: the {which}, in {meant.colour}"
-    return text, [f"{', '.join(falling)}: the {which} is the {meant.kind}."], wanted
+    return text, [f"{', '.join(falling)}: the {which} is the {meant.kind}."], spec
 
 
-def _sum(world: World, rng: np.random.Generator, held_out: bool) -> Riddle:
+def _sum(world: World, rng: np.random.Generator, held_out: bool) -> SceneRiddle:
     """Three numbers added and subtracted."""
-    wanted = wish(world, "counting", rng, held_out)
-    group = wanted.groups[0]
+    spec = sample_spec(world, "counting", rng, held_out)
+    group = spec.groups[0]
     first, between = int(rng.integers(1, _LAST + 1)), int(rng.integers(1, _LAST + 1))
     if first == between or between == group.count:
         raise NoPlaceError("nothing is added")
@@ -89,10 +89,10 @@ def _sum(world: World, rng: np.random.Generator, held_out: bool) -> Riddle:
     ]
     text = NUMBERS[first] + "".join(f" {sign} {NUMBERS[by]}" for _, sign, by, _ in steps)
     facts = ", ".join(f"{NUMBERS[a]} {sign} {NUMBERS[by]} is {NUMBERS[b]}" for a, sign, by, b in steps)
-    return f"{text} {' '.join(w for w in (group.colour, plural(group.kind)) if w)}", [f"{facts}."], wanted
+    return f"{text} {' '.join(w for w in (group.colour, plural(group.kind)) if w)}", [f"{facts}."], spec
 
 
-STEPS: dict[str, Callable[[World, np.random.Generator, bool], Riddle]] = {
+STEPS: dict[str, Callable[[World, np.random.Generator, bool], SceneRiddle]] = {
     "changes": _changes,
     "same": _same,
     "order": _order,

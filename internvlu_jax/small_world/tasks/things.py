@@ -21,6 +21,7 @@ from internvlu_jax.small_world.scenes.scene import BACKGROUNDS, COLOURS
 from internvlu_jax.small_world.scenes.world import World
 from internvlu_jax.small_world.tasks.captions import frame, pick
 from internvlu_jax.small_world.tasks.example import Example, Maker
+from internvlu_jax.small_world.tasks.rejection import first_accepted
 from internvlu_jax.small_world.tasks.spec_sampling import background
 
 _HELD = 8  # one thing in so many is held out
@@ -67,7 +68,7 @@ class Drawing:
         return picture
 
     def told(self, text: str) -> str:
-        """The text with the background, which goes without saying if it is white."""
+        """The text with the background; white is not mentioned."""
         return text if self.background == "white" else f"{text}, on a {self.background} background"
 
 
@@ -108,7 +109,7 @@ class Change:
 class Topic:
     """One kind of thing: made at random, as the answer to a riddle, asked about, and changed.
 
-    Each may raise NoPlaceError when it was unlucky.
+    Each may raise NoPlaceError where its random choices do not fit together.
     """
 
     thing: Callable[[World, np.random.Generator], Thing]
@@ -118,7 +119,7 @@ class Topic:
 
 
 def tasks(topics: Mapping[str, Topic]) -> Mapping[str, Maker]:
-    """The tasks of a domain: in each, all topics that have it come up alike."""
+    """The tasks of a domain: all topics that have one are as frequent in it."""
     made: dict[str, Maker] = {
         "picture": partial(_picture, topics),
         "reasoning": partial(_reasoning, topics),
@@ -135,8 +136,8 @@ def holds(thing: Thing) -> bool:
 
 def bold(world: World) -> tuple[str, ...]:
     """The world's colours in which even a line can be seen, or all if there is none."""
-    found = tuple(colour for colour in world.colours if brightness(COLOURS[colour]) < _LEGIBLE)
-    return found or world.colours
+    legible = tuple(colour for colour in world.colours if brightness(COLOURS[colour]) < _LEGIBLE)
+    return legible or world.colours
 
 
 def distinct(options: Sequence[_T], count: int, rng: np.random.Generator) -> tuple[_T, ...]:
@@ -153,7 +154,7 @@ def distinct(options: Sequence[_T], count: int, rng: np.random.Generator) -> tup
 def _picture(topics: Mapping[str, Topic], world: World, rng: np.random.Generator, held_out: bool) -> Example:
     """A prompt that says all there is to say."""
     name = pick(tuple(topics), rng)
-    thing = _found(topics[name].thing, lambda thing: (thing,), world, rng, held_out)
+    thing = _sampled(topics[name].thing, lambda thing: (thing,), world, rng, held_out)
     drawing = Drawing(thing, background(world, rng) or "white")
     return Example("t2i", name, frame(rng).format(drawing.told(thing.said())), drawing, drawing)
 
@@ -161,7 +162,7 @@ def _picture(topics: Mapping[str, Topic], world: World, rng: np.random.Generator
 def _reasoning(topics: Mapping[str, Topic], world: World, rng: np.random.Generator, held_out: bool) -> Example:
     """A prompt with something to be worked out, and the reasoning before the picture."""
     name = pick(tuple(topics), rng)
-    riddle = _found(topics[name].riddle, lambda riddle: (riddle.thing,), world, rng, held_out)
+    riddle = _sampled(topics[name].riddle, lambda riddle: (riddle.thing,), world, rng, held_out)
     drawing = Drawing(riddle.thing, background(world, rng) or "white")
     reasoning = " ".join([*riddle.facts, f"So draw {drawing.told(riddle.so or riddle.thing.said())}."])
     return Example("t2i", name, drawing.told(riddle.prompt), drawing, drawing, reasoning=reasoning)
@@ -169,7 +170,7 @@ def _reasoning(topics: Mapping[str, Topic], world: World, rng: np.random.Generat
 
 def _question(topics: Mapping[str, Topic], world: World, rng: np.random.Generator, held_out: bool) -> Example:
     name = pick(tuple(topics), rng)
-    asked = _found(topics[name].question, lambda asked: (asked.thing,), world, rng, held_out)
+    asked = _sampled(topics[name].question, lambda asked: (asked.thing,), world, rng, held_out)
     drawing = Drawing(asked.thing, background(world, rng) or "white")
     return Example("understanding", f"{name} {asked.kind}", asked.text, asked, source=drawing, answer=asked.answer)
 
@@ -178,13 +179,13 @@ def _edit(topics: Mapping[str, Topic], world: World, rng: np.random.Generator, h
     name = pick(tuple(topics), rng)
     change = topics[name].change
     assert change is not None
-    made = _found(change, lambda made: (made.before, made.after), world, rng, held_out)
+    made = _sampled(change, lambda made: (made.before, made.after), world, rng, held_out)
     back = background(world, rng) or "white"
     before, after = Drawing(made.before, back), Drawing(made.after, back)
     return Example("edit", f"{name} {made.kind}", made.instruction, made, after, before)
 
 
-def _found(
+def _sampled(
     make: Callable[[World, np.random.Generator], _T],
     things: Callable[[_T], tuple[Thing, ...]],
     world: World,
@@ -192,11 +193,9 @@ def _found(
     held_out: bool,
 ) -> _T:
     """What is made, with something held out in it or nothing."""
-    for _ in range(_TRIES):
-        try:
-            made = make(world, rng)
-        except NoPlaceError:
-            continue
-        if any(map(holds, things(made))) == held_out:
-            return made
-    raise NoPlaceError(f"nothing was found with held_out {held_out}")
+    return first_accepted(
+        lambda: make(world, rng),
+        lambda made: any(map(holds, things(made))) == held_out,
+        _TRIES,
+        f"thing with held_out {held_out}",
+    )

@@ -14,7 +14,7 @@ from internvlu_jax.small_world.tasks.captions import caption, pick, plain
 from internvlu_jax.small_world.tasks.edits import EDITS, edit
 from internvlu_jax.small_world.tasks.example import Example, Maker
 from internvlu_jax.small_world.tasks.questions import PLACE, QUESTIONS, further, question
-from internvlu_jax.small_world.tasks.spec_sampling import CATEGORIES, background, described, wish
+from internvlu_jax.small_world.tasks.spec_sampling import CATEGORIES, background, described, sample_spec
 from internvlu_jax.small_world.tasks.specs import scene_of
 
 _EDITS = tuple(kind for kind in EDITS if kind != "text")
@@ -30,10 +30,10 @@ def picture(world: World, rng: np.random.Generator, held_out: bool) -> Example:
 
 def picture_example(world: World, category: str, rng: np.random.Generator, held_out: bool) -> Example:
     """A prompt of one category."""
-    wanted = wish(world, category, rng, held_out)
+    spec = sample_spec(world, category, rng, held_out)
     if category != "mixed":
-        wanted = replace(wanted, background=background(world, rng))
-    return Example("t2i", category, caption(wanted, rng), wanted, scene_of(world, wanted, rng, held_out))
+        spec = replace(spec, background=background(world, rng))
+    return Example("t2i", category, caption(spec, rng), spec, scene_of(world, spec, rng, held_out))
 
 
 def edited(world: World, rng: np.random.Generator, held_out: bool) -> Example:
@@ -76,10 +76,10 @@ def _of_kind(make: _KindMaker, kind: str, world: World, rng: np.random.Generator
 
 def told(world: World, rng: np.random.Generator, held_out: bool) -> Example:
     """The request to say what a picture shows; its answer names the objects from left to right."""
-    scene = scene_of(world, wish(world, "mixed", rng, held_out), rng, held_out)
-    wanted = described(scene)
+    scene = scene_of(world, sample_spec(world, "mixed", rng, held_out), rng, held_out)
+    spec = described(scene)
     text = pick(("Describe the picture.", "What is in the picture?", "What do you see?"), rng)
-    return Example("understanding", "description", text, wanted, source=scene, answer=plain(wanted))
+    return Example("understanding", "description", text, spec, source=scene, answer=plain(spec))
 
 
 TASKS: Mapping[str, Maker] = {

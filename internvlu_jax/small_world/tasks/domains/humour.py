@@ -16,7 +16,7 @@ from internvlu_jax.small_world.scenes.world import World
 from internvlu_jax.small_world.tasks.captions import article, frame, pick, plain, plural
 from internvlu_jax.small_world.tasks.example import Example, Maker
 from internvlu_jax.small_world.tasks.spec_sampling import background
-from internvlu_jax.small_world.tasks.specs import Group, Wanted
+from internvlu_jax.small_world.tasks.specs import Group, SceneSpec
 from internvlu_jax.small_world.tasks.things import distinct
 
 LONGEST = 10
@@ -29,18 +29,18 @@ _TRIES = 100
 
 @dataclass(frozen=True)
 class Meme:
-    """joke: one of `JOKES`. wanted: what the scene shows. about: what it makes fun of. why: what is funny."""
+    """joke: one of `JOKES`. spec: what the scene shows. about: what it makes fun of. why: what is funny."""
 
     joke: str
     scene: Scene
-    wanted: Wanted
+    spec: SceneSpec
     top: str
     bottom: str
     about: str
     why: str
 
     def said(self) -> str:
-        return f'a meme with "{self.top}" above and "{self.bottom}" below {plain(self.wanted)}'
+        return f'a meme with "{self.top}" above and "{self.bottom}" below {plain(self.spec)}'
 
     def draw(self, side: int) -> UInt8[np.ndarray, "y x 3"]:
         """The picture, side by side pixels.
@@ -138,7 +138,7 @@ def _meme(world: World, rng: np.random.Generator, held_out: bool) -> Meme:
     """A meme with something held out in it, or nothing.
 
     Raises:
-        NoPlaceError: none was found, which is bad luck.
+        NoPlaceError: none was found; another draw may find one.
     """
     name = pick(JOKES, rng)
     for _ in range(_TRIES):
@@ -147,8 +147,8 @@ def _meme(world: World, rng: np.random.Generator, held_out: bool) -> Meme:
             scene = _scene(world, joke.groups, rng)
         except NoPlaceError:
             continue
-        wanted = Wanted(joke.groups, background=scene.background)
-        meme = Meme(name, scene, wanted, *joke.lines, joke.about, joke.why)
+        spec = SceneSpec(joke.groups, background=scene.background)
+        meme = Meme(name, scene, spec, *joke.lines, joke.about, joke.why)
         if max(map(len, joke.lines)) <= LONGEST and holds(world, meme) == held_out:
             return meme
     raise NoPlaceError(f"no meme {name!r} was found with held_out {held_out}")
@@ -184,7 +184,7 @@ def picture(world: World, rng: np.random.Generator, held_out: bool) -> Example:
 def reasoning(world: World, rng: np.random.Generator, held_out: bool) -> Example:
     """A prompt with the scene and what is to be made fun of; the lines are to be found."""
     meme = _meme(world, rng, held_out)
-    prompt = f"a meme about {meme.about} over {plain(meme.wanted)}"
+    prompt = f"a meme about {meme.about} over {plain(meme.spec)}"
     return Example("t2i", meme.joke, prompt, meme, meme, reasoning=f"{meme.why} So draw {meme.said()}.")
 
 

@@ -12,71 +12,71 @@ from internvlu_jax.small_world.scenes.world import World
 from internvlu_jax.small_world.tasks import riddles
 from internvlu_jax.small_world.tasks.captions import article, name, phrase, pick, plain, plural
 from internvlu_jax.small_world.tasks.example import Example, Maker
-from internvlu_jax.small_world.tasks.spec_sampling import wish
-from internvlu_jax.small_world.tasks.specs import OPPOSITE, Wanted, holds, scene_of
-from internvlu_jax.small_world.tasks.steps import STEPS, Riddle
+from internvlu_jax.small_world.tasks.spec_sampling import sample_spec
+from internvlu_jax.small_world.tasks.specs import OPPOSITE, SceneSpec, holds, scene_of
+from internvlu_jax.small_world.tasks.steps import STEPS, SceneRiddle
 
 
-def _number(world: World, rng: np.random.Generator, held_out: bool) -> Riddle:
+def _number(world: World, rng: np.random.Generator, held_out: bool) -> SceneRiddle:
     """As many as something else has, or a small sum; sometimes in a colour to be inferred as well."""
-    wanted = wish(world, "counting", rng, held_out)
-    group = wanted.groups[0]
+    spec = sample_spec(world, "counting", rng, held_out)
+    group = spec.groups[0]
     count, fact = riddles.number(group.count, rng)
     if group.colour is not None and rng.random() < 0.4:
         colour, second = riddles.colour(group.colour, rng)
-        return f"{count.format(plural(group.kind))}, in {colour}", [fact, second], wanted
-    return count.format(" ".join(w for w in (group.colour, plural(group.kind)) if w)), [fact], wanted
+        return f"{count.format(plural(group.kind))}, in {colour}", [fact, second], spec
+    return count.format(" ".join(w for w in (group.colour, plural(group.kind)) if w)), [fact], spec
 
 
-def _colour(world: World, rng: np.random.Generator, held_out: bool) -> Riddle:
-    wanted = wish(world, "colours", rng, held_out)
-    group = wanted.groups[0]
+def _colour(world: World, rng: np.random.Generator, held_out: bool) -> SceneRiddle:
+    spec = sample_spec(world, "colours", rng, held_out)
+    group = spec.groups[0]
     assert group.colour is not None
     text, fact = riddles.colour(group.colour, rng)
-    return f"{article(group.kind)} in {text}", [fact], wanted
+    return f"{article(group.kind)} in {text}", [fact], spec
 
 
-def _kind(world: World, rng: np.random.Generator, held_out: bool) -> Riddle:
-    wanted = wish(world, "colours", rng, held_out)
-    group = wanted.groups[0]
+def _kind(world: World, rng: np.random.Generator, held_out: bool) -> SceneRiddle:
+    spec = sample_spec(world, "colours", rng, held_out)
+    group = spec.groups[0]
     text, fact = riddles.kind(group.kind, world, rng)
-    return f"{text}, in {group.colour}", [fact], wanted
+    return f"{text}, in {group.colour}", [fact], spec
 
 
-def _size(world: World, rng: np.random.Generator, held_out: bool) -> Riddle:
-    wanted = wish(world, "colours", rng, held_out)
-    group = wanted.groups[0]
+def _size(world: World, rng: np.random.Generator, held_out: bool) -> SceneRiddle:
+    spec = sample_spec(world, "colours", rng, held_out)
+    group = spec.groups[0]
     size, other = ("small", "large") if rng.random() < 0.5 else ("large", "small")
     if {size, other} - set(world.sizes):
         raise NoPlaceError("there is one size only")
     text = f"{article(name(group))} that is the opposite of {other}"
-    return text, [f"The opposite of {other} is {size}."], Wanted((replace(group, size=size),))
+    return text, [f"The opposite of {other} is {size}."], SceneSpec((replace(group, size=size),))
 
 
-def _mirror(world: World, rng: np.random.Generator, held_out: bool) -> Riddle:
+def _mirror(world: World, rng: np.random.Generator, held_out: bool) -> SceneRiddle:
     """A relation turned around: by a mirror, by turning the picture, or by speaking of the other object."""
-    wanted = wish(world, "position", rng, held_out)
-    first, second = wanted.groups
-    relation = wanted.relation
+    spec = sample_spec(world, "position", rng, held_out)
+    first, second = spec.groups
+    relation = spec.relation
     assert relation is not None
     turned = OPPOSITE[relation]
     said = f"{phrase(first)} {turned} {phrase(second)}"
     if relation in ("left of", "right of"):
-        return f"{said}, seen in a mirror", ["A mirror swaps left and right."], wanted
-    return f"{said}, turned upside down", ["Upside down, above is below."], wanted
+        return f"{said}, seen in a mirror", ["A mirror swaps left and right."], spec
+    return f"{said}, turned upside down", ["Upside down, above is below."], spec
 
 
-def _swap(world: World, rng: np.random.Generator, held_out: bool) -> Riddle:
-    wanted = wish(world, "attribution", rng, held_out)
-    a, b = wanted.groups
-    swapped = Wanted((replace(a, colour=b.colour), replace(b, colour=a.colour)))
+def _swap(world: World, rng: np.random.Generator, held_out: bool) -> SceneRiddle:
+    spec = sample_spec(world, "attribution", rng, held_out)
+    a, b = spec.groups
+    swapped = SceneSpec((replace(a, colour=b.colour), replace(b, colour=a.colour)))
     if not held_out and holds(world, swapped):
         raise NoPlaceError("it must not be spoken of")
     facts = [f"The {a.kind} becomes {a.colour}, the {b.kind} becomes {b.colour}."]
-    return f"{plain(swapped)} with their colours swapped", facts, wanted
+    return f"{plain(swapped)} with their colours swapped", facts, spec
 
 
-def _letter(world: World, rng: np.random.Generator, held_out: bool) -> Riddle:
+def _letter(world: World, rng: np.random.Generator, held_out: bool) -> SceneRiddle:
     """One letter, or a number; of all these only numbers are ever held out."""
     words = [
         word for word in riddles.READABLE if set(word) <= set(world.letters) and world.holds_word(word) == held_out
@@ -85,10 +85,10 @@ def _letter(world: World, rng: np.random.Generator, held_out: bool) -> Riddle:
         raise NoPlaceError("no such word is held out")
     word = pick(words, rng)
     text, fact = riddles.letter(word, rng)
-    return text, [fact], Wanted(word=word)
+    return text, [fact], SceneSpec(word=word)
 
 
-_RIDDLES: dict[str, Callable[[World, np.random.Generator, bool], Riddle]] = {
+_RIDDLES: dict[str, Callable[[World, np.random.Generator, bool], SceneRiddle]] = {
     "number": _number,
     "colour": _colour,
     "kind": _kind,
@@ -99,18 +99,18 @@ _RIDDLES: dict[str, Callable[[World, np.random.Generator, bool], Riddle]] = {
 }
 
 RIDDLES = tuple(_RIDDLES)
-"""Kinds of inferences, each from one fact or two that are found apart."""
+"""Kinds of inferences, each from one fact or two that stand apart."""
 
 
-def riddle(world: World, kind: str, rng: np.random.Generator, held_out: bool = False) -> tuple[str, str, Wanted]:
+def riddle(world: World, kind: str, rng: np.random.Generator, held_out: bool = False) -> tuple[str, str, SceneSpec]:
     """A prompt, the reasoning that resolves it, and what is meant.
 
     Raises:
-        NoPlaceError: none was found, which is bad luck.
+        NoPlaceError: none was found; another draw may find one.
     """
-    text, facts, wanted = (_RIDDLES | STEPS)[kind](world, rng, held_out)
+    text, facts, spec = (_RIDDLES | STEPS)[kind](world, rng, held_out)
     facts = [fact[0].upper() + fact[1:] for fact in facts]
-    return text, " ".join([*facts, f"So draw {plain(wanted)}."]), wanted
+    return text, " ".join([*facts, f"So draw {plain(spec)}."]), spec
 
 
 def picture(world: World, rng: np.random.Generator, held_out: bool) -> Example:
@@ -124,8 +124,8 @@ def steps(world: World, rng: np.random.Generator, held_out: bool) -> Example:
 
 
 def _drawn(world: World, kind: str, rng: np.random.Generator, held_out: bool) -> Example:
-    text, reasoning, wanted = riddle(world, kind, rng, held_out)
-    return Example("t2i", kind, text, wanted, scene_of(world, wanted, rng, held_out), reasoning=reasoning)
+    text, reasoning, spec = riddle(world, kind, rng, held_out)
+    return Example("t2i", kind, text, spec, scene_of(world, spec, rng, held_out), reasoning=reasoning)
 
 
 def direct(world: World, rng: np.random.Generator, held_out: bool) -> Example:
@@ -136,8 +136,8 @@ def direct(world: World, rng: np.random.Generator, held_out: bool) -> Example:
 def words(world: World, rng: np.random.Generator, held_out: bool) -> Example:
     """The same prompts and reasoning in words alone, for a language model that does not draw yet."""
     kind = pick(RIDDLES, rng)
-    text, reasoning, wanted = riddle(world, kind, rng, held_out)
-    return Example("understanding", kind, text, wanted, answer=reasoning)
+    text, reasoning, spec = riddle(world, kind, rng, held_out)
+    return Example("understanding", kind, text, spec, answer=reasoning)
 
 
 TASKS: Mapping[str, Maker] = {"picture": picture, "steps": steps, "direct": direct, "words": words}

@@ -12,10 +12,10 @@ from internvlu_jax.small_world.tasks.captions import caption, chinese, pick
 from internvlu_jax.small_world.tasks.domains.general import edit_example, question_example
 from internvlu_jax.small_world.tasks.example import Example, Maker
 from internvlu_jax.small_world.tasks.spec_sampling import background
-from internvlu_jax.small_world.tasks.specs import Group, Wanted, scene_of
+from internvlu_jax.small_world.tasks.specs import Group, SceneSpec, scene_of
 
 
-def wish(world: World, rng: np.random.Generator, held_out: bool = False, length: int | None = None) -> Wanted:
+def sample_spec(world: World, rng: np.random.Generator, held_out: bool = False, length: int | None = None) -> SceneSpec:
     """A word (see `World.word`), sometimes with its colour said, sometimes above or below an object."""
     groups: tuple[Group, ...] = ()
     place = None
@@ -23,15 +23,15 @@ def wish(world: World, rng: np.random.Generator, held_out: bool = False, length:
         colour, kind = pick(world.pairs, rng)
         groups, place = (Group(kind, colour),), pick(("above", "below"), rng)
     word_colour = pick(world.colours, rng) if rng.random() < 0.5 else None
-    return Wanted(groups, None, background(world, rng), world.word(rng, held_out, length), word_colour, place)
+    return SceneSpec(groups, None, background(world, rng), world.word(rng, held_out, length), word_colour, place)
 
 
 def picture(world: World, rng: np.random.Generator, held_out: bool, length: int | None = None) -> Example:
     """A prompt for a word, one in three in Chinese."""
-    wanted = wish(world, rng, held_out, length)
+    spec = sample_spec(world, rng, held_out, length)
     in_chinese = rng.random() < 1 / 3
-    text = chinese(wanted, rng) if in_chinese else caption(wanted, rng)
-    return Example("t2i", "chinese" if in_chinese else "english", text, wanted, scene_of(world, wanted, rng, held_out))
+    text = chinese(spec, rng) if in_chinese else caption(spec, rng)
+    return Example("t2i", "chinese" if in_chinese else "english", text, spec, scene_of(world, spec, rng, held_out))
 
 
 def edited(world: World, rng: np.random.Generator, held_out: bool) -> Example:

@@ -40,9 +40,9 @@ class Graph:
     def layers(self, start: str) -> list[str]:
         """The nodes by their distance from one, as far as they can be reached."""
         layers, left = [start], set(self.nodes) - {start}
-        while found := sorted({n for node in layers[-1] for n in self.neighbours(node)} & left):
-            layers.append("".join(found))
-            left -= set(found)
+        while layer := sorted({n for node in layers[-1] for n in self.neighbours(node)} & left):
+            layers.append("".join(layer))
+            left -= set(layer)
         return layers
 
     def distance(self, start: str, end: str) -> int | None:
@@ -116,9 +116,9 @@ def _shortest(world: World, rng: np.random.Generator) -> Riddle:
 def _shortest_paths(graph: Graph, start: str, end: str) -> list[str]:
     paths = [start]
     for _ in graph.nodes:
-        found = [path for path in paths if path[-1] == end]
-        if found:
-            return found
+        arrived = [path for path in paths if path[-1] == end]
+        if arrived:
+            return arrived
         paths = [path + node for path in paths for node in graph.neighbours(path[-1]) if node not in path]
     return []
 

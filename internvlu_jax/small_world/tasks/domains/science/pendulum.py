@@ -99,8 +99,8 @@ def _question(world: World, rng: np.random.Generator) -> Asked:
     bobs = pendulums.bobs
     kind = pick(("fastest", "slowest", "faster", "number", "place"), rng)
     if kind in ("fastest", "slowest"):
-        found = (min if kind == "fastest" else max)(bobs, key=lambda bob: bob[1])
-        return Asked(kind, f"Which pendulum swings {kind}?", found[0], pendulums)
+        extreme = (min if kind == "fastest" else max)(bobs, key=lambda bob: bob[1])
+        return Asked(kind, f"Which pendulum swings {kind}?", extreme[0], pendulums)
     if kind == "number":
         return Asked(kind, "How many pendulums are there?", str(len(bobs)), pendulums)
     if kind == "place":

@@ -133,8 +133,8 @@ def _corner(row: int, column: int, level: int) -> Point:
 
 def _face(row: int, column: int, level: int, corners: Sequence[Corner], shift: Point, shade: Colour) -> Iterator[Mark]:
     """A face of a cube, with its edges."""
-    found = [_corner(row + dr, column + dc, level + dz) for dr, dc, dz in corners]
-    points = tuple((x + shift[0], y + shift[1]) for x, y in found)
+    placed = [_corner(row + dr, column + dc, level + dz) for dr, dc, dz in corners]
+    points = tuple((x + shift[0], y + shift[1]) for x, y in placed)
     yield Polygon(points, shade)
     for a, b in itertools.pairwise((*points, points[0])):
         yield line(a, b, DARK, 0.75)

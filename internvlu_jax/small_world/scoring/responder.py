@@ -1,4 +1,4 @@
-"""A pipeline as the model that is scored: requests in batches of one size, so that each program is compiled once."""
+"""A pipeline as the model that is scored: queries in batches of one size, so that each program is compiled once."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from PIL import Image
 
 from internvlu_jax.inference.options import GUIDANCE
 from internvlu_jax.inference.pipeline import InternVLUPipeline
-from internvlu_jax.small_world.scoring.suite import Reply, Request
+from internvlu_jax.small_world.scoring.suite import Query, Reply
 
 NEW_TOKENS = {"text": 24, "text_image": 96}
 """Most tokens of an answer and of reasoning; the world's own are shorter."""
 
 
 @dataclass(frozen=True)
-class Options:
+class SamplingOptions:
     """How the model is run.
 
     side: pixels of pictures, None for the checkpoint's default. seed: of the starting noise. all_cfg_scale,
-    part_cfg_scale: None for the pipeline's default in each mode. batch: requests that run together, which does not
+    part_cfg_scale: None for the pipeline's default in each mode. batch: queries that run together, which does not
     change what any of them gets.
     """
 
@@ -42,18 +42,21 @@ class Options:
         }
 
 
-class PipelineModel:
-    """Replies to requests with a pipeline.
+class PipelineResponder:
+    """Replies to queries with a pipeline.
 
     Args:
-        advance: called with the number of requests that were just replied to.
+        advance: called with the number of queries that were just replied to.
 
     Raises:
         ValueError: the checkpoint's pictures are not square and no side is given, or an option cannot be used.
     """
 
     def __init__(
-        self, pipe: InternVLUPipeline, options: Options = Options(), advance: Callable[[int], None] | None = None
+        self,
+        pipe: InternVLUPipeline,
+        options: SamplingOptions = SamplingOptions(),
+        advance: Callable[[int], None] | None = None,
     ) -> None:
         head = pipe.config.generation_decoder
         if options.side is None and head.gen_image_height != head.gen_image_width:
@@ -66,28 +69,28 @@ class PipelineModel:
         self.side = head.gen_image_height if options.side is None else options.side
         self._pipe, self._options, self._advance = pipe, options, advance
 
-    def __call__(self, requests: Sequence[Request]) -> list[Reply]:
-        """Replies in the order of the requests. The last batch is filled up with its last request."""
-        size = min(self._options.batch, len(requests))
+    def __call__(self, queries: Sequence[Query]) -> list[Reply]:
+        """Replies in the order of the queries. The last batch is filled up with its last query."""
+        size = min(self._options.batch, len(queries))
         replies: list[Reply] = []
-        for first in range(0, len(requests), size or 1):
-            part = list(requests[first : first + size])
-            replies += self._batch(part + part[-1:] * (size - len(part)))[: len(part)]
+        for first in range(0, len(queries), size or 1):
+            chunk = list(queries[first : first + size])
+            replies += self._batch(chunk + chunk[-1:] * (size - len(chunk)))[: len(chunk)]
             if self._advance is not None:
-                self._advance(len(part))
+                self._advance(len(chunk))
         return replies
 
-    def _batch(self, part: Sequence[Request]) -> list[Reply]:
-        mode = part[0].mode
-        prompts = [request.prompt for request in part]
-        images = [None if request.source is None else Image.fromarray(request.source) for request in part]
-        out = self._pipe(prompts, images, mode, **self._settings(part))
-        texts = out.text or [""] * len(part)
-        pictures = [None] * len(part) if out.images is None else [np.asarray(picture) for picture in out.images]
+    def _batch(self, chunk: Sequence[Query]) -> list[Reply]:
+        mode = chunk[0].mode
+        prompts = [query.prompt for query in chunk]
+        images = [None if query.source is None else Image.fromarray(query.source) for query in chunk]
+        out = self._pipe(prompts, images, mode, **self._settings(chunk))
+        texts = out.text or [""] * len(chunk)
+        pictures = [None] * len(chunk) if out.images is None else [np.asarray(picture) for picture in out.images]
         return [Reply(picture, text) for picture, text in zip(pictures, texts, strict=True)]
 
-    def _settings(self, part: Sequence[Request]) -> dict[str, Any]:
-        mode, options = part[0].mode, self._options
+    def _settings(self, chunk: Sequence[Query]) -> dict[str, Any]:
+        mode, options = chunk[0].mode, self._options
         settings: dict[str, Any] = {"max_new_tokens": NEW_TOKENS.get(mode)}
         if mode == "text":
             return settings
@@ -98,7 +101,7 @@ class PipelineModel:
             "height": self.side,
             "width": self.side,
             "num_inference_steps": options.steps,
-            "latents": np.stack([self._noise(request.number) for request in part]),
+            "latents": np.stack([self._noise(query.number) for query in chunk]),
         }
 
     def _noise(self, number: int) -> np.ndarray:
