@@ -107,12 +107,10 @@ def time_part(part: Part, weights: dict[str, Any], repeats: int) -> tuple[float,
 
 
 def materialise(arguments: tuple[Any, ...], weights: dict[str, Any]) -> tuple[Any, ...]:
-    """Arrays for shapes: the weights where they are the parameters of a part, ones elsewhere."""
-    by_structure = {jax.tree.structure(tree): tree for tree in weights.values()}
+    """Arrays for shapes: the weights where they are the model's parameters, ones elsewhere."""
+    parameters = jax.tree.structure(weights)
     return tuple(
-        by_structure[jax.tree.structure(a)]
-        if isinstance(a, dict)
-        else jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), a)
+        weights if jax.tree.structure(a) == parameters else jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), a)
         for a in arguments
     )
 

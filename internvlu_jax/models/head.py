@@ -6,9 +6,10 @@ What stays the same over all steps of the sampler is worked out once, as a `Cond
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
 from jaxtyping import Array, Float, Int
 
 from internvlu_jax.config import Compute, HeadConfig
@@ -18,8 +19,7 @@ from internvlu_jax.ops.msrope import msrope_table
 from internvlu_jax.ops.rope import Table
 
 
-@struct.dataclass
-class Condition:
+class Condition(NamedTuple):
     """What a picture is drawn from, as the head reads it at every step; all arrays lead with the batch b.
 
     context: [b, t, d], tokens of the text stream, padded on the right. lengths: int [b], real ones of each row.
