@@ -91,12 +91,12 @@ class Forward:
         return self.model.context(self.read.captured, self.picture.context_index)
 
     @cached_property
-    def clean(self) -> Float[Array, "b*g y x c"]:
+    def clean(self) -> Float[Array, "_ y x c"]:
         """Latents of the pictures, once for every noise of each."""
         return self.each(self._latents(self.picture.target))
 
     @cached_property
-    def velocity(self) -> Float[Array, "b*g y x c"]:
+    def velocity(self) -> Float[Array, "_ y x c"]:
         """What the head predicts for the noised latents."""
         picture = self.picture
         sources = tuple(self._latents(source) for source in picture.sources)

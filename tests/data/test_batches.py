@@ -15,10 +15,8 @@ from internvlu_jax.data.examples import PACKED, DataError, ExampleBuilder
 from internvlu_jax.data.loader import Loader
 from internvlu_jax.data.records import BrokenRecord, Record
 from internvlu_jax.data.sources import entry, open_source, write_shards
-from internvlu_jax.inference.prompts import context_start
-from internvlu_jax.inference.writing import kept_text
+from internvlu_jax.inference.reasoning import kept_text
 from internvlu_jax.processing import chat
-from internvlu_jax.processing.images import normalise
 from internvlu_jax.processing.processor import Processor
 from internvlu_jax.processing.tokenizer import Tokenizer
 from tests.helpers.data import (
@@ -26,6 +24,7 @@ from tests.helpers.data import (
     DATA,
     TOKENIZER,
     ask,
+    assert_same,
     edit,
     loader,
     one,
@@ -41,25 +40,24 @@ from tests.helpers.data import (
 
 
 @pytest.mark.parametrize("max_tiles", [1, 4])
-@pytest.mark.parametrize("drop", ["full", "text_dropped", "all_dropped"])
-def test_a_prompt_is_what_inference_makes_of_it(drop, max_tiles):
-    """Ids of all three guidance branches, and the tiles, which the device normalises."""
+@pytest.mark.parametrize("branch", ["cond", "text_dropped", "uncond"])
+def test_a_prompt_is_what_inference_makes_of_it(branch, max_tiles):
+    """Ids of all three guidance branches, and the tiles."""
     record = edit(3, (40, 130), (64, 64))
     pictures = [Image.fromarray(source.pixels()) for source in record.sources]
     processor = Processor(CFG.processor, TOKENIZER)
     request = processor.process(record.prompt, [pictures], "image", max_tiles=max_tiles)[0]
-    shares = {"drop_all_edit": float(drop == "all_dropped"), "drop_text_edit": float(drop == "text_dropped")}
+    shares = {"drop_all_edit": float(branch == "uncond"), "drop_text_edit": float(branch == "text_dropped")}
     data = dataclasses.replace(DATA, batch_size=1, max_tiles=max_tiles, **shares)
     batch = one([record], data)
-    expected = {"full": request.cond, "text_dropped": request.text_dropped, "all_dropped": request.all_dropped}[drop]
+    expected = getattr(request, branch)
     np.testing.assert_array_equal(batch.text.ids[0, : len(expected)], expected)
     assert np.all(batch.text.ids[0, len(expected) :] == TOKENIZER.pad)
     assert not np.any(batch.text.weights)
-    if drop == "all_dropped":
+    if branch == "uncond":
         assert batch.text.tiles is None and batch.picture.sources == ()
         return
-    kwargs = CFG.processor.image_processor_kwargs
-    np.testing.assert_array_equal(normalise(batch.text.tiles[0], kwargs.image_mean, kwargs.image_std), request.tiles)
+    np.testing.assert_array_equal(batch.text.tiles[0], request.tiles)
     shown = batch.text.visual_index[0]
     np.testing.assert_array_equal(shown >= 0, batch.text.ids[0] == TOKENIZER.img_context)
     np.testing.assert_array_equal(shown[shown >= 0], np.arange(len(request.tiles) * CFG.vlm.tokens_per_tile))
@@ -89,9 +87,10 @@ def test_a_picture_after_reasoning_is_drawn_from_what_inference_keeps_of_it(reas
     np.testing.assert_array_equal(draft.ids[~draft.written], request.cond)
     kept = kept_text(draft.ids[draft.written])
     assert tokenizer.decode(kept) == reasoning.removesuffix("\n")
-    whole = np.concatenate([request.cond[context_start(request.cond, tokenizer) :], kept, [tokenizer.img_start]])
+    start = np.flatnonzero(request.cond == tokenizer.im_start)[1]
+    whole = np.concatenate([request.cond[start:], kept, [tokenizer.img_start]])
     np.testing.assert_array_equal(draft.ids[draft.context], whole)
-    assert sum(length for _, length in draft.runs) == draft.length == len(whole)
+    assert sum(length for _, length in draft.layout.runs) == len(draft.context) == len(whole)
 
 
 def test_reasoning_and_the_start_of_the_picture_are_targets():
@@ -105,9 +104,9 @@ def test_reasoning_and_the_start_of_the_picture_are_targets():
     assert without.picture.context_lengths[0] == batch.picture.context_lengths[0]
 
 
-@pytest.mark.parametrize("drop", ["text_dropped", "all_dropped"])
-def test_a_dropped_prompt_has_no_reasoning(drop):
-    draft = ExampleBuilder(CFG, TOKENIZER, DATA).draft(edit(0, reasoning="a thought"), drop)
+@pytest.mark.parametrize("branch", ["text_dropped", "uncond"])
+def test_a_dropped_prompt_has_no_reasoning(branch):
+    draft = ExampleBuilder(CFG, TOKENIZER, DATA).draft(edit(0, reasoning="a thought"), branch)
     assert not np.any(draft.written) and draft.ids[-1] == TOKENIZER.img_start
 
 
@@ -232,7 +231,9 @@ def test_a_batch_has_one_shape():
     shapes = [[source.shape[1:3] for source in batch.picture.sources] for (batch,) in made]
     assert shapes == [[(64, 64)], [(32, 16)], [(64, 64), (32, 16)]]
     assert all(batch.picture.target.shape == (2, 64, 64, 3) for (batch,) in made)
-    without = one([edit(0)], dataclasses.replace(DATA, batch_size=1, condition_latents=False))
+    head = dataclasses.replace(CFG.generation_decoder, sources="context")
+    blind = dataclasses.replace(CFG, generation_decoder=head)
+    without = one([edit(0)], dataclasses.replace(DATA, batch_size=1), config=blind)
     assert without.picture.sources == () and without.text.tiles.shape[:2] == (1, 1)
 
 
@@ -287,17 +288,17 @@ def test_packed_samples_without_pictures_have_no_tiles():
 
 def stored(record: Record, **changes) -> Record:
     """A record as `experiments.precompute` writes it: no pictures, their latents and the contexts instead."""
-    drafter, rng = ExampleBuilder(CFG, TOKENIZER, DATA), np.random.default_rng(0)
+    builder, rng = ExampleBuilder(CFG, TOKENIZER, DATA), np.random.default_rng(0)
     factor, width = CFG.vae.downsample_factor, CFG.generation_decoder.input_hidden_size
-    draft = drafter.draft(record)
+    draft = builder.draft(record)
     names = ["target", *(f"source/{n}" for n in range(len(draft.kind.sources)))]
     arrays = {
         name: rng.normal(size=(size[0] // factor, size[1] // factor, CFG.vae.z_dim)).astype(np.float32)
         for name, size in zip(names, (draft.kind.target, *draft.kind.sources), strict=True)
     }
-    for drop in ("full", "text_dropped", "all_dropped"):
-        length = drafter.draft(record, drop).length
-        arrays[f"context/{drop}"] = rng.normal(size=(length, width)).astype(np.float32)
+    for branch in ("cond", "text_dropped", "uncond"):
+        length = len(builder.draft(record, branch).context)
+        arrays[f"context/{branch}"] = rng.normal(size=(length, width)).astype(np.float32)
     return dataclasses.replace(record, stored={**arrays, **changes})
 
 
@@ -312,25 +313,34 @@ def test_stored_records_in_place_of_pictures(tmp_path):
     assert batch.text is None and batch.picture.context_index is None
     np.testing.assert_array_equal(batch.picture.target[0], record.stored["target"])
     np.testing.assert_array_equal(batch.picture.sources[0][0], record.stored["source/0"])
-    context, length = record.stored["context/full"], fresh.picture.context_lengths[0]
+    context, length = record.stored["context/cond"], fresh.picture.context_lengths[0]
     np.testing.assert_array_equal(batch.picture.context[0, :length], context)
     assert batch.picture.context.shape == (1, 64, context.shape[1]) and not np.any(batch.picture.context[0, length:])
     for name in ("context_lengths", "positions", "weight"):
         np.testing.assert_array_equal(getattr(batch.picture, name), getattr(fresh.picture, name))
 
 
-def test_stored_contexts_follow_the_drop():
+def test_stored_contexts_follow_the_branch():
     record = stored(t2i(0))
     batch = one([record], dataclasses.replace(DATA, batch_size=1, drop_all_t2i=1.0))
-    context = record.stored["context/all_dropped"]
+    context = record.stored["context/uncond"]
     np.testing.assert_array_equal(batch.picture.context[0, : len(context)], context)
+
+
+def test_contexts_that_were_stored_under_former_names_are_read():
+    record = stored(t2i(0))
+    former = {"context/cond": "context/full", "context/uncond": "context/all_dropped"}
+    old = dataclasses.replace(record, stored={former.get(name, name): a for name, a in record.stored.items()})
+    for share in (0.0, 1.0):
+        data = dataclasses.replace(DATA, batch_size=1, drop_all_t2i=share)
+        assert_same(one([old], data), one([record], data))
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"target": np.zeros((4, 4, 16), np.float32)}, r"target should be \(8, 8, 16\) .* and \(4, 4, 16\) is stored"),
-        ({"context/full": np.zeros((3, 5), np.float32)}, r"context/full should be \(\d+, \d+\) .* \(3, 5\) is stored"),
+        ({"context/cond": np.zeros((3, 5), np.float32)}, r"context/cond should be \(\d+, \d+\) .* \(3, 5\) is stored"),
     ],
 )
 def test_what_was_stored_for_another_configuration(changes, said):

@@ -105,28 +105,28 @@ def test_rows_are_numbered_over_the_step_and_shapes_sorted():
 
 def test_shares_of_dropped_prompts():
     data = dataclasses.replace(DATA, drop_all_t2i=0.1, drop_all_edit=0.2, drop_text_edit=0.3)
-    drafter, rng = ExampleBuilder(CFG, TOKENIZER, data), np.random.default_rng(0)
-    t2i_drops, edit_drops = ([drafter.choose_drop(r, rng) for _ in range(4000)] for r in (t2i(0), edit(0)))
+    builder, rng = ExampleBuilder(CFG, TOKENIZER, data), np.random.default_rng(0)
+    t2i_drops, edit_drops = ([builder.choose_branch(r, rng) for _ in range(4000)] for r in (t2i(0), edit(0)))
     shares = [np.mean([drop == name for drop in drops]) for drops in (t2i_drops, edit_drops)
-              for name in ("all_dropped", "text_dropped")]  # fmt: skip
+              for name in ("uncond", "text_dropped")]  # fmt: skip
     np.testing.assert_allclose(shares, [0.1, 0, 0.2, 0.3], atol=0.03)
-    assert drafter.choose_drop(ask(0), rng) == "full"
+    assert builder.choose_branch(ask(0), rng) == "cond"
 
 
 def test_which_prompt_is_dropped_depends_on_the_position_alone():
     data = dataclasses.replace(DATA, drop_all_t2i=0.5, shuffle=False)
     first, later = plan([[t2i(n) for n in range(4)]], data), plan([[t2i(n) for n in range(4)]], data)
-    drops = [draft.drop for draft in drafts(first, 8)]
+    drops = [draft.branch for draft in drafts(first, 8)]
     later.restore({"position": 6, "waiting": [], "read": 6, "broken": 0})
-    assert [draft.drop for draft in drafts(later, 5)] == drops[6:]
-    assert set(drops) == {"full", "all_dropped"} and drops[:4] != drops[4:8]
+    assert [draft.branch for draft in drafts(later, 5)] == drops[6:]
+    assert set(drops) == {"cond", "uncond"} and drops[:4] != drops[4:8]
 
 
 def test_an_edit_with_nothing_left_is_a_row_like_any_picture_from_text():
-    drafter = ExampleBuilder(CFG, TOKENIZER, DATA)
-    bare, drawn = drafter.draft(edit(0), "all_dropped"), drafter.draft(t2i(0))
+    builder = ExampleBuilder(CFG, TOKENIZER, DATA)
+    bare, drawn = builder.draft(edit(0), "uncond"), builder.draft(t2i(0))
     assert bare.kind == drawn.kind and bare.seen == 0
-    assert drafter.draft(edit(0), "text_dropped").kind == drafter.draft(edit(0)).kind
+    assert builder.draft(edit(0), "text_dropped").kind == builder.draft(edit(0)).kind
 
 
 def test_what_waits_keeps_no_record():

@@ -237,8 +237,8 @@ def test_shards_give_the_same_records(tmp_path):
 def test_stored_arrays(tmp_path):
     arrays = {
         "target": np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32).swapaxes(0, 1),
-        "context/full": np.arange(6).reshape(2, 3).astype(ml_dtypes.bfloat16),
-        "context/all_dropped": np.zeros((0, 3), np.float16),
+        "context/cond": np.arange(6).reshape(2, 3).astype(ml_dtypes.bfloat16),
+        "context/uncond": np.zeros((0, 3), np.float16),
     }
     write_shards(tmp_path / "out", [entry({**T2I, "sizes": {"b.png": [4, 6]}}, arrays=arrays)], 10)
     record = open_source(tmp_path / "out")[0]

@@ -17,7 +17,7 @@ from internvlu_jax.decode.beam import search
 from internvlu_jax.decode.generate import _search, _write, generate
 from internvlu_jax.decode.model import LanguageModel, extend, prefill
 from internvlu_jax.decode.sampling import choose, row_keys
-from internvlu_jax.models.internvlu import VLM
+from internvlu_jax.models.internvlu import InternVLU, modules
 from internvlu_jax.models.qwen3 import KVCache, Qwen3Output
 from internvlu_jax.presets import debug_config
 from internvlu_jax.processing.tokenizer import SPECIAL_TABLE
@@ -93,17 +93,19 @@ PROMPTS = [[3, 4, 5], [6, 2, 2, 5, 3, 4, 4, 6], [5], [2, 6, 3, 3]]
 
 @pytest.fixture(scope="module")
 def released(golden):
-    """(golden, VLM, its parameters) of one recorded checkpoint."""
-    config = read_config(golden.checkpoint).vlm
-    vlm = VLM(config)
+    """(golden, model, parameters of its language model) of one recorded checkpoint."""
+    config = read_config(golden.checkpoint)
+    added = json.loads((golden.checkpoint / "processor/added_tokens.json").read_text(encoding="utf-8"))
+    model = InternVLU(config, tuple(added[token] for token in SPECIAL_TABLE))
+    vlm = modules(config)["vlm"]
     template = jax.eval_shape(lambda: vlm.init(jax.random.key(0), method="build"))["params"]
-    params, _ = convert(vlm_rules(config), open_part(golden.checkpoint / "vlm"), template)
-    return golden, vlm, jax.tree.map(jnp.asarray, params)
+    params, _ = convert(vlm_rules(config.vlm), open_part(golden.checkpoint / "vlm"), template)
+    return golden, model, {"vlm": jax.tree.map(jnp.asarray, params)}
 
 
 @pytest.mark.parametrize("name", ["only", "image", "batch", "multi_image", "marks", "beam", "beam_stop"])
 def test_golden_text(released, name):
-    golden, vlm, params = released
+    golden, model, params = released
     case, kwargs = golden.case(f"text_{name}"), golden.cases[f"text_{name}"]["kwargs"]
     added = json.loads((golden.checkpoint / "processor/added_tokens.json").read_text(encoding="utf-8"))
     stops = (added["<|im_end|>"], added["<img>"])
@@ -114,11 +116,9 @@ def test_golden_text(released, name):
     shown = ids == added["<IMG_CONTEXT>"]
     index = np.where(shown, np.cumsum(shown).reshape(shown.shape) - 1, -1)
     visual = jnp.concatenate(case["vit_features"]) if shown.any() else None
-    special = jnp.asarray([added[token] for token in SPECIAL_TABLE])
-    prompt = (jnp.asarray(ids), special, visual, jnp.asarray(index))
-    x = vlm.apply({"params": params}, *prompt, method="embed_prompt")
+    x = model.embed(params, jnp.asarray(ids), visual, jnp.asarray(index))
 
-    model = LanguageModel(vlm)
+    model = LanguageModel(model)
     prompt = prefill(model, params, x, jnp.asarray(lengths), capacity=x.shape[1] + 16)
     got = generate(model, params, prompt, stop_ids=stops, pad_id=stops[0], buffer=16, **kwargs)
 
@@ -133,11 +133,12 @@ def test_golden_text(released, name):
 
 @pytest.fixture(scope="module")
 def tiny():
-    vlm = VLM(debug_config().vlm)
-    params = jax.jit(lambda key: vlm.init(key, method="build"))(jax.random.key(0))["params"]
+    model = InternVLU(debug_config(), tuple(range(len(SPECIAL_TABLE))))
+    vlm = modules(model.cfg)["vlm"]
+    params = {"vlm": jax.jit(lambda key: vlm.init(key, method="build"))(jax.random.key(0))["params"]}
     # At initialisation every token predicts itself; larger weights write something.
     params = jax.tree.map(lambda p: 3 * p, params)
-    return LanguageModel(vlm, capture=(-1, -2)), params
+    return LanguageModel(model, reasoning=True), params
 
 
 def test_decoding_is_the_full_forward(tiny):
@@ -356,14 +357,14 @@ def test_the_cache_given_is_given_up(num_beams):
 def test_the_loop_does_not_copy_the_cache(tiny, num_beams, caches):
     """Beside the cache given, which comes back in place: less than one more, in beam search less than its own twice."""
     model, params = tiny
-    cfg = model.vlm.cfg.llm_config
+    cfg = model.model.cfg.vlm.llm_config
     shape = (cfg.num_hidden_layers, 2, 4096, cfg.num_key_value_heads, cfg.head_dim)
     cache, number = KVCache(*2 * [jax.ShapeDtypeStruct(shape, jnp.float32)]), jax.ShapeDtypeStruct((), jnp.int32)
     rows, logits = jax.ShapeDtypeStruct((2,), jnp.int32), jax.ShapeDtypeStruct((2, cfg.vocab_size), jnp.float32)
     run = _write if num_beams == 1 else _search
     temperature = jax.ShapeDtypeStruct((), jnp.float32)
     rest = (None, temperature, None) if num_beams == 1 else (num_beams,)
-    model = LanguageModel(model.vlm)
+    model = LanguageModel(model.model)
     compiled = run.lower(model, params, cache, rows, logits, rows, number, number, 32, *rest).compile()
     memory, size = compiled.memory_analysis(), 2 * 4 * np.prod(shape)
     assert memory.alias_size_in_bytes >= size

@@ -12,6 +12,7 @@ from internvlu_jax.flow.guidance import Scales, Velocities, guide
 from internvlu_jax.flow.path import interpolate, predict_clean, velocity_target
 from internvlu_jax.flow.sampler import Group, branch_velocities, guided_velocity, sample, sample_step, step_at
 from internvlu_jax.flow.times import LogitNormal, Uniform, shift_sigma
+from internvlu_jax.models.head import Condition
 from tests.helpers.head import load_mmdit, row_inputs
 from tests.helpers.measures import assert_close, channels_first, channels_last, relative_l2
 
@@ -173,9 +174,9 @@ def test_recorded_guidance(golden):
 
 @pytest.mark.parametrize("time", [999.0, 500.0])
 def test_two_branches_equal_three_when_the_text_is_all_there_is(time):
-    full, dropped = random(2, 4, 4, 16), random(2, 4, 4, 16, seed=1)
-    two = guide(Velocities(full, dropped), jnp.float32(time), Scales(4.5, 2.0))
-    three = guide(Velocities(full, dropped, dropped), jnp.float32(time), Scales(4.5, 2.0))
+    cond, uncond = random(2, 4, 4, 16), random(2, 4, 4, 16, seed=1)
+    two = guide(Velocities(cond, uncond), jnp.float32(time), Scales(4.5, 2.0))
+    three = guide(Velocities(cond, uncond, uncond), jnp.float32(time), Scales(4.5, 2.0))
     np.testing.assert_array_equal(two, three)
 
 
@@ -207,26 +208,30 @@ def test_latents_stay_float32():
     assert out.dtype == jnp.float32
 
 
+BRANCHES = ("cond", "text_dropped", "uncond")
+
+
+def velocity_of(mmdit, params):
+    """The recorded head as the sampler knows it."""
+
+    def velocity(x, timestep, c):
+        times = jnp.broadcast_to(timestep, x.shape[:1])
+        return mmdit.module.apply({"params": params}, x, times, c.context, c.lengths, c.rope, c.sources)
+
+    return velocity
+
+
 def case_groups(case, mmdit):
-    """The recorded rows [all full, all text-dropped, all dropped] as the groups that we run."""
+    """The recorded rows [all cond, all text-dropped, all uncond] as the groups that we run."""
     examples = len(case["context"]) // 3
-    rows = {
-        name: list(range(n * examples, (n + 1) * examples)) for n, name in enumerate(("full", "partial", "dropped"))
-    }
+    rows = {name: list(range(n * examples, (n + 1) * examples)) for n, name in enumerate(BRANCHES)}
     editing = "cond_latents" in case
-    plan = [("full", "partial"), ("dropped",)] if editing else [("full", "dropped")]
+    plan = [("cond", "text_dropped"), ("uncond",)] if editing else [("cond", "uncond")]
     groups = []
     for branches in plan:
         parts = [row_inputs(case, rows[branch], mmdit) for branch in branches]
-        groups.append(
-            Group(
-                branches=branches,
-                context=jnp.stack([part["context"] for part in parts], axis=1),
-                context_lengths=jnp.stack([part["context_lengths"] for part in parts], axis=1),
-                rope=tuple(jnp.stack([part["rope"][n] for part in parts], axis=1) for n in range(2)),
-                conditions=parts[0]["conditions"],
-            )
-        )
+        conditions = [Condition(p["context"], p["context_lengths"], p["rope"], p["conditions"]) for p in parts]
+        groups.append(Group(branches, jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *conditions)))
     return tuple(groups)
 
 
@@ -243,7 +248,7 @@ def test_recorded_sampling(golden, name):
     def one_step(params, groups, scales, state, at):
         found = {}
         for group in groups:
-            found |= branch_velocities(mmdit.module.apply, params, state.x, at.timestep, group)
+            found |= branch_velocities(velocity_of(mmdit, params), state.x, at.timestep, group)
         return sample_step(lambda x, t: guide(Velocities(**found), t, scales), state, at), found
 
     state = solver.start(jnp.asarray(channels_last(case["initial_latents"])))
@@ -252,8 +257,8 @@ def test_recorded_sampling(golden, name):
         assert_close(channels_first(state.x), case["latents_by_step"][n], TRAJECTORY, f"step {n}")
         if n < 2:
             want = np.split(case[f"dit{n}_velocity"], 3)
-            for branch, recorded in zip(("full", "partial", "dropped"), want, strict=True):
-                got = found.get(branch, found["dropped"])
+            for branch, recorded in zip(BRANCHES, want, strict=True):
+                got = found.get(branch, found["uncond"])
                 assert_close(channels_first(got), recorded, (FORWARD, TRAJECTORY)[n], f"{branch}, step {n}")
     assert_close(channels_first(state.x), case["final_latents"], TRAJECTORY, "final latents")
 
@@ -264,8 +269,8 @@ def test_recorded_sampling_in_one_scan(golden):
 
     @jax.jit
     def run(params, groups, scales, noise, steps):
-        apply = mmdit.module.apply
-        return sample(lambda x, t: guided_velocity(apply, params, x, t, groups, scales), noise, steps)
+        velocity = velocity_of(mmdit, params)
+        return sample(lambda x, t: guided_velocity(velocity, x, t, groups, scales), noise, steps)
 
     noise = jnp.asarray(channels_last(case["initial_latents"]))
     got = run(mmdit.params, case_groups(case, mmdit), Scales(4.5, 2.0), noise, steps)
@@ -273,22 +278,16 @@ def test_recorded_sampling_in_one_scan(golden):
 
 
 def test_branches_that_see_no_source_do_not_pay_for_it():
-    """The head is called with conditions in the group that has them, and without in the other."""
+    """The velocity is asked for with sources in the group that has them, and without in the other; any tree will do."""
     seen = []
 
-    def head_apply(variables, x, timestep, context, lengths, rope, conditions, mask):
-        seen.append((x.shape[0], len(conditions)))
-        return x * context.mean(axis=(1, 2))[:, None, None, None]
+    def velocity(x, timestep, condition):
+        seen.append((x.shape[0], len(condition["sources"])))
+        return x * condition["weight"][:, None, None, None]
 
-    x, table = random(2, 4, 4, 16), jnp.zeros((2, 1, 5, 4))
-    pair = Group(
-        ("full", "partial"),
-        jnp.stack([jnp.full((2, 3, 8), 3.0), jnp.full((2, 3, 8), 2.0)], axis=1),
-        jnp.full((2, 2), 3),
-        (jnp.repeat(table, 2, axis=1),) * 2,
-        (x,),
-    )
-    alone = Group(("dropped",), jnp.ones((2, 1, 3, 8)), jnp.full((2, 1), 3), (table, table))
-    got = guided_velocity(head_apply, {}, x, jnp.float32(10.0), (pair, alone), Scales(4.5, 2.0))
+    x = random(2, 4, 4, 16)
+    pair = Group(("cond", "text_dropped"), {"weight": jnp.array([[3.0, 2.0]] * 2), "sources": (jnp.ones((2, 2, 5)),)})
+    alone = Group(("uncond",), {"weight": jnp.ones((2, 1)), "sources": ()})
+    got = guided_velocity(velocity, x, jnp.float32(10.0), (pair, alone), Scales(4.5, 2.0))
     assert seen == [(4, 1), (2, 0)]
     assert_close(got, x * (1 + 2.0 * (2 - 1) + 4.5 * (3 - 2)), 1e-6)

@@ -55,10 +55,10 @@ def ask(n: int, pictures: int = 1, turns: int = 1) -> Record:
 MIXED = ([t2i(n) for n in range(5)], [edit(n) for n in range(3)], [ask(n, n % 2, 1 + n % 3) for n in range(7)])
 
 
-def loader(records=MIXED, data: DataConfig = DATA, weights=None, seed: int = 0, **options) -> Loader:
+def loader(records=MIXED, data: DataConfig = DATA, weights=None, seed: int = 0, config=CFG, **options) -> Loader:
     named = tuple((f"source {n}", weight) for n, weight in enumerate(weights or [1.0] * len(records)))
     data = dataclasses.replace(data, sources=named)
-    return Loader(CFG, TOKENIZER, data, seed=seed, sources=records, **options)
+    return Loader(config, TOKENIZER, data, seed=seed, sources=records, **options)
 
 
 def steps(made: Loader, count: int) -> list:

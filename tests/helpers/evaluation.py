@@ -1,13 +1,15 @@
 """Scenes, and what can go wrong with their pictures."""
 
 import itertools
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import numpy as np
 
 from internvlu_jax.small_world import World, WorldSource
 from internvlu_jax.small_world.scenes.scene import Item, Scene
+from internvlu_jax.small_world.scoring.reader import read
 from internvlu_jax.small_world.scoring.reading import Reading
 
 _TASKS = {"general/picture": 3.0, "general/edit": 1.0, "text/picture": 2.0, "text/edit": 1.0, "reasoning/direct": 1.0}
@@ -40,6 +42,31 @@ def mismatch(scene: Scene, reading: Reading, reach: float = 0.02) -> str:
             return f"{scene}: {item} is not among {left}"
         left.remove(same[0])
     return f"{scene}: also {left}" if left else ""
+
+
+def misread(
+    world: World, count: int, seed: int, split: str = "seen", side: int = 64, damage: tuple[float, float] = (0.0, 0.0)
+) -> list[str]:
+    """How the reading of each of so many pictures is not its scene, of those that are read wrongly.
+
+    damage: blur and noise, see `corrupted`.
+    """
+    rng = np.random.default_rng(0)
+    drawn = scenes(world, count, seed, split)
+    texts = [mismatch(scene, read(corrupted(scene.draw(side), rng, *damage), world.kinds)) for scene in drawn]
+    return [text for text in texts if text]
+
+
+def readings(pictures: Sequence[np.ndarray], kinds: tuple[str, ...]) -> list[Reading]:
+    return [read(picture, kinds) for picture in pictures]
+
+
+def reading_rate(pictures: Sequence[np.ndarray], kinds: tuple[str, ...]) -> float:
+    """Pictures a second, of processor time, once some have been read."""
+    readings(pictures[:50], kinds)
+    started = time.process_time()
+    readings(pictures, kinds)
+    return len(pictures) / (time.process_time() - started)
 
 
 @cache

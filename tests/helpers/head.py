@@ -14,9 +14,10 @@ from converters.head import head_rules
 from converters.tensors import open_part
 from internvlu_jax.config import Compute, HeadConfig
 from internvlu_jax.config_files import read_config
-from internvlu_jax.models.internvlu import GenerationHead
+from internvlu_jax.models.head import GenerationHead
 from internvlu_jax.models.mmdit import MMDiT
-from internvlu_jax.ops.msrope import msrope_positions, msrope_table
+from internvlu_jax.ops.msrope import msrope_table
+from internvlu_jax.processing.positions import msrope_positions
 from tests.helpers.measures import channels_last
 
 
@@ -58,15 +59,16 @@ def token_grids(grids) -> list[tuple[int, int]]:
 def row_positions(case, row: int, cfg, padded: bool = True):
     """Positions of one recorded row, from its grids and its context."""
     length = int(case["context_mask"][row].sum())
-    return msrope_positions(
+    positions = msrope_positions(
         token_grids(case["grid_gen"][row : row + 1])[0],
         runs_of(case["context_image_mask"][row, :length]),
         condition_grids=token_grids(case.get(f"grid_cond.{row}", ())),
         visual_grids=[(int(y), int(x)) for _, y, x in case[f"vlm_grid.{row}"]],
         latent_scale=cfg.video_position_scale_factor,
         visual_scale=cfg.vlm_cond_position_scale_factor,
-        context_length=case["context_mask"].shape[1] if padded else None,
     )
+    missing = case["context_mask"].shape[1] - length if padded else 0
+    return np.pad(positions, ((0, missing), (0, 0)))
 
 
 def row_inputs(case, rows: list[int], mmdit, step: int = 0) -> dict:

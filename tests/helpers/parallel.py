@@ -28,19 +28,20 @@ from flax import linen as nn
 from flax import struct
 
 from internvlu_jax.config import Compute
-from internvlu_jax.data.batch import Batch, Text
+from internvlu_jax.data.batch import Batch, TextBatch
 from internvlu_jax.flow import solver
 from internvlu_jax.flow.guidance import Scales
-from internvlu_jax.inference.drawing import Context, Picture, groups, noise
-from internvlu_jax.inference.programs import Inference
-from internvlu_jax.models.internvlu import init_params
+from internvlu_jax.inference import programs
+from internvlu_jax.inference.drawing import Branch, PictureInputs, groups, noise
+from internvlu_jax.models.internvlu import InternVLU, init_params
 from internvlu_jax.models.mmdit import MMDiT
 from internvlu_jax.models.qwen3 import Qwen3
+from internvlu_jax.parallel.config import MeshConfig
 from internvlu_jax.parallel.executors import MeshExecutor, PmapExecutor, SingleExecutor, make_executor
 from internvlu_jax.parallel.mesh import initialise, tracing_on
 from internvlu_jax.parallel.sampler import mesh_sampler, pmap_sampler
 from internvlu_jax.presets import debug_config
-from internvlu_jax.training.config import MeshConfig
+from internvlu_jax.processing.layout import Layout
 
 WIDTH, HIDDEN, HEADS, VOCABULARY = 16, 32, 4, 24
 
@@ -131,7 +132,9 @@ def batches_of(step: int, lengths: tuple[int, ...], rows: int = 8) -> tuple[Batc
         ids = rng.integers(0, VOCABULARY, (rows, length)).astype(np.int32)
         weights = (rng.random((rows, length)) < np.linspace(0.1, 0.9, rows)[:, None]).astype(np.float32)
         positions = np.broadcast_to(np.arange(length, dtype=np.int32), ids.shape)
-        found.append(Batch(np.arange(n * rows, (n + 1) * rows, dtype=np.int32), Text(ids, positions, weights=weights)))
+        found.append(
+            Batch(np.arange(n * rows, (n + 1) * rows, dtype=np.int32), TextBatch(ids, positions, weights=weights))
+        )
     return tuple(found)
 
 
@@ -235,18 +238,24 @@ def two_processes() -> dict[str, np.ndarray]:
 
 def sampler() -> dict[str, np.ndarray]:
     """Three pictures by one device, by a mesh and by pmap: the sizes do not divide."""
-    inference = Inference(debug_config(), Compute())
-    head = jax.jit(lambda key: init_params(inference.cfg, key)["head"])(jax.random.key(0))
-    rng, width = np.random.default_rng(0), inference.cfg.generation_decoder.decoder_config.hidden_size
-    context = lambda t: Context(rng.normal(size=(t, width)).astype(np.float32), [(False, t)])  # noqa: E731
-    pictures = [Picture(context(4 + n), None, context(3)) for n in range(3)]
-    batch, start = groups(inference, pictures, (4, 6)), noise(0, 3, (4, 6, 16))
+    cfg = debug_config()
+    model, head = InternVLU(cfg, tuple(range(10))), cfg.generation_decoder
+    params = {"head": jax.jit(lambda key: init_params(cfg, key)["head"])(jax.random.key(0))}
+    rng, tile = np.random.default_rng(0), (cfg.vlm.tokens_per_side,) * 2
+
+    def branch(length: int) -> Branch:
+        context = rng.normal(size=(length, head.input_hidden_size)).astype(np.float32)
+        span = np.arange(length, dtype=np.int32)
+        return Branch(context, Layout(span, [(False, length)], ((2, 3),), tile, 1.0, 0.25))
+
+    pictures = [PictureInputs(branch(4 + n), None, branch(3)) for n in range(3)]
+    batch, start = groups(model, params, pictures, (4, 6)), noise(0, 3, (4, 6, 16))
     rest = (solver.steps(solver.schedule(3)), batch, Scales(4.0, 1.0))
     on_mesh, by_device = mesh(2, 2, 2), PmapExecutor()
-    found = {"single": inference.draw(head, start, *rest)}
-    draws = {"mesh": mesh_sampler(inference, on_mesh), "pmap": pmap_sampler(inference, by_device)}
+    found = {"single": programs.draw(model, params, start, *rest)}
+    draws = {"mesh": mesh_sampler(model, on_mesh), "pmap": pmap_sampler(model, by_device)}
     for name, executor in (("mesh", on_mesh), ("pmap", by_device)):
-        placed = executor.place(head)
+        placed = executor.place(params)
         found[name] = draws[name](placed, start, *rest)
         with compilations() as seen:
             draws[name](placed, start, rest[0], batch, Scales(np.float64(2.0), 1))

@@ -12,8 +12,9 @@ import jax
 import orbax.checkpoint as ocp
 
 from experiments.configs.stage3 import ALL_BUT_VAE
+from internvlu_jax.parallel.config import MeshConfig
 from internvlu_jax.parallel.mesh import initialise
-from internvlu_jax.training.config import MeshConfig, ObjectiveConfig
+from internvlu_jax.training.config import ObjectiveConfig
 from internvlu_jax.training.loop import train
 from tests.helpers.training import TINY, with_data
 
@@ -22,7 +23,7 @@ RUN = dataclasses.replace(
     with_data(TINY, batch_size=8, text_targets=True),
     steps=3,
     accumulate=2,
-    objective=ObjectiveConfig(1.0, 20.0),
+    objective=ObjectiveConfig((("text", 1.0), ("flow", 20.0))),
     optimizer=dataclasses.replace(TINY.optimizer, rates=ALL_BUT_VAE, weight_decay=0.01, eps=1e-3, ema=0.5),
     save_every=3,
 )

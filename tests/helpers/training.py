@@ -20,7 +20,7 @@ TINY = TrainConfig(
         sources=((str(TOY / "t2i.jsonl"), 1.0),), batch_size=4, sides=(32,), text_lengths=(160,), text_targets=False,
         threads=1, prefetch=1, max_broken=0.5,
     ),
-    objective=ObjectiveConfig(0.0, 1.0),
+    objective=ObjectiveConfig((("flow", 1.0),)),
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup=2, rates=HEAD_ONLY),
     executor="single",
     save_every=2,

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from internvlu_jax import InternVLUPipeline
-from internvlu_jax.inference.programs import Inference
+from internvlu_jax.inference import programs
 from tests.conftest import GOLDENS
 
 CHECKPOINT = GOLDENS / "base/checkpoint"
@@ -28,8 +28,8 @@ def pipe(loaded, monkeypatch):
     def reached(*args, **kwargs):
         raise AssertionError("a computation was reached")
 
-    for name in ("visual_tokens", "embed_prompt", "hidden_states", "source_latents", "draw", "draw_step", "pictures"):
-        monkeypatch.setattr(Inference, name, reached)
+    for name in ("visual_tokens", "embed", "contexts", "encode", "condition", "draw", "draw_step", "decode"):
+        monkeypatch.setattr(programs, name, reached)
     return loaded
 
 

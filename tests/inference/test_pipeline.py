@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from internvlu_jax import InternVLUPipeline
+from internvlu_jax.inference import programs
 from tests.conftest import GOLDENS
 from tests.helpers.measures import assert_close, channels_last
 
@@ -62,18 +63,26 @@ def test_the_loop_in_one_program_gives_the_recorded_pictures(golden, case):
     assert difference.max() <= 1 and (difference > 0).mean() <= 1e-3
 
 
+def pixels_of(values, cfg):
+    """The 8 bits that were recorded as normalised values."""
+    pixels = 255 * (channels_last(values) * np.array(cfg.image_std) + np.array(cfg.image_mean))
+    assert np.abs(pixels - np.round(pixels)).max() < 1e-3
+    return np.round(pixels).astype(np.uint8)
+
+
 @pytest.mark.parametrize("case", ["edit", "edit_batch", "text_multi_image"])
 def test_visual_tokens(golden, case):
     pipe, recorded = load(golden.name), golden.case(case)
-    got = pipe.inference.visual_tokens(pipe.params["vlm"], channels_last(recorded["proc_pixel_values"]))
+    cfg = pipe.config.processor.image_processor_kwargs
+    got = programs.visual_tokens(pipe.model, pipe.params, pixels_of(recorded["proc_pixel_values"], cfg))
     assert_close(got, recorded["vit_features"].reshape(got.shape), 1e-5)
 
 
 @pytest.mark.parametrize("case", ["edit", "edit_resized"])
 def test_latents_of_the_source(golden, case):
     pipe, recorded = load(golden.name), golden.case(case)
-    pixels = channels_last(recorded["proc_pixel_values_gen"])[:1]
-    got = pipe.inference.source_latents(pipe.params["vae"], pixels)
+    cfg = pipe.config.processor.image_gen_processor_kwargs
+    got = programs.encode(pipe.model, pipe.params, pixels_of(recorded["proc_pixel_values_gen"][:1], cfg))
     assert_close(got, channels_last(recorded["cond_latents"])[:1], 1e-5)
 
 
@@ -84,8 +93,7 @@ def test_hidden_states_that_condition_the_head(golden, case):
     prefix = "vlm_" if "vlm_input_ids" in recorded else "proc_"
     ids, mask = recorded[f"{prefix}input_ids"], recorded[f"{prefix}attention_mask"].astype(bool)
     for row, (own, seen) in enumerate(zip(ids, mask, strict=True)):
-        special = np.array(pipe.processor.tokenizer.special_table_ids)
-        got = pipe.inference.hidden_states(pipe.params["vlm"], own[seen][None], special)[0]
+        got = programs.contexts(pipe.model, pipe.params, own[seen][None], np.arange(seen.sum())[None])[0]
         layers = pipe.config.generation_decoder.vlm_select_layer
         want = np.concatenate([recorded[f"vlm_hidden_{layer}"][row][seen] for layer in layers], axis=-1)
         assert_close(got, want, 1e-5, f"row {row}")

@@ -7,9 +7,8 @@ from PIL import Image
 
 from internvlu_jax import InternVLUPipeline
 from internvlu_jax.flow.solver import schedule
-from internvlu_jax.inference import writing as writing_module
+from internvlu_jax.inference import programs, reasoning
 from internvlu_jax.inference.drawing import noise
-from internvlu_jax.inference.programs import Inference
 from tests.conftest import GOLDENS
 from tests.helpers.measures import assert_close, relative_l2
 
@@ -127,25 +126,23 @@ def full_context(pipe, prompt: str, written: np.ndarray) -> np.ndarray:
     """Prompt, kept text and <img> read in one go: what the states of writing must equal."""
     tokenizer = pipe.processor.tokenizer
     (request,) = pipe.processor.process(prompt, None, "text_image")
-    ids = np.concatenate([request.cond, writing_module.kept_text(written), [tokenizer.img_start]]).astype(np.int32)
-    special = np.array(tokenizer.special_table_ids)
-    states = pipe.inference.hidden_states(pipe.params["vlm"], ids[None], special)
+    ids = np.concatenate([request.cond, reasoning.kept_text(written), [tokenizer.img_start]]).astype(np.int32)
     begin = int(np.flatnonzero(request.cond == tokenizer.im_start)[1])
-    return np.asarray(pipe.inference.context(pipe.params["head"], states, np.arange(begin, len(ids))[None]))[0]
+    return np.asarray(programs.contexts(pipe.model, pipe.params, ids[None], np.arange(begin, len(ids))[None]))[0]
 
 
 def reason(pipe, monkeypatch, **kwargs):
     """(written ids, context of the head)."""
-    contexts = []
-    real = writing_module._reasoned
+    branches = []
+    real = reasoning._branches
 
     def keep(*args):
-        contexts.extend(real(*args))
-        return contexts
+        branches.extend(real(*args))
+        return branches
 
-    monkeypatch.setattr(writing_module, "_reasoned", keep)
+    monkeypatch.setattr(reasoning, "_branches", keep)
     out = pipe("draw a cat", generation_mode="text_image", latents=start(1), **SMALL, **kwargs)
-    return out.tokens[0], contexts[0].tokens
+    return out.tokens[0], branches[0].context
 
 
 def test_reasoning_reuses_states_exactly(pipe, monkeypatch):
@@ -161,7 +158,7 @@ def test_reasoning_with_beams(pipe, monkeypatch):
 
 def test_special_tokens_in_the_text_are_read_again(pipe, monkeypatch):
     """Written with the language model's table, they condition the head with their own."""
-    real = writing_module.generate
+    real = reasoning.generate
 
     def with_special(model, params, prompt, **kwargs):
         out = real(model, params, prompt, **kwargs)
@@ -170,43 +167,44 @@ def test_special_tokens_in_the_text_are_read_again(pipe, monkeypatch):
         tokens[0, 2] = ref
         return out._replace(tokens=tokens)
 
-    monkeypatch.setattr(writing_module, "generate", with_special)
+    monkeypatch.setattr(reasoning, "generate", with_special)
     written, context = reason(pipe, monkeypatch, max_new_tokens=9)
-    assert pipe.processor.tokenizer.id_of("<ref>") in writing_module.kept_text(written)
+    assert pipe.processor.tokenizer.id_of("<ref>") in reasoning.kept_text(written)
     assert_close(context, full_context(pipe, "draw a cat", written), 1e-5)
 
 
 @pytest.mark.parametrize("limit", [1, 2])
 def test_a_text_that_stops_at_once_draws_from_the_prompt(pipe, monkeypatch, limit):
     written, context = reason(pipe, monkeypatch, max_new_tokens=limit)
-    assert len(written) == limit and not len(writing_module.kept_text(written))
+    assert len(written) == limit and not len(reasoning.kept_text(written))
     assert_close(context, full_context(pipe, "draw a cat", written), 1e-5)
 
 
 def test_kept_text_drops_two():
-    assert writing_module.kept_text(np.arange(5)).tolist() == [0, 1, 2]
-    assert writing_module.kept_text(np.arange(1)).tolist() == []
+    assert reasoning.kept_text(np.arange(5)).tolist() == [0, 1, 2]
+    assert reasoning.kept_text(np.arange(1)).tolist() == []
 
 
 def test_new_prompts_do_not_compile_again(pipe):
     pipe("a cat", generation_mode="image", seed=0, **SMALL)
     pipe("a cat", max_new_tokens=5)
-    before = {name: getattr(Inference, name)._cache_size() for name in ("draw", "hidden_states", "embed_prompt")}
+    names = ("draw", "contexts", "condition", "side_by_side", "embed")
+    before = {name: getattr(programs, name)._cache_size() for name in names}
     pipe("a dog and another dog", generation_mode="image", seed=1, all_cfg_scale=3.0, **SMALL)
     pipe("Why is the sky", max_new_tokens=7)
-    assert {name: getattr(Inference, name)._cache_size() for name in before} == before
+    assert {name: getattr(programs, name)._cache_size() for name in before} == before
 
 
 def test_dropped_prompt_is_encoded_once(pipe, monkeypatch):
     pipe("a cat", generation_mode="image", seed=0, **SMALL)
     rows = []
-    real = Inference.hidden_states
+    real = programs.contexts
 
-    def count(self, vlm, ids, *args):
+    def count(model, params, ids, *args):
         rows.append(len(ids))
-        return real(self, vlm, ids, *args)
+        return real(model, params, ids, *args)
 
-    monkeypatch.setattr(Inference, "hidden_states", count)
+    monkeypatch.setattr(programs, "contexts", count)
     pipe(["a dog", "a tree"], generation_mode="image", seed=0, **SMALL)
     assert rows == [2]
 

@@ -12,8 +12,8 @@ from internvlu_jax.checkpoints import loading
 from internvlu_jax.config import Compute, ConfigError
 from internvlu_jax.models import lora
 from internvlu_jax.training.config import LoraConfig
-from internvlu_jax.training.tree import from_paths, paths
 from internvlu_jax.utils.flops import count_flops
+from internvlu_jax.utils.tree import from_paths, paths
 from tests.conftest import Golden
 from tests.helpers.measures import assert_close, relative_l2
 from tests.training.test_losses import objective_for, random_batch, with_latents
@@ -42,16 +42,21 @@ def trained(fresh):
     return from_paths(leaves)
 
 
+def with_adapters(objective, scale):
+    model = dataclasses.replace(objective.model, adapter_scale=scale)
+    return dataclasses.replace(objective, model=model)
+
+
 @pytest.fixture(scope="module")
 def sums(base):
-    """(parameters, adapter scale or None, compute) -> (flow, text) of a batch with pictures, sources and text."""
+    """(parameters, adapter scale or None, compute) -> (text, flow) of a batch with pictures, sources and text."""
     batch = with_latents(random_batch(objective_for(base)))
     batch = batch._replace(text=batch.text._replace(tiles=None, visual_index=None))
-    draws = objective_for(base).draw(jax.random.key(1), batch)
+    noise = objective_for(base).draw(jax.random.key(1), batch)
 
     def run(params, scale=None, compute=Compute()):
-        objective = dataclasses.replace(objective_for(base, compute), adapter_scale=scale)
-        return jax.jit(lambda p: jnp.stack(objective.sums(p, batch, draws)))(params)
+        objective = with_adapters(objective_for(base, compute), scale)
+        return jax.jit(lambda p: jnp.stack(list(objective.sums(p, batch, noise).values())))(params)
 
     return run
 
@@ -94,7 +99,7 @@ def test_operations_rise_by_the_low_rank_products_alone(base, trained):
     batch = batch._replace(picture=None)
 
     def operations(params, scale):
-        adapted = dataclasses.replace(objective, adapter_scale=scale)
+        adapted = with_adapters(objective, scale)
         return count_flops(lambda p: adapted.sums(p, batch, None), params)
 
     llm = base.config.vlm.llm_config

@@ -14,9 +14,11 @@ from converters.engine import export
 from converters.head import head_rules
 from internvlu_jax.config import Compute, MMDiTConfig
 from internvlu_jax.flow.path import TIME_SCALE, interpolate, velocity_target
-from internvlu_jax.models.mmdit import MLP, Block, Keys, MMDiT
-from internvlu_jax.ops.msrope import msrope_positions, msrope_table
+from internvlu_jax.models.layers import MLP
+from internvlu_jax.models.mmdit import Block, MMDiT
+from internvlu_jax.ops.msrope import msrope_table
 from internvlu_jax.ops.timestep import timestep_sinusoid
+from internvlu_jax.processing.positions import msrope_positions
 from tests.helpers.head import grouped_rows, load_head, load_mmdit, random_inputs, row_inputs, runs_of
 from tests.helpers.measures import assert_close, channels_first, channels_last, relative_l2
 
@@ -115,10 +117,10 @@ def test_recorded_block(golden):
         hidden = recorded["hidden"][:, start:stop]
         rope = msrope_table(recorded["positions"][None, start:stop], mmdit.cfg.axes_dims_rope)
         time = jax.nn.silu(recorded["temb"][sample : sample + 1])
-        tokens, keys = (jnp.asarray(hidden[:, :latents]), jnp.asarray(hidden[:, latents:])), Keys(None, None)
-        (image, text), _ = block(params, tokens, time, rope, keys, None)
+        tokens, seen = (jnp.asarray(hidden[:, :latents]), jnp.asarray(hidden[:, latents:])), jnp.array([stop - start])
+        (image, text), _ = block(params, tokens, time, rope, seen, None)
         assert_close(jnp.concatenate([image, text], 1), recorded["output"][:, start:stop], FORWARD, f"sample {sample}")
-        (noisy, _), _ = block(params, tokens, time, rope, keys, 3)
+        (noisy, _), _ = block(params, tokens, time, rope, seen, 3)
         assert_close(noisy, recorded["output"][:, start : start + 3], FORWARD, "as the last block")
 
 
@@ -131,42 +133,37 @@ def test_recorded_velocity(golden, name):
             assert_close(channels_first(got), case[f"dit{step}_velocity"][rows], FORWARD, f"step {step}, rows {rows}")
 
 
-def flow_inputs(recorded, mmdit):
-    """Arguments of the transformer for the recorded training batch; row 1 has no condition picture."""
-    length = recorded["context_mask"].sum(1)
-    has_condition = "condition" in recorded and recorded["condition"].size > 0
-    positions = np.stack([
-        msrope_positions(
-            (4, 5),
-            runs_of(recorded["context_image_mask"][row, : length[row]]),
-            condition_grids=[(4, 5)] if has_condition else [],
-            condition_present=[row == 0] if has_condition else None,
-            visual_grids=[(2, 2)] * int(recorded["context_image_mask"][row].any()),
-            latent_scale=mmdit.cfg.video_position_scale_factor,
-            visual_scale=mmdit.cfg.vlm_cond_position_scale_factor,
-            context_length=14,
-        )
-        for row in range(2)
-    ])  # fmt: skip
-    inputs = {
-        "context_lengths": jnp.asarray(length, jnp.int32),
-        "rope": msrope_table(positions, mmdit.cfg.axes_dims_rope),
+def flow_inputs(recorded, mmdit, row):
+    """Arguments of the transformer for one row of the recorded training batch; row 1 has no condition picture."""
+    length = int(recorded["context_mask"][row].sum())
+    has_condition = row == 0 and "condition" in recorded and recorded["condition"].size > 0
+    positions = msrope_positions(
+        (4, 5),
+        runs_of(recorded["context_image_mask"][row, :length]),
+        condition_grids=[(4, 5)] * has_condition,
+        visual_grids=[(2, 2)] * int(recorded["context_image_mask"][row].any()),
+        latent_scale=mmdit.cfg.video_position_scale_factor,
+        visual_scale=mmdit.cfg.vlm_cond_position_scale_factor,
+    )
+    padded = np.pad(positions, ((0, recorded["context_mask"].shape[1] - length), (0, 0)))
+    return {
+        "context_lengths": jnp.asarray([length], jnp.int32),
+        "rope": msrope_table(padded[None], mmdit.cfg.axes_dims_rope),
+        "conditions": (jnp.asarray(channels_last(recorded["condition"])),) if has_condition else (),
     }
-    if has_condition:
-        condition = jnp.asarray(channels_last(recorded["condition"]))
-        inputs["conditions"] = (jnp.concatenate([condition, jnp.full_like(condition, 7.0)]),)
-        inputs["condition_mask"] = jnp.asarray([[True], [False]])
-    return inputs
 
 
 def flow_loss(params, module, recorded, inputs):
-    """(mean squared error of the velocity, velocity) as training computes them."""
+    """(mean squared error of the velocity, velocity) as training computes them; `inputs` are of each row."""
     clean, noise = (jnp.asarray(channels_last(recorded[name])) for name in ("clean", "noise"))
-    sigma = jnp.asarray(recorded["sigma"])
+    sigma, variables = jnp.asarray(recorded["sigma"]), {"params": params}
     noisy = interpolate(clean, noise, sigma)
-    variables = {"params": params}
     context = module.apply(variables, jnp.asarray(recorded["context"]), method="embed_context")
-    velocity = module.apply(variables, noisy, TIME_SCALE * sigma, context, **inputs)
+    rows = [
+        module.apply(variables, noisy[n : n + 1], TIME_SCALE * sigma[n : n + 1], context[n : n + 1], **own)
+        for n, own in enumerate(inputs)
+    ]
+    velocity = jnp.concatenate(rows)
     return jnp.mean(jnp.square(velocity - velocity_target(clean, noise))), velocity
 
 
@@ -183,7 +180,7 @@ REMAT = {
 def test_recorded_loss_and_gradients(golden, name):
     recorded, mmdit = golden.component(name), load_mmdit(golden.checkpoint)
     module = MMDiT(mmdit.cfg, Compute(remat=REMAT[golden.name, name]))
-    inputs = flow_inputs(recorded, mmdit)
+    inputs = [flow_inputs(recorded, mmdit, row) for row in range(2)]
     grad = jax.jit(jax.value_and_grad(lambda p: flow_loss(p, module, recorded, inputs), has_aux=True))
     (loss, velocity), gradient = grad(mmdit.params)
     assert_close(loss, recorded["loss"], FORWARD, "loss")
@@ -212,13 +209,13 @@ def test_scan_equals_unrolled(small):
     rng = np.random.default_rng(0)
     width, rope = small.cfg.hidden_size, random_inputs(small)["rope"]
     tokens = tuple(jnp.asarray(rng.normal(size=(3, size, width)), jnp.float32) for size in (13, 7))
-    time, keys = jnp.asarray(rng.normal(size=(3, width)), jnp.float32), Keys(jnp.asarray([16, 20, 14]), None)
+    time, seen = jnp.asarray(rng.normal(size=(3, width)), jnp.float32), jnp.asarray([16, 20, 14])
     run = jax.jit(lambda variables, *args: small.module.bind(variables).blocks(*args)[0])
-    scanned = run({"params": small.params}, tokens, time, rope, keys)
+    scanned = run({"params": small.params}, tokens, time, rope, seen)
     block = jax.jit(Block(small.cfg, Compute()).apply)
     for i in range(small.cfg.num_layers - 1):
         weights = {"params": jax.tree.map(lambda leaf, i=i: leaf[i], small.params["blocks"])}
-        tokens, _ = block(weights, tokens, time, rope, keys)
+        tokens, _ = block(weights, tokens, time, rope, seen)
     for got, want in zip(scanned, tokens, strict=True):
         assert_close(got, want, 1e-6)
 
@@ -247,25 +244,6 @@ def test_batch_equals_one_by_one(small):
         one = {key: value[row : row + 1] for key, value in inputs.items() if key not in ("rope", "conditions")}
         one |= {"rope": inputs["rope"], "conditions": tuple(c[row : row + 1] for c in inputs["conditions"])}
         assert_close(apply(small, **one)[0], together[row], 1e-6)
-
-
-def test_mask_of_condition_pictures_equals_leaving_them_out(small):
-    """Row 0 has both pictures, row 1 only the first, row 2 none; each equals a batch of its own kind."""
-    grid, sizes = (2, 3), [(2, 2), (1, 3)]
-    inputs = random_inputs(small, grid=grid, conditions=sizes)
-    mask = np.array([[True, True], [True, False], [False, False]])
-    positions = [
-        msrope_positions(grid, [(False, 7)], condition_grids=sizes, condition_present=row.tolist()) for row in mask
-    ]
-    inputs["rope"] = msrope_table(np.stack(positions), small.cfg.axes_dims_rope)
-    masked = apply(small, **inputs, condition_mask=jnp.asarray(mask))
-    for row, present in enumerate(mask):
-        kept = [n for n in range(2) if present[n]]
-        alone = {key: inputs[key][row : row + 1] for key in ("latents", "timestep", "context", "context_lengths")}
-        alone["conditions"] = tuple(inputs["conditions"][n][row : row + 1] for n in kept)
-        own = msrope_positions(grid, [(False, 7)], condition_grids=[sizes[n] for n in kept])
-        alone["rope"] = msrope_table(own[None], small.cfg.axes_dims_rope)
-        assert_close(apply(small, **alone)[0], masked[row], 1e-6, f"row {row}")
 
 
 def test_order_of_condition_pictures_is_in_their_positions_only(small):

@@ -7,7 +7,7 @@ import pytest
 
 from converters.engine import export
 from internvlu_jax.config import Compute
-from internvlu_jax.models.qwen3 import Block, KVCache, Shared, Stream, Wanted
+from internvlu_jax.models.qwen3 import Block, KVCache, LayerCarry, Outputs, Shared
 from internvlu_jax.ops.rope import rotary_table
 from tests.helpers.measures import assert_close, relative_l2
 from tests.helpers.vlm import build, cast, layer_of, load, rules_of, vlm_config
@@ -136,8 +136,8 @@ def test_scan_equals_unrolled(recorded):
     cfg, params = recorded[0].llm_config, recorded[1]
     x = jax.random.normal(jax.random.key(1), (2, 6, cfg.hidden_size))
     positions = jnp.broadcast_to(jnp.arange(6), (2, 6))
-    shared = Shared(positions, rotary_table(positions, cfg.head_dim, cfg.rope_theta), None, Wanted((), True))
-    stream, fresh, block = Stream(x, None, None), [], jax.jit(Block(cfg).apply)
+    shared = Shared(positions, rotary_table(positions, cfg.head_dim, cfg.rope_theta), None, Outputs((), True))
+    stream, fresh, block = LayerCarry(x, None, None), [], jax.jit(Block(cfg).apply)
     for i in range(cfg.num_hidden_layers):
         stream, kv = block({"params": layer_of(params["layers"], i)}, stream, jnp.asarray(i), shared)
         fresh.append(kv)

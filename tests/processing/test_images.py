@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 
 from internvlu_jax.config import GenerationImageProcessorConfig, ImageProcessorConfig, SizeConfig
 from internvlu_jax.config_files import read_config
+from internvlu_jax.models.pixels import codec_values, vision_values
 from internvlu_jax.processing.images import (
     generation_pixels,
     load_image,
@@ -62,16 +63,17 @@ def test_recorded_pictures(golden, index):
     cfg = read_config(golden.checkpoint).processor
     picture = to_rgb(Image.open(golden.root / f"components/image_{index}.png"))
     assert list(picture.shape[1::-1]) == facts["size"]
-    single = vision_tiles(picture, cfg.image_processor_kwargs)
-    np.testing.assert_array_equal(single, channels_last(recorded[f"single_{index}"]))
-    tiled = vision_tiles(picture, cfg.image_processor_kwargs, max_tiles=6)
+    kwargs = cfg.image_processor_kwargs
+    single = vision_tiles(picture, kwargs)
+    np.testing.assert_array_equal(vision_values(single, kwargs), channels_last(recorded[f"single_{index}"]))
+    tiled = vision_tiles(picture, kwargs, max_tiles=6)
     assert len(tiled) == facts["tiles"]
-    np.testing.assert_array_equal(tiled, channels_last(recorded[f"tiled_{index}"]))
+    np.testing.assert_array_equal(vision_values(tiled, kwargs), channels_last(recorded[f"tiled_{index}"]))
     if "generation_error" in facts:
         with pytest.raises(ValueError, match="16 pixels a side; this one is 7 x 5"):
             generation_pixels(picture, cfg.image_gen_processor_kwargs)
     else:
-        pixels = generation_pixels(picture, cfg.image_gen_processor_kwargs)
+        pixels = codec_values(generation_pixels(picture, kwargs := cfg.image_gen_processor_kwargs), kwargs)
         np.testing.assert_array_equal(pixels, channels_last(recorded[f"generation_{index}"])[0])
 
 
@@ -189,7 +191,7 @@ def test_tiles_are_cut_row_by_row_with_the_thumbnail_last():
     picture = noise(56, 84)
     tiles = vision_tiles(picture, cfg, max_tiles=6)
     whole = vision_tiles(picture, ImageProcessorConfig(SizeConfig(56, 84)))[0]
-    assert tiles.shape == (7, 28, 28, 3) and tiles.dtype == np.float32
+    assert tiles.shape == (7, 28, 28, 3) and tiles.dtype == np.uint8
     for i in range(6):
         row, column = divmod(i, 3)
         expected = whole[28 * row : 28 * row + 28, 28 * column : 28 * column + 28]
@@ -200,11 +202,11 @@ def test_tiles_are_cut_row_by_row_with_the_thumbnail_last():
 # --- generation sizes ---------------------------------------------------------------------------------------------
 
 
-def test_generation_pixels_lie_between_minus_one_and_one():
+def test_pixels_for_the_codec_lie_between_minus_one_and_one():
     cfg = GenerationImageProcessorConfig(min_dynamic_patch=16, max_dynamic_patch=256)
     picture = np.zeros((64, 48, 3), np.uint8)
     picture[:32] = 255
-    pixels = generation_pixels(picture, cfg)
+    pixels = codec_values(generation_pixels(picture, cfg), cfg)
     assert pixels.shape == (64, 48, 3)
     assert pixels[0, 0, 0] == 1 and pixels[-1, -1, -1] == -1
 

@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 from internvlu_jax.config_files import read_config
+from internvlu_jax.models.pixels import codec_values, vision_values
 from internvlu_jax.processing import chat
-from internvlu_jax.processing.batch import bucket, pad_right
 from internvlu_jax.processing.images import vision_tiles
 from internvlu_jax.processing.processor import Processor
+from internvlu_jax.processing.rows import bucket, pad_right
 from tests.conftest import GOLDENS
 from tests.helpers.measures import channels_last
 
@@ -57,22 +58,26 @@ def test_recorded_requests(golden, processor):
         requests = processor.process(case["prompts"], recorded_images(golden, case), case["mode"])
         rows = [r.cond for r in requests]
         if case["mode"] != "text":
-            rows += [r.text_dropped for r in requests] + [r.all_dropped for r in requests]
+            # The released code has a text-dropped row for prompts without pictures, too.
+            rows += [r.uncond if r.text_dropped is None else r.text_dropped for r in requests]
+            rows += [r.uncond for r in requests]
         ids, mask = recorded["proc_input_ids"], recorded["proc_attention_mask"]
         assert len(rows) == len(ids), name
         for row, padded, valid in zip(rows, ids, mask, strict=True):
             np.testing.assert_array_equal(row, padded[valid == 1], err_msg=name)
-        check_recorded_pictures(name, case, requests, recorded)
+        check_recorded_pictures(name, case, requests, recorded, golden.checkpoint)
 
 
-def check_recorded_pictures(name, case, requests, recorded):
+def check_recorded_pictures(name, case, requests, recorded, checkpoint):
     if case["images"] is None:
         assert all(len(r.tiles) == 0 and not r.sources for r in requests), name
         return
     # The released code lists every picture once for the whole prompt and once for the text-dropped one.
     branches = 1 if case["mode"] == "text" else 2
     tiles = np.concatenate([r.tiles for r in requests] * branches)
-    np.testing.assert_array_equal(tiles, channels_last(recorded["proc_pixel_values"]), err_msg=name)
+    cfg = read_config(checkpoint).processor
+    values = vision_values(tiles, cfg.image_processor_kwargs)
+    np.testing.assert_array_equal(values, channels_last(recorded["proc_pixel_values"]), err_msg=name)
     if case["mode"] == "text":
         assert not any(r.sources for r in requests), name
         return
@@ -82,7 +87,8 @@ def check_recorded_pictures(name, case, requests, recorded):
     assert len(sources) == len(padded) == len(grids)
     for source, pixels, grid in zip(sources, padded, grids, strict=True):
         assert source.shape[:2] == (8 * grid[1], 8 * grid[2]), name
-        np.testing.assert_array_equal(source, pixels[: source.shape[0], : source.shape[1]], err_msg=name)
+        values = codec_values(source, cfg.image_gen_processor_kwargs)
+        np.testing.assert_array_equal(values, pixels[: source.shape[0], : source.shape[1]], err_msg=name)
 
 
 def test_recorded_texts(golden, processor):
@@ -170,7 +176,7 @@ def test_render():
 def test_system_text_of_each_mode(base):
     def system(mode, image=None, **options):
         request = base.process("a dog", image, mode, **options)[0]
-        rows = [r for r in (request.cond, request.text_dropped, request.all_dropped) if r is not None]
+        rows = [r for r in (request.cond, request.text_dropped, request.uncond) if r is not None]
         (text,) = {text_of(base, r).split("<|im_end|>")[0].removeprefix("<|im_start|>system\n") for r in rows}
         return text
 
@@ -182,38 +188,37 @@ def test_system_text_of_each_mode(base):
 
 def test_text_to_image_has_one_dropped_row(base):
     request = base.process("a dog", mode="image")[0]
-    assert request.text_dropped is request.all_dropped
+    assert request.text_dropped is None and request.uncond is not None
     assert request.tiles.shape == (0, 56, 56, 3) and request.sources == ()
 
 
 def test_text_mode_has_no_dropped_rows_and_no_sources(base):
     request = base.process("a dog", picture())[0]
-    assert request.text_dropped is None and request.all_dropped is None and request.sources == ()
+    assert request.text_dropped is None and request.uncond is None and request.sources == ()
     assert request.tiles.shape == (1, 56, 56, 3)
 
 
 def test_rows_end_in_a_picture_only_in_image_mode(base):
     for mode, final in (("image", True), ("text_image", False)):
         request = base.process("a dog", picture(), mode)[0]
-        for row in (request.cond, request.text_dropped, request.all_dropped):
+        for row in (request.cond, request.text_dropped, request.uncond):
             assert (row[-1] == base.tokenizer.img_start) == final
 
 
 def test_several_images_for_one_prompt(base):
     pictures = [picture(64, 48, 1), picture(160, 80, 2)]
     request = base.process("mix <image> into the other", [pictures], "image", max_tiles=4)[0]
-    assert request.tiles_per_image == (1, 3)
     cfg = base.cfg.image_processor_kwargs
     expected = [vision_tiles(np.asarray(p), cfg, max_tiles=4) for p in pictures]
     np.testing.assert_array_equal(request.tiles, np.concatenate(expected))
     assert [s.shape for s in request.sources] == [(48, 64, 3), (80, 160, 3)]
-    first, second = (f"<img>{'<IMG_CONTEXT>' * (4 * n)}</img>" for n in request.tiles_per_image)
+    first, second = (f"<img>{'<IMG_CONTEXT>' * (4 * n)}</img>" for n in (1, 3))
     assert f"user\n{first}\nmix {second} into the other.<" in text_of(base, request.cond)
     assert f"user\n{first}\n{second}\nGenerate an image based on reference images.<" in text_of(
         base, request.text_dropped
     )
-    assert user_turn(base, request.all_dropped) == "Here is a random image <img_uncond>:"
-    for row, count in ((request.cond, 16), (request.text_dropped, 16), (request.all_dropped, 0)):
+    assert user_turn(base, request.uncond) == "Here is a random image <img_uncond>:"
+    for row, count in ((request.cond, 16), (request.text_dropped, 16), (request.uncond, 0)):
         assert (row == base.tokenizer.img_context).sum() == count
 
 
@@ -224,10 +229,9 @@ def test_a_mixed_list_is_its_prompts_one_by_one(base, mode):
     together = base.process(prompts, images, mode)
     for prompt, image, request in zip(prompts, images, together, strict=True):
         (alone,) = base.process([prompt], [image], mode)
-        for name in ("cond", "text_dropped", "all_dropped", "tiles"):
+        for name in ("cond", "text_dropped", "uncond", "tiles"):
             np.testing.assert_array_equal(getattr(request, name), getattr(alone, name))
-        assert request.tiles_per_image == alone.tiles_per_image
-        assert len(request.sources) == len(alone.sources) == (len(alone.tiles_per_image) if mode != "text" else 0)
+        assert len(request.sources) == len(alone.sources) == (len(alone.tiles) if mode != "text" else 0)
 
 
 def test_each_picture_is_prepared_once(base, monkeypatch):

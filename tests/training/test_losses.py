@@ -13,10 +13,11 @@ from converters.head import head_rules
 from converters.vlm import vlm_rules
 from internvlu_jax.checkpoints import loading
 from internvlu_jax.config import Compute, ConfigError
-from internvlu_jax.data.batch import Batch, Picture, Text
-from internvlu_jax.ops.msrope import msrope_positions
+from internvlu_jax.data.batch import Batch, ImageBatch, TextBatch
+from internvlu_jax.models.internvlu import InternVLU
+from internvlu_jax.processing.positions import msrope_positions
 from internvlu_jax.training.config import ObjectiveConfig
-from internvlu_jax.training.losses import Draws, Objective, Totals, token_loss
+from internvlu_jax.training.losses import NoiseSamples, Objective, token_loss
 from tests.helpers.head import runs_of
 from tests.helpers.measures import assert_close, channels_last, relative_l2
 from tests.models.test_qwen3 import left_padding
@@ -29,14 +30,14 @@ def model(golden):
     return loading.load(golden.checkpoint)
 
 
-def objective_for(model, compute=Compute(), **weights) -> Objective:
-    return Objective(model.config, compute, ObjectiveConfig(**weights), special_ids=(-1,) * 10, chunk=8)
+def objective_for(model, compute=Compute(), **settings) -> Objective:
+    return Objective(InternVLU(model.config, (-1,) * 10, compute), ObjectiveConfig(**settings), chunk=8)
 
 
-def recorded_pictures(recorded, cfg) -> tuple[list[Batch], list[Draws]]:
+def recorded_pictures(recorded, cfg) -> tuple[list[Batch], list[NoiseSamples]]:
     """The two recorded rows as micro-batches of one: in `flow_grad_edit` only the first has a source picture."""
     dit, has_source = cfg.generation_decoder.decoder_config, recorded["condition"].size > 0
-    batches, draws = [], []
+    batches, samples = [], []
     for row in range(2):
         length = int(recorded["context_mask"][row].sum())
         image = recorded["context_image_mask"][row, :length]
@@ -48,10 +49,10 @@ def recorded_pictures(recorded, cfg) -> tuple[list[Batch], list[Draws]]:
             visual_grids=[(2, 2)] * int(image.any()),
             latent_scale=dit.video_position_scale_factor,
             visual_scale=dit.vlm_cond_position_scale_factor,
-            context_length=14,
         )
+        positions = np.pad(positions, ((0, 14 - length), (0, 0)))
         one = slice(row, row + 1)
-        picture = Picture(
+        picture = ImageBatch(
             target=channels_last(recorded["clean"])[one],
             context_lengths=np.array([length], np.int32),
             positions=positions[None],
@@ -60,8 +61,9 @@ def recorded_pictures(recorded, cfg) -> tuple[list[Batch], list[Draws]]:
             context=recorded["context"][one],
         )
         batches.append(Batch(np.array([row], np.int32), picture=picture))
-        draws.append(Draws(jnp.asarray(recorded["sigma"][one]), jnp.asarray(channels_last(recorded["noise"])[one])))
-    return batches, draws
+        noise = jnp.asarray(channels_last(recorded["noise"])[one])
+        samples.append(NoiseSamples(jnp.asarray(recorded["sigma"][one]), noise))
+    return batches, samples
 
 
 @pytest.mark.parametrize("name", ["flow_grad_t2i", "flow_grad_edit"])
@@ -70,14 +72,14 @@ def test_flow_loss_and_gradients_equal_recorded(golden, model, name):
     # The recorded context is that behind the projector.
     head = dataclasses.replace(model.config.generation_decoder, decoder_projector_type="identity")
     object.__setattr__(cfg := dataclasses.replace(model.config), "generation_decoder", head)
-    objective = Objective(cfg, Compute(), ObjectiveConfig(0.0, 1.0), (-1,) * 10)
-    batches, draws = recorded_pictures(recorded, cfg)
-    totals = Totals(jnp.asarray(2.0), jnp.asarray(0.0))
+    objective = Objective(InternVLU(cfg, (-1,) * 10), ObjectiveConfig((("flow", 1.0),)))
+    batches, samples = recorded_pictures(recorded, cfg)
+    totals = {"flow": jnp.asarray(2.0)}
 
     @jax.jit
     def loss(params):
-        each = [objective.loss(objective.sums(params, b, d), totals) for b, d in zip(batches, draws, strict=True)]
-        return sum(each)
+        pairs = zip(batches, samples, strict=True)
+        return sum(objective.loss(objective.means(objective.sums(params, b, n), totals)) for b, n in pairs)
 
     value, gradient = jax.value_and_grad(loss)({"head": model.params["head"]})
     assert_close(value, recorded["loss"], LOSS)
@@ -90,19 +92,19 @@ def test_text_loss_and_gradients_equal_recorded(golden, model):
     recorded = golden.component("ntp_grad")
     positions, _ = left_padding(recorded["attention_mask"])
     labels = np.pad(recorded["labels"][:, 1:], ((0, 0), (0, 1)), constant_values=-100)
-    text = Text(
+    text = TextBatch(
         ids=recorded["input_ids"].astype(np.int32),
         positions=np.asarray(positions, np.int32),
         segments=recorded["attention_mask"].astype(np.int32),
         targets=np.maximum(labels, 0).astype(np.int32),
         weights=(labels != -100).astype(np.float32),
     )
-    objective, batch = objective_for(model, text_weight=1.0), Batch(np.arange(2, dtype=np.int32), text=text)
+    objective, batch = objective_for(model, weights=(("text", 1.0),)), Batch(np.arange(2, dtype=np.int32), text=text)
     totals = objective.totals(batch)
 
     @jax.jit
     def loss(vlm):
-        return objective.loss(objective.sums({"vlm": vlm}, batch, None), totals)
+        return objective.loss(objective.means(objective.sums({"vlm": vlm}, batch, None), totals))
 
     value, gradient = jax.value_and_grad(loss)(model.params["vlm"])
     assert_close(value, recorded["loss"], LOSS)
@@ -154,7 +156,7 @@ def test_no_array_holds_the_logits_of_all_tokens():
 
 def random_batch(objective, seed=0, rows=3) -> Batch:
     """Pictures as pixels with a source each, conditioned by rows of text with targets."""
-    cfg, rng = objective.cfg, np.random.default_rng(seed)
+    cfg, rng = objective.model.cfg, np.random.default_rng(seed)
     tile = cfg.vlm.vision_config.image_size
     visual = cfg.vlm.tokens_per_tile
     length = 12 + visual
@@ -165,9 +167,9 @@ def random_batch(objective, seed=0, rows=3) -> Batch:
         [(False, 2), (True, visual), (False, 6)],
         condition_grids=[(2, 2)],
         visual_grids=[(cfg.vlm.tokens_per_side,) * 2],
-        context_length=length - 2,
     )
-    text = Text(
+    positions = np.pad(positions, ((0, 2), (0, 0)))
+    text = TextBatch(
         ids=rng.integers(0, 256, (rows, length)).astype(np.int32),
         positions=np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
         tiles=rng.integers(0, 256, (rows, 1, tile, tile, 3)).astype(np.uint8),
@@ -176,7 +178,7 @@ def random_batch(objective, seed=0, rows=3) -> Batch:
         weights=(rng.uniform(size=(rows, length)) < 0.4).astype(np.float32),
     )
     factor = cfg.generation_decoder.pixel_multiple
-    picture = Picture(
+    picture = ImageBatch(
         target=rng.integers(0, 256, (rows, 2 * factor, 3 * factor, 3)).astype(np.uint8),
         context_lengths=np.full(rows, 8 + visual, np.int32),
         positions=np.tile(positions, (rows, 1, 1)),
@@ -220,7 +222,7 @@ def test_a_row_of_weight_zero_counts_for_nothing(one):
     run = jax.jit(lambda b: objective.means(objective.sums(one.params, b, objective.draw(key, b)), objective.totals(b)))
     key = jax.random.key(0)
     jax.tree.map(lambda a, b: assert_close(a, b, 1e-6), run(without), run(two))
-    assert relative_l2(run(batch).flow, run(two).flow) > 1e-4
+    assert relative_l2(run(batch)["flow"], run(two)["flow"]) > 1e-4
 
 
 def test_random_numbers_belong_to_rows(one):
@@ -236,9 +238,9 @@ def test_random_numbers_belong_to_rows(one):
     assert not np.allclose(whole.sigma, objective.draw(jax.random.key(4), batch).sigma)
 
 
-def test_several_draws_of_a_picture_are_several_pictures(one):
+def test_several_noises_of_a_picture_are_several_pictures(one):
     """Three noises of each row in one step: the loss of each row thrice, without its text being read thrice."""
-    thrice, once = objective_for(one, draws=3), objective_for(one)
+    thrice, once = objective_for(one, noises_per_image=3), objective_for(one)
     batch, key = random_batch(thrice), jax.random.key(2)
     rows = batch._replace(index=np.array([0, 4, 9], np.int32))
     drawn = thrice.draw(key, rows)
@@ -246,14 +248,15 @@ def test_several_draws_of_a_picture_are_several_pictures(one):
 
     @jax.jit
     def flow(sigma, noise):
-        return once.sums(one.params, rows, Draws(sigma, noise)).flow
+        return once.sums(one.params, rows, NoiseSamples(sigma, noise))["flow"]
 
     each = [flow(drawn.sigma[g::3], drawn.noise[g::3]) for g in range(3)]
     both = jax.jit(lambda: thrice.sums(one.params, rows, drawn))()
-    assert_close(both.flow, sum(each) / 3, 1e-6)
-    assert_close(both.text, once.sums(one.params, rows, Draws(drawn.sigma[::3], drawn.noise[::3])).text, 1e-6)
-    with pytest.raises(ConfigError, match=r"objective\.draws is 0"):
-        ObjectiveConfig(draws=0)
+    assert_close(both["flow"], sum(each) / 3, 1e-6)
+    alone = once.sums(one.params, rows, NoiseSamples(drawn.sigma[::3], drawn.noise[::3]))
+    assert_close(both["text"], alone["text"], 1e-6)
+    with pytest.raises(ConfigError, match=r"objective\.noises_per_image is 0"):
+        ObjectiveConfig(noises_per_image=0)
 
 
 def test_packed_equals_unpacked(one):
@@ -276,11 +279,11 @@ def test_packed_equals_unpacked(one):
                 grid["segments"][r, span], grid["targets"][r, span] = n + 1, np.roll(ids[member], -1)
                 loss[r, span] = weights[member]
                 start = span.stop
-        return Text(**{**grid, "segments": grid["segments"] if segments else None}, weights=loss)
+        return TextBatch(**{**grid, "segments": grid["segments"] if segments else None}, weights=loss)
 
     packed = Batch(np.zeros(1, np.int32), text([[0, 1, 2]], True))
     apart = Batch(np.arange(3, dtype=np.int32), text([[0], [1], [2]], False))
-    run = jax.jit(lambda b: objective.sums(one.params, b, None).text)
+    run = jax.jit(lambda b: objective.sums(one.params, b, None)["text"])
     assert bounds[-1] < 16
     assert_close(run(packed), run(apart), 1e-6)
     mixed = packed._replace(text=packed.text._replace(segments=None))
@@ -292,7 +295,7 @@ def test_every_row_of_a_step_has_its_own_number(one):
     objective = objective_for(one)
     first = random_batch(objective)
     second = first._replace(index=first.index + 3)
-    draws = [objective.draw(jax.random.key(0), b).sigma for b in (first, second)]
-    assert len(np.unique(np.concatenate(draws))) == 6
-    for a, b in pairwise(draws):
+    sigmas = [objective.draw(jax.random.key(0), b).sigma for b in (first, second)]
+    assert len(np.unique(np.concatenate(sigmas))) == 6
+    for a, b in pairwise(sigmas):
         assert not np.allclose(a, b)

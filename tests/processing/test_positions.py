@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from internvlu_jax.config_files import read_config
-from internvlu_jax.ops.msrope import msrope_positions, msrope_table
+from internvlu_jax.ops.msrope import msrope_table
+from internvlu_jax.processing.positions import msrope_positions
 from tests.helpers.head import row_positions
 from tests.helpers.measures import assert_close
 
@@ -79,28 +80,11 @@ def test_adjacent_visual_runs_are_separate_blocks():
     np.testing.assert_array_equal(positions[4:, 0], [1, 2, 2, 2, 2, 3, 3, 3, 3, 4])
 
 
-def test_an_empty_condition_slot_counts_for_nothing():
-    runs, sizes = [(False, 3)], [(8, 8), (2, 3)]
-    with_slot = msrope_positions((2, 2), runs, condition_grids=sizes, condition_present=[False, True])
-    without = msrope_positions((2, 2), runs, condition_grids=sizes[1:])
-    np.testing.assert_array_equal(np.concatenate([with_slot[:4], with_slot[4 + 64 :]]), without)
-    assert not with_slot[4 : 4 + 64].any()
-
-
-def test_padding_is_appended():
-    plain = msrope_positions((2, 2), [(False, 3)])
-    padded = msrope_positions((2, 2), [(False, 3)], context_length=5)
-    np.testing.assert_array_equal(padded[:7], plain)
-    assert padded.shape == (9, 3)
-
-
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="do not fit visual grids"):
         msrope_positions((2, 2), [(True, 4)], visual_grids=[(2, 3)])
     with pytest.raises(ValueError, match="do not fit visual grids"):
         msrope_positions((2, 2), [(False, 4)], visual_grids=[(2, 2)])
-    with pytest.raises(ValueError, match="padded length 2"):
-        msrope_positions((2, 2), [(False, 3)], context_length=2)
 
 
 def test_a_table_depends_on_differences_only():
