@@ -22,7 +22,8 @@ from converters.vlm import vlm_rules
 from internvlu_jax.config import ConfigError, InternVLUConfig
 from internvlu_jax.config_files import CONFIG_FILES, check_released, read_config, write_assets
 from internvlu_jax.models.internvlu import param_shapes
-from internvlu_jax.utils.files import new_directory, write_json
+from internvlu_jax.processing.tokenizer import MODEL_INPUTS, TOKENIZER_CLASS
+from internvlu_jax.utils.files import new_directory, read_json, write_json
 from internvlu_jax.utils.tree import paths
 
 # What the released pipeline is built from; written where the source directory had no such file.
@@ -154,10 +155,18 @@ def export_released(
     }
     with new_directory(directory) as partial:
         write_assets(config, partial, originals)
+        _name_inputs(partial / "processor/tokenizer_config.json")
         if not (partial / "model_index.json").exists():
             write_json(partial / "model_index.json", MODEL_INDEX)
         for name, part in PARTS.items():
             write_part(partial / part.folder, part.stem, tensors[name])
+
+
+def _name_inputs(path: Path) -> None:
+    """Completes what this code once wrote: `MODEL_INPUTS` is needed, see there."""
+    config = read_json(path) if path.is_file() else {}
+    if config.get("tokenizer_class") == TOKENIZER_CLASS and "model_input_names" not in config:
+        write_json(path, {**config, "model_input_names": MODEL_INPUTS})
 
 
 def _wrong_shapes(template: dict[str, Any], params: dict[str, Any]) -> list[str]:

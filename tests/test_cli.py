@@ -88,6 +88,18 @@ def test_info(capsys, elsewhere):
     assert "286,992" in capsys.readouterr().out
 
 
+def test_info_takes_a_hub_id(capsys, monkeypatch):
+    asked = []
+
+    def snapshot(repository, **options):
+        asked.append(repository)
+        return CHECKPOINT
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert main(["info", "InternVL-U/InternVL-U"]) == 0
+    assert asked == ["InternVL-U/InternVL-U"] and "286,992" in capsys.readouterr().out
+
+
 def test_info_says_what_is_missing(capsys, elsewhere):
     (elsewhere / "empty").mkdir()
     assert main(["info", "empty"]) == 2

@@ -4,13 +4,15 @@ import dataclasses
 import json
 import math
 import shutil
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import jax
 import pytest
 
 from converters.checkpoint import PARTS
-from internvlu_jax.config import ConfigError, InternVLUConfig
-from internvlu_jax.config_files import CONFIG_FILES, read_config, write_config
+from internvlu_jax.config import SLOTS, ConfigError, HeadConfig, InternVLUConfig, SizeConfig, VisionConfig
+from internvlu_jax.config_files import CONFIG_FILES, check_released, read_config, write_config
 from internvlu_jax.models.internvlu import modules, param_shapes
 from internvlu_jax.presets import PRESETS, debug_config
 from internvlu_jax.utils.tree import paths
@@ -26,6 +28,111 @@ def test_config_without_originals_is_written_complete(golden, tmp_path):
     cfg = read_config(golden.checkpoint)
     write_config(cfg, tmp_path)
     assert read_config(tmp_path) == cfg
+
+
+def changed(cfg: InternVLUConfig, file: str) -> InternVLUConfig:
+    """`cfg` with another value that stands in `file`, and that changes no shape of a parameter."""
+    llm, head, vae, pictures = cfg.vlm.llm_config, cfg.generation_decoder, cfg.vae, cfg.processor.image_processor_kwargs
+    changes: dict[str, Any] = {
+        "vlm/config.json": {"vlm": replace(cfg.vlm, llm_config=replace(llm, rms_norm_eps=1e-3))},
+        "generation_decoder/config.json": {"generation_decoder": replace(head, max_sequence_length=9)},
+        "vae/config.json": {"vae": replace(vae, latents_mean=(0.0,) * vae.z_dim)},
+        "scheduler/scheduler_config.json": {"generation_decoder": replace(head, flow_shift=9.0)},
+        "processor/processor_config.json": {
+            "processor": replace(cfg.processor, image_processor_kwargs=replace(pictures, image_std=(1.0, 1.0, 1.0)))
+        },
+    }
+    return replace(cfg, **changes[file])
+
+
+@pytest.mark.parametrize("file", CONFIG_FILES)
+def test_a_changed_config_is_written_and_the_other_files_stay(golden, tmp_path, file):
+    """The head's shift stands in two files."""
+    cfg = changed(read_config(golden.checkpoint), file)
+    write_config(cfg, tmp_path, golden.checkpoint)
+    assert read_config(tmp_path) == cfg != read_config(golden.checkpoint)
+    written = {f for f in CONFIG_FILES if (tmp_path / f).read_bytes() != (golden.checkpoint / f).read_bytes()}
+    assert written == {file} | ({"generation_decoder/config.json"} if file.startswith("scheduler") else set())
+    shift = json.loads((tmp_path / "scheduler/scheduler_config.json").read_text())["flow_shift"]
+    assert shift == cfg.generation_decoder.flow_shift
+
+
+@dataclass(frozen=True)
+class Colours(VisionConfig):
+    """A vision slot that no released code knows."""
+
+    model_type: ClassVar[str] = "colours"
+
+    bins: int = 4
+
+    def problems(self) -> list[str]:
+        return [] if self.bins > 1 else ["bins must be over 1"]
+
+
+def with_colours(cfg: InternVLUConfig, **fields: Any) -> InternVLUConfig:
+    vision = Colours(**{**vars(cfg.vlm.vision_config), **fields})
+    return replace(cfg, vlm=replace(cfg.vlm, vision_config=vision))
+
+
+def test_a_slot_holds_the_type_that_its_file_names(golden, tmp_path, monkeypatch):
+    monkeypatch.setitem(SLOTS["vision_config"], "colours", Colours)
+    cfg = with_colours(read_config(golden.checkpoint), bins=7)
+    write_config(cfg, tmp_path, golden.checkpoint)
+    assert json.loads((tmp_path / "vlm/config.json").read_text())["vision_config"]["model_type"] == "colours"
+    again = read_config(tmp_path)
+    assert again == cfg and type(again.vlm.vision_config) is Colours
+    with pytest.raises(ConfigError, match="bins must be over 1"):
+        with_colours(cfg, bins=1)
+
+
+@pytest.mark.parametrize(
+    ("file", "slot", "key", "known"),
+    [
+        ("vlm/config.json", "vision_config", "model_type", "intern_vit_6b"),
+        ("vae/config.json", None, "_class_name", "AutoencoderKLQwenImage"),
+        ("generation_decoder/config.json", None, "model_type", "internvlu_generation_decoder"),
+    ],
+)
+def test_the_type_of_a_slot(golden, tmp_path, file, slot, key, known):
+    """An absent name is the released type; an unknown one is refused, and the known ones are named."""
+    shutil.copytree(golden.checkpoint, tmp_path / "c")
+    data = json.loads((tmp_path / "c" / file).read_text())
+    place = data[slot] if slot else data
+    place.pop(key, None)
+    (tmp_path / "c" / file).write_text(json.dumps(data))
+    assert read_config(tmp_path / "c") == read_config(golden.checkpoint)
+    place[key] = "stranger"
+    (tmp_path / "c" / file).write_text(json.dumps(data))
+    with pytest.raises(ConfigError, match=f"{file}.*{key} is 'stranger'; expected one of '{known}'"):
+        read_config(tmp_path / "c")
+
+
+def test_sources_of_the_head(golden, tmp_path):
+    """In the file unless the head gets both, as the released one does; it has no other way."""
+    cfg = read_config(golden.checkpoint)
+    head = tmp_path / "generation_decoder/config.json"
+    for sources in ("both", "context", "latents"):
+        chosen = replace(cfg, generation_decoder=replace(cfg.generation_decoder, sources=sources))
+        write_config(chosen, tmp_path)
+        assert ("sources" in json.loads(head.read_text())) == (sources != "both")
+        assert read_config(tmp_path) == chosen
+    with pytest.raises(ConfigError, match="sources is 'neither'; expected one of 'both', 'context', 'latents'"):
+        replace(cfg, generation_decoder=HeadConfig(sources="neither"))
+
+
+def test_what_the_released_code_does_not_know_is_named(golden):
+    cfg = read_config(golden.checkpoint)
+    check_released(cfg)
+    cfg = replace(with_colours(cfg), generation_decoder=replace(cfg.generation_decoder, sources="latents"))
+    with pytest.raises(
+        ConfigError, match="vision_config of type colours and generation_decoder with sources 'latents'"
+    ):
+        check_released(cfg)
+
+
+def test_widths_of_attention_heads():
+    """The autoencoder's one attention is XLA's whatever is asked for."""
+    assert InternVLUConfig().attention_widths == (64, 128, 128)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -76,6 +183,30 @@ def test_parts_that_do_not_fit_are_named_together():
     head = dataclasses.replace(cfg.generation_decoder, input_hidden_size=1000, vlm_select_layer=(-1, 99))
     with pytest.raises(ConfigError, match=r"joint_attention_dim.*input_hidden_size 1000.*\[99\]"):
         InternVLUConfig(generation_decoder=head)
+
+
+def test_facts_of_two_files_that_must_agree():
+    def refused(text: str, **parts: Any) -> None:
+        with pytest.raises(ConfigError, match=text):
+            replace(cfg, **parts)
+
+    cfg = debug_config()
+    vision, processor, vae = cfg.vlm.vision_config, cfg.processor, cfg.vae
+    tiles, sources = processor.image_processor_kwargs, processor.image_gen_processor_kwargs
+    refused(
+        "the processor's vae_downsample_factor 4 is not the VAE's 8",
+        processor=replace(processor, image_gen_processor_kwargs=replace(sources, vae_downsample_factor=4)),
+    )
+    refused(
+        "sources come in multiples of 8 pixels .* a token of the head spans 16",
+        processor=replace(processor, image_gen_processor_kwargs=replace(sources, gen_down_sample_ratio=1.0)),
+    )
+    refused(
+        "size 56 x 28 is not the encoder's image_size 56",
+        processor=replace(processor, image_processor_kwargs=replace(tiles, size=SizeConfig(56, 28))),
+    )
+    refused("vision num_channels is 4", vlm=replace(cfg.vlm, vision_config=replace(vision, num_channels=4)))
+    refused("temperal_downsample has 1 entries; dim_mult has 3", vae=replace(vae, temperal_downsample=(True,)))
 
 
 def test_broken_json_names_the_file(golden, tmp_path):

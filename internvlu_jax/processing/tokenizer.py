@@ -26,6 +26,11 @@ SPECIAL_TABLE = (
     "</box>", "<box>", IMG_CONTEXT, IMG_END, IMG_START, "</quad>", "<quad>", "</ref>", "<ref>", IMG_UNCOND,
 )  # fmt: skip
 
+# What transformers reads a tokenizer made here as. Of its own accord that class passes token_type_ids too, which the
+# released code does not take, so the inputs are named.
+TOKENIZER_CLASS = "PreTrainedTokenizerFast"
+MODEL_INPUTS = ("input_ids", "attention_mask")
+
 # How Qwen2 and Qwen3 cut text into pieces before byte-pair encoding: English contractions, words with at most one
 # leading mark, single digits, runs of marks, line breaks, other blanks.
 _SPLIT = (
@@ -95,11 +100,10 @@ class Tokenizer:
         with written_whole(directory / "tokenizer.json") as partial:
             self._backend.save(str(partial))
         config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
+            "tokenizer_class": TOKENIZER_CLASS,
             "pad_token": PAD,
             "eos_token": IM_END,
-            # Else transformers would pass token_type_ids, which the released code does not take.
-            "model_input_names": ["input_ids", "attention_mask"],
+            "model_input_names": MODEL_INPUTS,
         }
         write_json(directory / "tokenizer_config.json", config)
 

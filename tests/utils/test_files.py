@@ -1,0 +1,78 @@
+"""Files are there whole or not at all."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from internvlu_jax.utils.files import new_directory, read_json, write_json, write_text, written_whole
+from internvlu_jax.utils.sheets import save_sheet
+
+
+def test_a_file_becomes_its_name_when_it_is_whole(tmp_path):
+    with written_whole(tmp_path / "deep/a.png") as partial:
+        partial.write_text("x")
+        assert partial.suffix == ".png" and not (tmp_path / "deep/a.png").exists()
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["a.png"]
+    write_text(tmp_path / "deep/a.png", "y")
+    assert (tmp_path / "deep/a.png").read_text() == "y"
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_failure_leaves_what_was_there(tmp_path, error):
+    (tmp_path / "a.txt").write_text("old")
+    with pytest.raises(error), written_whole(tmp_path / "a.txt") as partial:
+        partial.write_text("half")
+        raise error
+    with pytest.raises(error), written_whole(tmp_path / "directory") as partial:
+        partial.mkdir()
+        (partial / "file").write_text("half")
+        raise error
+    with pytest.raises(error), written_whole(tmp_path / "b.txt"):
+        raise error
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a.txt": "old"}
+
+
+def test_two_writers_of_one_name(tmp_path):
+    with written_whole(tmp_path / "a") as first, written_whole(tmp_path / "a") as second:
+        first.write_text("1")
+        second.write_text("2")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a", "1")]
+
+
+def test_a_sheet_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def half(self, path, *args, **kwargs):
+        path.write_bytes(b"half a picture")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", half)
+    with pytest.raises(OSError, match="disk full"):
+        save_sheet(Image.new("RGB", (4, 4)), tmp_path / "sheet.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_new_directory(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in ("new", "empty"):
+        with new_directory(tmp_path / name) as partial:
+            (partial / "file").write_text("x")
+        assert [p.name for p in (tmp_path / name).iterdir()] == ["file"]
+    for name in ("new", "new/file"):
+        with pytest.raises(FileExistsError, match="not an empty directory"), new_directory(tmp_path / name):
+            pass
+    with pytest.raises(OSError, match="full"), new_directory(tmp_path / "other") as partial:
+        (partial / "file").write_text("x")
+        raise OSError("full")
+    assert {p.name for p in tmp_path.iterdir()} == {"new", "empty"}
+
+
+def test_json(tmp_path):
+    write_json(tmp_path / "a.json", {"a": [1, float("nan")]})
+    assert (tmp_path / "a.json").read_text().endswith("\n") and json.loads((tmp_path / "a.json").read_text())["a"][
+        0
+    ] == 1
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "b.json", {"a": float("nan")}, allow_nan=False)
+    with pytest.raises(ValueError, match=r"b\.json cannot be read"):
+        read_json(tmp_path / "b.json")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
