@@ -232,13 +232,13 @@ def test_released_sizes():
     def millions(tree) -> float:
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) / 1e6
 
-    found = {
+    sizes = {
         "vit": millions(shapes["vlm"]["vit"]),
         "projector": millions(shapes["vlm"]["projector"]),
         "llm": millions(shapes["vlm"]["llm"]),
         "head": millions(shapes["head"]),
     }
-    assert {k: round(v, 1) for k, v in found.items()} == {
+    assert {k: round(v, 1) for k, v in sizes.items()} == {
         "vit": 304.0,
         "projector": 12.6,
         "llm": 2031.7,

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from internvlu_jax.small_world import WorldSource
 from internvlu_jax.small_world.scenes.scene import Drawable
 from internvlu_jax.small_world.tasks.example import Example
+from internvlu_jax.utils.files import written_whole
 
 SHEETS: Mapping[str, tuple[str, ...]] = {
     "general": ("general/picture", "general/question", "general/description"),
@@ -115,11 +116,11 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
 
 
 def main(arguments: Arguments) -> int:
-    arguments.out.mkdir(parents=True, exist_ok=True)
     for name, tasks in SHEETS.items():
         path = arguments.out / f"world_{name}.png"
         picture = sheet(examples(arguments.world, tasks, arguments.seed), arguments.side)
-        picture.save(path, optimize=True)
+        with written_whole(path) as partial:
+            picture.save(partial, optimize=True)
         print(f"{path}: {picture.width} x {picture.height} pixels, {path.stat().st_size // 1000} kB")
     return 0
 

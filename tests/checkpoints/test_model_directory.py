@@ -21,6 +21,9 @@ from tests.test_config import Colours, changed, with_colours
 
 RELEASED = GOLDENS / "base/checkpoint"
 
+# Orbax leaves the reading of the other arrays behind when one cannot be read.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 @pytest.fixture(scope="module")
 def model() -> loading.LoadedModel:
@@ -150,7 +153,7 @@ def test_arrays_of_another_model(written):
 
 
 def test_arrays_are_not_written_over(written):
-    with pytest.raises(CheckpointError, match="cannot be written: .* already exists"):
+    with pytest.raises(CheckpointError, match=r"cannot be written: .* already exists"):
         write_arrays(written, TREE)
 
 

@@ -50,9 +50,9 @@ def assert_restores(saved: RunCheckpoints, step: int, size: int = 64, like: Simp
     expected = state_of(step, size)
     trained, ema, optimizer, data = saved.restore(step, like or expected)
     assert data == {"position": 7 * step, "pending": {"a": [step]}}
-    wanted = (expected.trained, expected.ema, expected.opt_state)
-    assert jax.tree.structure((trained, ema, optimizer)) == jax.tree.structure(wanted)
-    for got, want in zip(jax.tree.leaves((trained, ema, optimizer)), jax.tree.leaves(wanted), strict=True):
+    saved_trees = (expected.trained, expected.ema, expected.opt_state)
+    assert jax.tree.structure((trained, ema, optimizer)) == jax.tree.structure(saved_trees)
+    for got, want in zip(jax.tree.leaves((trained, ema, optimizer)), jax.tree.leaves(saved_trees), strict=True):
         assert got.dtype == want.dtype and np.array_equal(np.asarray(got), np.asarray(want))
 
 
