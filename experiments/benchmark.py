@@ -107,11 +107,9 @@ def time_part(part: Part, weights: dict[str, Any], repeats: int) -> tuple[float,
 
 
 def materialise(arguments: tuple[Any, ...], weights: dict[str, Any]) -> tuple[Any, ...]:
-    """Arrays for shapes: the weights where they are the model's parameters, ones elsewhere."""
-    parameters = jax.tree.structure(weights)
+    """Arrays for shapes: the weights for the one dict among them, the model's parameters, and ones elsewhere."""
     return tuple(
-        weights if jax.tree.structure(a) == parameters else jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), a)
-        for a in arguments
+        weights if isinstance(a, dict) else jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), a) for a in arguments
     )
 
 
