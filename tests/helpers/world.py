@@ -2,6 +2,10 @@
 
 import functools
 
+from internvlu_jax.config import InternVLUConfig
+from internvlu_jax.data.config import DataConfig
+from internvlu_jax.data.loader import Loader
+from internvlu_jax.processing.tokenizer import Tokenizer
 from internvlu_jax.small_world import WorldSource
 from internvlu_jax.small_world.tasks.example import Example
 from tests.helpers.unchecked import unchecked
@@ -25,6 +29,13 @@ def make(task: str, split: str) -> list[Example]:
 @functools.cache
 def _made(task: str, split: str) -> list[Example]:
     return unchecked(make, task, split)
+
+
+def batches_drawn(cfg: InternVLUConfig, tokenizer: Tokenizer, data: DataConfig, steps: int) -> tuple[int, list[bool]]:
+    """How many records were broken in so many steps, and of each batch whether pictures are drawn in it."""
+    with Loader(cfg, tokenizer, data, seed=0) as loader:
+        batches = [batch for _, step in zip(range(steps), loader, strict=False) for batch in step]
+        return loader.state()["broken"], [batch.picture is not None for batch in batches]
 
 
 def examples(task: str, split: str = "train", count: int | None = None) -> list[Example]:

@@ -10,7 +10,7 @@ from internvlu_jax.small_world.scenes.scene import COLOURS
 from internvlu_jax.small_world.tasks.domains.spatial.turns import Turned
 from internvlu_jax.small_world.tasks.things import Drawing
 from tests.helpers.world import examples
-from tests.small_world.test_science import inked, list_of
+from tests.small_world.tasks.domains.test_science import inked, list_of
 
 # Blocks
 

@@ -14,7 +14,7 @@ from internvlu_jax.small_world.tasks.domains.humour import JOKES, Meme
 from internvlu_jax.small_world.tasks.domains.science.molecule import COMPOUNDS
 from internvlu_jax.small_world.tasks.things import Asked, Change, Drawing
 from tests.helpers.world import examples
-from tests.small_world.test_science import YES, asked, assert_apart, drawn, heights, inked
+from tests.small_world.tasks.domains.test_science import YES, asked, assert_apart, drawn, heights, inked
 
 NEW = ("science", "spatial", "humour")
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +14,8 @@ from internvlu_jax.small_world import FULL, SMALL, Item, Scene, Word
 from internvlu_jax.small_world.scenes.scene import BACKGROUNDS, COLOURS, SIZES
 from internvlu_jax.small_world.scoring.blobs import labels
 from internvlu_jax.small_world.scoring.reader import read
-from tests.helpers.evaluation import alone, corrupted, mismatch, polygon, scenes
+from tests.helpers.evaluation import alone, corrupted, mismatch, misread, polygon, reading_rate, readings, scenes
+from tests.helpers.unchecked import unchecked
 
 FINE = dataclasses.replace(SMALL, grid=256)  # outlines between pixels, too
 WORLDS = {"small": SMALL, "fine": FINE, "full": FULL}
@@ -27,26 +27,19 @@ DAMAGE = {"blur": (0.7, 0.0), "noise": (0.0, 6.0), "both": (0.7, 6.0)}
 )
 def test_clean_pictures_are_read_without_a_mistake(world, seed):
     """2000 pictures in all, a quarter or more with held-out combinations."""
-    for scene in scenes(WORLDS[world], 250, seed, "seen" if seed else "heldout"):
-        assert not mismatch(scene, read(scene.draw(64), WORLDS[world].kinds))
+    assert not unchecked(misread, WORLDS[world], 250, seed, "seen" if seed else "heldout")
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("world, count", [("small", 100), ("fine", 100), ("full", 100)])
 def test_damaged_pictures_are_read(world, count, damage):
-    rng, found = np.random.default_rng(0), list(scenes(WORLDS[world], count, 7))
-    wrong = [
-        text
-        for scene in found
-        if (text := mismatch(scene, read(corrupted(scene.draw(64), rng, *DAMAGE[damage]), WORLDS[world].kinds)))
-    ]
-    assert len(wrong) <= 0.01 * len(found), wrong
+    wrong = unchecked(misread, WORLDS[world], count, 7, "seen", 64, DAMAGE[damage])
+    assert len(wrong) <= 0.01 * count, wrong
 
 
 @pytest.mark.parametrize("side", [56, 96, 100, 128, 256])
 def test_pictures_of_other_sizes_are_read(side):
-    for scene in scenes(FULL, 40, 8):
-        assert not mismatch(scene, read(scene.draw(side), FULL.kinds))
+    assert not unchecked(misread, FULL, 40, 8, "seen", side)
 
 
 @pytest.fixture(scope="module")
@@ -66,21 +59,16 @@ def decoded():
 @pytest.mark.parametrize("damage", [(0.0, 0.0), *DAMAGE.values()])
 def test_pictures_are_read_after_the_autoencoder(decoded, damage):
     rng = np.random.default_rng(1)
-    readings = [read(corrupted(picture, rng, *damage), SMALL.kinds) for picture in decoded[1]]
+    read_back = unchecked(readings, [corrupted(picture, rng, *damage) for picture in decoded[1]], SMALL.kinds)
     wrong = [
-        text for scene, reading in zip(decoded[0], readings, strict=True) if (text := mismatch(scene, reading, 0.04))
+        text for scene, reading in zip(decoded[0], read_back, strict=True) if (text := mismatch(scene, reading, 0.04))
     ]
-    assert len(wrong) <= 0.01 * len(readings), wrong
+    assert len(wrong) <= 0.01 * len(read_back), wrong
 
 
 def test_a_hundred_pictures_a_second():
     pictures = [scene.draw(64) for scene in scenes(SMALL, 200, 9)]
-    for picture in pictures[:50]:
-        read(picture, SMALL.kinds)
-    started = time.process_time()
-    for picture in pictures:
-        read(picture, SMALL.kinds)
-    assert len(pictures) / (time.process_time() - started) > 100
+    assert unchecked(reading_rate, pictures, SMALL.kinds) > 100
 
 
 def is_malformed(picture, kinds=SMALL.kinds) -> bool:

@@ -1,4 +1,4 @@
-"""The small world as a source of a training run, and the parts of the script that trains on it."""
+"""The parts of the script that trains the model in the box, and which of them run."""
 
 import dataclasses
 import shutil
@@ -16,61 +16,16 @@ from internvlu_jax.checkpoints import loading, run_directory
 from internvlu_jax.checkpoints.loading import BUILT_IN
 from internvlu_jax.checkpoints.model_directory import MARKER, save_model
 from internvlu_jax.config import ConfigError
-from internvlu_jax.data.loader import Loader
-from internvlu_jax.data.sources import open_source
 from internvlu_jax.models.internvlu import param_shapes
 from internvlu_jax.presets import small_config
 from internvlu_jax.processing import chat
 from internvlu_jax.processing.tokenizer import Tokenizer
-from internvlu_jax.small_world import SMALL
 from internvlu_jax.training.loop import Outcome
 from internvlu_jax.utils.tree import paths
 from tests.conftest import Golden
 from tests.helpers.training import TINY
-
-
-def test_a_world_by_name():
-    source = open_source("world:small/general/picture?seed=3&side=32&length=50")
-    assert len(source) == 50
-    record = source[7]
-    assert record.task == "t2i" and record.image.pixels().shape == (32, 32, 3)
-    again = open_source("world:small/general/picture?seed=3&side=32")[7]
-    assert again.prompt == record.prompt
-    np.testing.assert_array_equal(again.image.pixels(), record.image.pixels())
-    assert open_source("world:small/general/picture?seed=4")[7].prompt != record.prompt
-
-
-def test_a_domain_by_name_has_all_its_tasks():
-    source = open_source("world:small/text")
-    assert {source[n].task for n in range(60)} == {"t2i", "edit", "understanding"}
-
-
-def test_one_kind_of_a_task_by_name():
-    world = open_source("world:small/general/picture/position")
-    assert all(world.example(n).truth.relation for n in range(50))
-    assert {open_source("world:small/general/question/relation").example(n).topic for n in range(20)} == {"relation"}
-    assert {open_source("world:small/general/edit/move").example(n).topic for n in range(20)} == {"move"}
-    assert {open_source("world:small/general/question/place").example(n).topic for n in range(20)} == {"place"}
-    for length in range(1, 5):
-        words = {open_source(f"world:small/text/picture/{length}").example(n).truth.word for n in range(20)}
-        assert {len(word) for word in words} == {length} and not any(map(SMALL.holds_word, words))
-    with pytest.raises(ValueError, match="no word of length 1 was found with held_out True"):
-        SMALL.word(np.random.default_rng(0), held_out=True, length=1)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("world:large", "the world is 'large'; expected one of small, full"),
-        ("world:small/general/pictures", "general/pictures"),
-        ("world:small?sides=64", "there is no option 'sides'"),
-        ("world:small?side=big", "side is 'big'; expected a whole number"),
-        ("world:small?split=test", "split is 'test'; expected one of train, seen, heldout"),
-    ],
-)
-def test_names_that_mean_nothing(name, message):
-    with pytest.raises(ValueError, match=message):
-        open_source(name)
+from tests.helpers.unchecked import unchecked
+from tests.helpers.world import batches_drawn
 
 
 def test_small_model_fits_in_the_box():
@@ -93,17 +48,13 @@ def test_batches_of_every_part(tmp_path):
     assert len({cfg.seed for cfg in made}) == len(made), "no part reads the examples of another"
     (distil,) = (part.config(settings) for part in PARTS if isinstance(part, Distil))
     for data, drawn in ((distil.questions, False), (distil.prompts, True)):
-        with Loader(small_config(), tokenizer, data, seed=0) as loader:
-            batches = [next(loader)[0] for _ in range(4)]
-            assert loader.state()["broken"] == 0 and all((b.picture is not None) == drawn for b in batches)
+        assert unchecked(batches_drawn, small_config(), tokenizer, data, 4) == (0, [drawn] * 4)
     for cfg in made:
-        with Loader(small_config(), tokenizer, cfg.data, seed=0, accumulate=cfg.accumulate) as loader:
-            batches = [batch for _, step in zip(range(6), loader, strict=False) for batch in step]
-            assert loader.state()["broken"] == 0
-        drawn = [batch for batch in batches if batch.picture is not None]
+        assert cfg.accumulate == 1
+        broken, drawn = unchecked(batches_drawn, small_config(), tokenizer, cfg.data, 6)
         weights = dict(cfg.objective.weights)
-        assert bool(drawn) == ("flow" in weights)
-        assert any(batch.picture is None for batch in batches) or "text" not in weights
+        assert (broken, any(drawn)) == (0, "flow" in weights)
+        assert not all(drawn) or "text" not in weights
 
 
 def test_positions_can_be_told_from_a_new_table():
