@@ -14,7 +14,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_extra_options=xla_cpu_disable_
 from jaxtyping import install_import_hook
 
 # All but the modules where a user's values arrive: there a wrong type is for our own checks to find.
-_BOUNDARY = {"__init__", "cli", "inference.pipeline", "inference.options"}
+_BOUNDARY = {"__init__", "cli", "config", "inference.pipeline", "inference.options"}
 _PACKAGE = Path(__file__).parent.parent / "internvlu_jax"
 _MODULES = [".".join(path.relative_to(_PACKAGE).with_suffix("").parts) for path in _PACKAGE.rglob("*.py")]
 _HOOKED = [f"internvlu_jax.{name}" for name in _MODULES if name not in _BOUNDARY and not name.endswith("__init__")]

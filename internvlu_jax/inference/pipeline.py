@@ -318,8 +318,7 @@ class InternVLUPipeline:
 def _check_attention(config: InternVLUConfig, compute: Compute) -> None:
     """Raises ValueError if the attention that was asked for cannot run, before anything is compiled."""
     vlm, head = config.vlm, config.generation_decoder
-    widths = (vlm.vision_config.head_dim, vlm.llm_config.head_dim, head.decoder_config.attention_head_dim)
-    for head_dim in widths:
+    for head_dim in (*vlm.vision_config.attention_widths, vlm.llm_config.head_dim, *head.attention_widths):
         resolve_implementation(compute.attention, compute.dtype, head_dim, has_mask=False)
 
 
