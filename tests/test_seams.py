@@ -99,12 +99,6 @@ ONE_PLACE = {
     "vision_values": {"models/pixels.py", "models/internvlu.py"},
     "codec_values": {"models/pixels.py", "models/internvlu.py"},
     "image_mean": {"config.py", "models/pixels.py"},
-        "models/internvlu.py",
-        "decode/model.py",
-        "decode/sampling.py",
-        "decode/beam.py",
-        "training/losses.py",
-    },
 }
 
 

@@ -1,5 +1,7 @@
 """What the recordings do not cover: mixed batches, several sources, tiles, seeds, callbacks, reasoning's exceptions."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -112,6 +114,24 @@ def test_tiles(pipe):
     assert pipe("look", wide, max_tiles=4, max_new_tokens=4).tokens[0].size
     drawn = [pipe("red", wide, "image", max_tiles=n, latents=start(1), **SMALL).images[0] for n in (1, 4)]
     assert not same(*drawn)
+
+
+def with_sources(pipe, sources: str) -> InternVLUPipeline:
+    head = dataclasses.replace(pipe.config.generation_decoder, sources=sources)
+    config = dataclasses.replace(pipe.config, generation_decoder=head)
+    return InternVLUPipeline(config, pipe.params, pipe.processor)
+
+
+def test_what_the_head_gets_of_sources_holds_when_it_draws(pipe, monkeypatch):
+    """By the context alone: no source is encoded. By the latents alone: what the language model saw is left out."""
+    draw = {"prompt": "make it red", "generation_mode": "image", "latents": start(1), **SMALL}
+    both = [pipe(image=picture(seed), **draw).images[0] for seed in (0, 1)]
+    by_latents = [with_sources(pipe, "latents")(image=picture(seed), **draw).images[0] for seed in (0, 1)]
+    monkeypatch.setattr(programs, "encode", None)
+    by_context = [with_sources(pipe, "context")(image=picture(seed), **draw).images[0] for seed in (0, 1)]
+    for one in (both, by_latents, by_context):
+        assert not same(*one), "the source matters"
+    assert not same(both[0], by_latents[0]) and not same(both[0], by_context[0])
 
 
 def test_without_guidance_only_the_dropped_prompt_is_left(pipe):

@@ -52,7 +52,7 @@ def test_what_the_head_gets_of_source_pictures(sources):
     in_context, as_latents = SIGNALS[sources]
     cfg, ids = head_with(sources=sources), prompt(2)
     made = layout(cfg, TOKENIZER, ids, [SOURCE, SOURCE], GRID)
-    # Without the pictures' own tokens the line breaks behind them stay: they are text. Behind a picture it keeps its case.
+    # Without the pictures' own tokens the line breaks behind them stay: they are text.
     assert said(ids, made.span) == USER + (2 * PICTURE if in_context else "\n\n") + REST.replace("M", "m")
     assert [length for visual, length in made.runs if visual] == [TILE] * (2 * in_context)
     assert made.pictures == ((4, 6), *[(4, 4)] * (2 * as_latents))
