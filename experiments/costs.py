@@ -31,6 +31,7 @@ from internvlu_jax.config import (
     VisionConfig,
     VLMConfig,
 )
+from internvlu_jax.processing.layout import takes_latents
 
 _TIME_CHANNELS = 256
 _PIXEL_CHANNELS = 3
@@ -116,7 +117,7 @@ def contexts(cfg: InternVLUConfig, case: Case) -> tuple[int, ...]:
 def branches(cfg: InternVLUConfig, case: Case) -> list[Branch]:
     """The guidance branches; the source picture of an edit is as large as the result."""
     noisy = case.height * case.width // cfg.generation_decoder.pixel_multiple**2
-    seen = noisy if case.task == "edit" and cfg.generation_decoder.sources != "context" else 0
+    seen = noisy if case.task == "edit" and takes_latents(cfg) else 0
     last = len(case.turns) - 1
     return [Branch(noisy, seen if row < last else 0, length) for row, length in enumerate(contexts(cfg, case))]
 

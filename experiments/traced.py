@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.costs import Case
+from experiments.costs import Case, contexts
 from internvlu_jax.config import Compute, InternVLUConfig
 from internvlu_jax.decode.generate import generate
 from internvlu_jax.decode.model import LanguageModel, Prompt, prefill
@@ -20,7 +20,7 @@ from internvlu_jax.flow.solver import Steps
 from internvlu_jax.inference import drawing, programs
 from internvlu_jax.models.internvlu import InternVLU, param_shapes
 from internvlu_jax.models.vlm import NUM_SPECIAL_TOKENS
-from internvlu_jax.processing.layout import Layout
+from internvlu_jax.processing.layout import Layout, takes_latents
 from internvlu_jax.processing.rows import bucket
 from internvlu_jax.utils.flops import count_flops
 
@@ -75,10 +75,9 @@ class Traced:
 
     def _edit(self) -> dict[str, Part]:
         source = pixels(1, self.case.height, self.case.width, 3)
-        seen = {
-            "vision": self._vision(),
-            "vae_encode": Part(partial(programs.encode, self.model), (self.params, source)),
-        }
+        seen = {"vision": self._vision()}
+        if takes_latents(self.cfg):
+            seen["vae_encode"] = Part(partial(programs.encode, self.model), (self.params, source))
         return seen | self._text_to_image()
 
     def _text(self) -> dict[str, Part]:
@@ -102,7 +101,7 @@ class Traced:
     def _prompt(self) -> tuple[Any, ...]:
         """Ids, places of the context, visual tokens and where they go."""
         ids = ints(len(self.encoded), bucket(self.case.system + max(self.encoded)))
-        index = ints(len(self.encoded), bucket(max(self.encoded)))
+        index = ints(len(self.encoded), bucket(max(contexts(self.cfg, self.case))))
         if not self.case.tiles:
             return ids, index, None, None
         visual = floats(self.case.tiles * self.cfg.vlm.tokens_per_tile, self.cfg.vlm.llm_config.hidden_size)
@@ -127,9 +126,10 @@ class Traced:
 
     def _picture(self) -> drawing.PictureInputs:
         """Zeros in the shapes of what the picture is drawn from, a few megabytes: the pipeline groups real arrays."""
-        sources = (np.zeros(self._latents(), np.float32),) * self.case.tiles
+        sources = (np.zeros(self._latents(), np.float32),) * (self.case.tiles if takes_latents(self.cfg) else 0)
         branches = [
-            self._branch(length, sources if n < len(self.encoded) else ()) for n, length in enumerate(self.case.turns)
+            self._branch(length, sources if n < len(self.encoded) else ())
+            for n, length in enumerate(contexts(self.cfg, self.case))
         ]
         text_dropped = branches[1] if self.case.task == "edit" else None
         return drawing.PictureInputs(branches[0], text_dropped, branches[-1], sources)

@@ -212,6 +212,19 @@ def test_every_part_of_the_small_model_is_near_its_minimum(task):
         assert 1 <= ran[name] / minimum <= MORE_THAN_NEEDED.get(name, 1.025), name
 
 
+@pytest.mark.parametrize("sources", ["context", "latents"])
+def test_a_head_that_gets_less_of_source_pictures_costs_less(sources):
+    both, head = small_config(), small_config().generation_decoder
+    cfg = dataclasses.replace(both, generation_decoder=dataclasses.replace(head, sources=sources))
+    case = dataclasses.replace(FULL_BUCKETS["edit"], turns=(114, 114, 96))  # 96 without the picture's 16 + 2 tokens
+    ran, least = traced.ran(cfg, case), costs.minimum(cfg, case)
+    assert (
+        set(ran) == set(least) == set(costs.minimum(both, case)) - ({"vae_encode"} if sources == "context" else set())
+    )
+    assert 1 <= ran["denoise"] / least["denoise"] <= (1.025 if sources == "latents" else 1.15)
+    assert least["denoise"] < costs.minimum(both, case)["denoise"]
+
+
 @pytest.mark.parametrize("task", ["t2i", "edit", "text"])
 def test_prompts_are_counted_with_the_visual_tokens_of_the_model(task):
     result = report(task, 64, 64, small_config())
