@@ -61,7 +61,8 @@ def lines(workdir: Path) -> list[dict]:
 def test_what_a_run_writes(whole):
     found = lines(whole)
     assert [line["step"] for line in found] == [1, 2, 3, 4]
-    assert {"loss", "flow_loss", "text_loss", "grad_norm", "param_norm", "update_norm", "rate"} <= set(found[0])
+    assert {"loss", "flow_loss", "grad_norm", "param_norm", "update_norm", "rate"} <= set(found[0])
+    assert "text_loss" not in found[0], "only the terms that the objective names"
     assert [line["rate"] for line in found] == pytest.approx([5e-4, 1e-3, 1e-3, 1e-3])
     assert json.loads((whole / "config.json").read_text())["optimizer"]["learning_rate"] == 1e-3
     assert sorted(p.name for p in (whole / "checkpoints").iterdir()) == ["2", "4"]
