@@ -18,11 +18,11 @@ from jax.sharding import PartitionSpec as P
 from internvlu_jax.config import InternVLUConfig
 from internvlu_jax.models.internvlu import param_shapes
 from internvlu_jax.parallel import mesh as mesh_module
+from internvlu_jax.parallel.config import MeshConfig
 from internvlu_jax.parallel.executors import PmapExecutor, SingleExecutor, make_executor
 from internvlu_jax.parallel.mesh import AXES, initialise, make_mesh
 from internvlu_jax.parallel.rules import shardings, spec
-from internvlu_jax.training.config import MeshConfig
-from internvlu_jax.training.tree import paths
+from internvlu_jax.utils.tree import paths
 from tests.helpers.measures import assert_close
 from tests.helpers.parallel import PLAN, ROWS, TOKENS, batches_of
 
