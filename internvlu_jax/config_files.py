@@ -233,7 +233,7 @@ def _released_quirks(part: str, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_released(cfg: InternVLUConfig) -> None:
-    """Refuses a model that the released code does not know. A VAE with `patch_size` is not asked for, see `export`.
+    """Refuses a model that the released code does not know. A VAE with `patch_size` passes, see `export_released`.
 
     Raises:
         ConfigError: names all that it does not know.
