@@ -14,25 +14,20 @@ import dataclasses
 import json
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
 
 import tyro
 
-
-@dataclass(frozen=True)
-class Mesh:
-    data: int = -1
-    fsdp: int = 8
-    tensor: int = 1
+from internvlu_jax.parallel.config import MeshConfig  # which does not import JAX: the devices come first
 
 
 @dataclass(frozen=True)
 class Arguments:
     stage: Literal["stage1", "stage3"]
     devices: int = 8
-    mesh: Mesh = field(default_factory=Mesh)
+    mesh: MeshConfig = MeshConfig(fsdp=8)
     rows: int = 8
     """Of a micro-batch, over all devices."""
     remat: Literal["none", "dots", "full"] = "full"
@@ -92,7 +87,6 @@ def measure(arguments: Arguments) -> dict[str, Any]:
     from experiments.configs import CONFIGS
     from internvlu_jax.config import InternVLUConfig
     from internvlu_jax.models.internvlu import InternVLU, param_shapes
-    from internvlu_jax.parallel.config import MeshConfig
     from internvlu_jax.parallel.executors import MeshExecutor
     from internvlu_jax.parallel.mesh import make_mesh, rows_sharding
     from internvlu_jax.parallel.rules import shardings
@@ -103,7 +97,7 @@ def measure(arguments: Arguments) -> dict[str, Any]:
 
     cfg, model = CONFIGS[arguments.stage], InternVLUConfig()
     compute = dataclasses.replace(cfg.compute, remat=arguments.remat)
-    mesh = make_mesh(MeshConfig(**vars(arguments.mesh)))
+    mesh = make_mesh(arguments.mesh)
     executor = MeshExecutor(mesh)
     released = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.bfloat16), param_shapes(model))
     objective = Objective(InternVLU(model, tuple(range(10)), compute), cfg.objective, 1024 * executor.shards)
@@ -111,7 +105,7 @@ def measure(arguments: Arguments) -> dict[str, Any]:
     state = executor.abstract(jax.eval_shape(step.init, released))
     programs = mesh_step(step, mesh, shardings(state, mesh))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    found: dict[str, Any] = {
+    sizes: dict[str, Any] = {
         "parameters": share((state.trained, state.frozen)),
         "optimizer": share(state.opt_state),
         "gradients": share(state.trained),
@@ -124,19 +118,19 @@ def measure(arguments: Arguments) -> dict[str, Any]:
         if arguments.compile:
             memory = lowered.compile().memory_analysis()
             assert memory is not None
-            found["temporaries"][name] = memory.temp_size_in_bytes
-            found["arguments"] = memory.argument_size_in_bytes
-    return found
+            sizes["temporaries"][name] = memory.temp_size_in_bytes
+            sizes["arguments"] = memory.argument_size_in_bytes
+    return sizes
 
 
 def main(arguments: Arguments) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={arguments.devices}"
-    found = measure(arguments)
+    sizes = measure(arguments)
     if arguments.json:
-        print(json.dumps({**dataclasses.asdict(arguments), **found}))
+        print(json.dumps({**dataclasses.asdict(arguments), **sizes}))
         return 0
-    rows = {**{k: v for k, v in found.items() if isinstance(v, int)}, **found["temporaries"]}
+    rows = {**{k: v for k, v in sizes.items() if isinstance(v, int)}, **sizes["temporaries"]}
     for name, size in rows.items():
         print(f"{name:24} {size / 1e9:8.2f} GB a device")
     return 0

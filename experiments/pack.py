@@ -104,8 +104,8 @@ def pack(arguments: Arguments, console: Console) -> tuple[int, int]:
         raise ValueError(f"{arguments.source} is a directory; expected JSON lines")
     source = open_source(arguments.source)
     report = partial(console.print, "left out", markup=False, highlight=False, soft_wrap=True)
-    found = entries(source, int(arguments.max_broken * len(source)), arguments.threads, report)
-    shown = track(found, "packing", total=len(source), console=console)
+    packed = entries(source, int(arguments.max_broken * len(source)), arguments.threads, report)
+    shown = track(packed, "packing", total=len(source), console=console)
     written = write_shards(arguments.target, shown, arguments.shard_size)
     return written, len(source) - written
 

@@ -4,7 +4,7 @@
         [--mesh.data -1 --mesh.fsdp 1 --mesh.tensor 1] [--any.field value]
 
 CONFIG is stage1, stage2, stage3, finetune or debug. Run again with the same --workdir it continues where the last
-checkpoint is. SIGTERM saves and ends with status 0. In DIR:
+checkpoint is. SIGTERM and Ctrl-C save and end with status 0. In DIR:
 
     config.json     the configuration with every override      metrics.jsonl   one object a step
     samples/        a sheet of pictures every so many steps     checkpoints/    what `convert` and `--start` take
@@ -58,6 +58,10 @@ def main(argv: list[str] | None = None) -> int:
         hint = f"; did you mean {near[0]}?" if near else ""
         print(f"error: there is no configuration {argv[0]!r}; expected one of {names}{hint}", file=sys.stderr)
         return 2
+    former = _former_option(argv[1:])
+    if former is not None:
+        print(f"error: {former} is {_FORMER[former]} now", file=sys.stderr)
+        return 2
     defaults = Arguments(tyro.MISSING, CONFIGS[argv[0]])
     arguments = tyro.cli(
         Arguments,
@@ -67,6 +71,22 @@ def main(argv: list[str] | None = None) -> int:
         config=(tyro.conf.AvoidSubcommands,),
     )
     return run(arguments)
+
+
+# Options that have another name or form since, and what to write in their place.
+_FORMER = {
+    "--objective.draws": "--objective.noises_per_image N",
+    "--objective.text_weight": "--objective.weights text 1 flow 20",
+    "--objective.flow_weight": "--objective.weights text 1 flow 20",
+    "--data.condition_latents": "--head_sources both",
+    "--data.no_condition_latents": "--head_sources context",
+}
+
+
+def _former_option(argv: list[str]) -> str | None:
+    """The first option that is no longer known under its name."""
+    names = (word.split("=")[0].replace("-", "_").replace("__", "--", 1) for word in argv if word.startswith("--"))
+    return next((name for name in names if name in _FORMER), None)
 
 
 def run(arguments: Arguments) -> int:

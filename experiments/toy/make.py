@@ -121,8 +121,8 @@ def make(directory: Path) -> None:
     for n, (before, after) in enumerate(SCENES):
         draw(before).save(directory / f"pictures/{n}.png", optimize=True)
         draw(after).save(directory / f"pictures/{n}-edited.png", optimize=True)
-    for name, found in records().items():
-        lines = "".join(json.dumps(record) + "\n" for record in found)
+    for name, own in records().items():
+        lines = "".join(json.dumps(record) + "\n" for record in own)
         (directory / f"{name}.jsonl").write_text(lines, encoding="utf-8")
 
 

@@ -49,11 +49,11 @@ class Loader(Prefetcher):
         """
         if not data.sources:
             raise DataError("data.sources is empty; expected one source of records at least, such as t2i.jsonl")
-        found = [open_source(path) for path, _ in data.sources] if sources is None else list(sources)
+        opened = [open_source(path) for path, _ in data.sources] if sources is None else list(sources)
         self._accumulate = accumulate
         self._rows: Rows = range if rows is None else rows
-        self._plan = Plan(ExampleBuilder(cfg, tokenizer, data), found, data, seed, share)
-        self._unreadable = Tally(data.max_broken, sum(len(source) for source in found))
+        self._plan = Plan(ExampleBuilder(cfg, tokenizer, data), opened, data, seed, share)
+        self._unreadable = Tally(data.max_broken, sum(len(source) for source in opened))
         self._pool = ThreadPoolExecutor(data.threads)
         self._collator = Collator(cfg, tokenizer, data, self._pool, self._unreadable.bad)
         super().__init__(data.prefetch, self._plan.state())

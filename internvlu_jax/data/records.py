@@ -167,8 +167,8 @@ class _Fields:
         self._data, self._where, self._opener = data, where, opener
 
     def broken(self, name: str, expected: str) -> BrokenRecord:
-        found = _shown(self._data[name]) if name in self._data else f"missing (there are {_shown(list(self._data))})"
-        return BrokenRecord(self._where, f"{name} is {found}; expected {expected}")
+        shown = _shown(self._data[name]) if name in self._data else f"missing (there are {_shown(list(self._data))})"
+        return BrokenRecord(self._where, f"{name} is {shown}; expected {expected}")
 
     def text(self, name: str) -> str:
         if not _is_text(self._data.get(name)):
@@ -217,11 +217,11 @@ class _Fields:
                 f"conversations[{n}] is a system turn; expected human and gpt alone, for the system text is the "
                 "model's own: drop the turn, or move what matters into the first question",
             )
-        wanted = ("human", "gpt")[n % 2]
-        if speaker != wanted or not _is_text(value):
+        turn_of = ("human", "gpt")[n % 2]
+        if speaker != turn_of or not _is_text(value):
             raise BrokenRecord(
                 self._where,
-                f'conversations[{n}] is {_shown(turn)}; expected {{"from": "{wanted}", "value": text}}, human and gpt '
+                f'conversations[{n}] is {_shown(turn)}; expected {{"from": "{turn_of}", "value": text}}, human and gpt '
                 "in turn",
             )
         return value

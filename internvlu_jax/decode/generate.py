@@ -195,8 +195,8 @@ def _search(
 
     That costs one pass more, and spares the search from keeping cache and states of every finished beam.
     """
-    found = search(model, params, cache, prompt_lengths, logits, stops, pad_id, limit, buffer, num_beams)
+    beams = search(model, params, cache, prompt_lengths, logits, stops, pad_id, limit, buffer, num_beams)
     if not model.capture:
-        return Generated(found.tokens, found.lengths, None, cache, found.steps)
-    read = read_on(model, params, cache, model.embed(params, found.tokens), prompt_lengths)
-    return Generated(found.tokens, found.lengths, read.captured, read.cache, found.steps + 1)
+        return Generated(beams.tokens, beams.lengths, None, cache, beams.steps)
+    read = read_on(model, params, cache, model.embed(params, beams.tokens), prompt_lengths)
+    return Generated(beams.tokens, beams.lengths, read.captured, read.cache, beams.steps + 1)

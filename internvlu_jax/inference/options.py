@@ -109,10 +109,10 @@ class Options:
     def _check_latents(self, config: InternVLUConfig, num_prompts: int) -> None:
         if self.latents is None:
             return
-        wanted = (num_prompts * self.num_images_per_prompt, *self.latent_grid(config), config.vae.z_dim)
+        expected = (num_prompts * self.num_images_per_prompt, *self.latent_grid(config), config.vae.z_dim)
         got = np.shape(self.latents)
-        if got != wanted:
-            raise ValueError(f"latents has shape {got}; expected {wanted} [images, height/8, width/8, channels]")
+        if got != expected:
+            raise ValueError(f"latents has shape {got}; expected {expected} [images, height/8, width/8, channels]")
         if not np.issubdtype(np.asarray(self.latents).dtype, np.floating):
             raise ValueError(f"latents has dtype {np.asarray(self.latents).dtype}; expected float32")
         if not np.isfinite(np.asarray(self.latents)).all():

@@ -130,9 +130,9 @@ def render_further(message: str) -> str:
 
 
 def _refuse_tokens(text: str, tokens: Sequence[str], what: str) -> None:
-    found = [token for token in tokens if token in text]
-    if found:
+    reserved = [token for token in tokens if token in text]
+    if reserved:
         raise ValueError(
-            f"the {what} holds {', '.join(found)}, which the model keeps for itself; write {IMAGE_MARK} in a prompt "
+            f"the {what} holds {', '.join(reserved)}, which the model keeps for itself; write {IMAGE_MARK} in a prompt "
             "where a picture belongs and leave the rest out"
         )

@@ -183,9 +183,9 @@ def _add_tokens(backend: tokenizers.Tokenizer, directory: Path) -> None:
         if backend.token_to_id(token.content) is None:
             add = backend.add_special_tokens if token.special else backend.add_tokens
             add([token])
-        found = backend.token_to_id(token.content)
-        if found != index:
-            raise ValueError(f"{directory}: {token.content} should have id {index} but the vocabulary gives it {found}")
+        known = backend.token_to_id(token.content)
+        if known != index:
+            raise ValueError(f"{directory}: {token.content} should have id {index} but the vocabulary gives it {known}")
 
 
 def _listed_tokens(directory: Path) -> dict[int, AddedToken]:

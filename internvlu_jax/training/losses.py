@@ -39,8 +39,8 @@ Terms = dict[str, Array]
 class NoiseSamples(NamedTuple):
     """Random numbers of one micro-batch, keyed by the rows' numbers; g noises of each row, one after the other."""
 
-    sigma: Float[Array, "b*g"]
-    noise: Float[Array, "b*g y x c"]
+    sigma: Float[Array, "bg"]
+    noise: Float[Array, "bg y x c"]
 
 
 class Forward:

@@ -49,16 +49,16 @@ def schedule(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    cfg: OptimizerConfig, found: Factors, trained: Tree, steps: int
+    cfg: OptimizerConfig, given: Factors, trained: Tree, steps: int
 ) -> optax.GradientTransformationExtraArgs:
     """update = -rate(step) * factor * (Adam(clipped gradient) + weight_decay * factor' * parameter).
 
     Args:
-        found: what `factors` gave for the whole model.
+        given: what `factors` gave for the whole model.
         trained: the parameters that are trained, or their shapes.
     """
-    rates = from_paths({path: found.rates[path] for path in paths(trained)})
-    decays = from_paths({path: found.decays[path] for path in paths(trained)})
+    rates = from_paths({path: given.rates[path] for path in paths(trained)})
+    decays = from_paths({path: given.decays[path] for path in paths(trained)})
 
     def add_decay(updates: Tree, params: Tree) -> Tree:
         return jax.tree.map(lambda u, p, factor: u + cfg.weight_decay * factor * p, updates, params, decays)

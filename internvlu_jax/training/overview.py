@@ -15,11 +15,11 @@ from internvlu_jax.utils.tree import merge, paths
 _WIDTH = 110
 
 
-def parameter_table(state: TrainState, found: Factors) -> Table:
+def parameter_table(state: TrainState, factors: Factors) -> Table:
     """One row per parameter: path, shape, dtype, sharding, and the factor of its learning rate."""
     table = Table("parameter", "shape", "dtype", "sharding", "trained")
     for path, leaf in paths(merge(state.trained, state.frozen)).items():
-        rate = found.rates[path]
+        rate = factors.rates[path]
         trained = "frozen" if rate == 0 else "yes" if rate == 1 else f"rate x {rate:g}"
         table.add_row(path, "x".join(map(str, leaf.shape)) or "1", leaf.dtype.name, _sharding(leaf), trained)
     return table
@@ -40,9 +40,9 @@ def summary(state: TrainState) -> str:
     return f"{trained:,} numbers trained, {frozen:,} frozen, on {jax.device_count()} device(s)"
 
 
-def show(state: TrainState, found: Factors) -> None:
+def show(state: TrainState, factors: Factors) -> None:
     """Prints both on standard error, paths whole however narrow the terminal is."""
     console = Console(stderr=True)
     console.width = max(console.width, _WIDTH)
-    console.print(parameter_table(state, found))
+    console.print(parameter_table(state, factors))
     console.print(summary(state))
