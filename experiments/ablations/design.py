@@ -1,0 +1,116 @@
+"""The plan of a study as data: arms, seeds, comparisons, families of tests. `protocol.md` has it in words.
+
+What is written here is fixed before the first counted run; a change after that is a new study under a new name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+ALPHA = 0.05
+"""Of each family: of its tests of a difference, and, separately, of its tests of equivalence."""
+
+SEEDS = tuple(range(8))
+CONTROL_SEEDS = SEEDS[:4]
+TUNING_SEEDS = (1000,)
+PILOT_SEEDS = (2000,)
+"""Seeds of parameters, noise and order of examples. The last two are never counted."""
+
+CASE_SEEDS: Mapping[str, int] = {"test": 0, "validation": 1}
+"""Seeds of the fixed cases: what is counted, and what tuning and pilot look at."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One test: an endpoint of an arm minus that of the reference."""
+
+    endpoint: str
+    arm: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """Tests over which Holm's procedure runs, all of them always: one that cannot be made counts with p = 1."""
+
+    name: str
+    comparisons: tuple[Comparison, ...]
+
+
+@dataclass(frozen=True)
+class Design:
+    """A study.
+
+    reference: the arm that is subtracted.
+    seeds: planned, by arm; other seeds are shown and not tested. Empty: whatever there is.
+    counted_budgets: those whose verdicts are given.
+    spaces: what the head of an arm generates; arms that are not named have one of their own.
+    singles: by arm, the arms trained on understanding alone and on generation alone.
+    """
+
+    reference: str
+    seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    families: tuple[Family, ...] = ()
+    counted_budgets: tuple[str, ...] = ("laptop", "gpu")
+    spaces: Mapping[str, str] = field(default_factory=dict)
+    singles: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    def comparable(self, arm: str, other: str) -> bool:
+        """Whether two arms generate in one space."""
+        return arm == other or (arm in self.spaces and self.spaces[arm] == self.spaces.get(other))
+
+
+JOINT = ("decoupled", "shared-latent", "shared-semantic")
+"""The arms that the question is about; the first is the reference."""
+
+
+def single_arms(arm: str) -> tuple[str, str]:
+    """Names of the controls of a joint arm: understanding alone, generation alone."""
+    return f"{arm}-understanding-only", f"{arm}-generation-only"
+
+
+_CONTROLS = ("twin", "random-semantic", *(name for arm in JOINT for name in single_arms(arm)))
+_VAE = ("decoupled", "shared-latent", "twin", *(name for arm in JOINT[:2] for name in single_arms(arm)))
+_SEMANTIC = ("shared-semantic", *single_arms("shared-semantic"))
+
+
+def _against_reference(*endpoints: str) -> tuple[Comparison, ...]:
+    return tuple(Comparison(endpoint, arm) for endpoint in endpoints for arm in JOINT[1:])
+
+
+REPRESENTATIONS = Design(
+    reference=JOINT[0],
+    seeds={**dict.fromkeys(JOINT, SEEDS), **dict.fromkeys(_CONTROLS, CONTROL_SEEDS)},
+    families=(
+        Family("right or wrong", _against_reference("questions", "geneval_heldout")),
+        Family(
+            "continuous",
+            (Comparison("flow_loss", "shared-latent"), *_against_reference("answer_log_likelihood")),
+        ),
+    ),
+    spaces={**dict.fromkeys(_VAE, "VAE latents"), **dict.fromkeys(_SEMANTIC, "ViT features")},
+    singles={arm: single_arms(arm) for arm in JOINT},
+)
+
+DESIGNS: Mapping[str, Design] = {"representations": REPRESENTATIONS}
+"""By study. A study without one is described and not tested; its first arm is the reference."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What is tried for each arm, all of it on `TUNING_SEEDS` and validation cases.
+
+    learning_rates: a factor of two apart; where the best is at an end, the grid grows there by `extensions` at most.
+    flow_weights: of the flow loss, where that of the text is 1; the first is the one that learning rates are tried at.
+    guidance: scale of guidance by everything, at sampling.
+    shifts: of the noise levels at sampling, as factors of the one that the arm is trained with.
+    """
+
+    learning_rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+    extensions: int = 2
+    flow_weights: tuple[float, ...] = (5.0, 1.0, 20.0)
+    guidance: tuple[float, ...] = (1.0, 2.0, 3.5)
+    shifts: tuple[float, ...] = (0.5, 1.0, 2.0)
+
+
+TUNING = Tuning()
