@@ -4,109 +4,62 @@ Fields carry the names they have in the released JSON files, which `config_files
 
 Three parts are slots: `vision_config` (what the language model sees), `vae` (the space that is generated) and
 `generation_decoder` (what generates). A slot holds one of the types that `SLOTS` lists, chosen in JSON by name; the
-released type is the only member for now, and the default. Each such type has `model_type` (its name in JSON),
-`problems()` (what is wrong inside it) and `attention_widths` (of its attention heads), and these facts for its
-neighbours: a vision encoder `image_size` and `patch_size` in pixels, an autoencoder `z_dim` and `downsample_factor`,
-a head `input_hidden_size`, `vlm_select_layer`, `latent_channels`, `vae_downsample_factor`, `pixel_multiple`, `sources`.
+released type (`config_parts`) is the default, and the others (`config_variants`) are those of studies. Each such type
+has `model_type` (its name in JSON), `problems()` (what is wrong inside it) and `attention_widths` (of its attention
+heads), and these facts for its neighbours: a vision encoder `image_size` and `patch_size` in pixels, an autoencoder
+`z_dim` and `downsample_factor`, a head `input_hidden_size`, `vlm_select_layer`, `context_length`, `position_scales`,
+`latent_channels`, `vae_downsample_factor`, `pixel_multiple`, `sources`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
+from internvlu_jax.config_parts import (
+    Compute,
+    ConfigError,
+    HeadConfig,
+    MMDiTConfig,
+    Qwen3Config,
+    VAEConfig,
+    VisionConfig,
+    broken,
+)
+from internvlu_jax.config_variants import LatentVision, SemanticCodec
 
-class ConfigError(ValueError):
-    """A config file is missing, unreadable, or describes a model this code does not implement."""
+__all__ = [
+    "SLOTS",
+    "Compute",
+    "ConfigError",
+    "GenerationImageProcessorConfig",
+    "HeadConfig",
+    "HeadSlot",
+    "ImageProcessorConfig",
+    "InternVLUConfig",
+    "LatentVision",
+    "MMDiTConfig",
+    "ProcessorConfig",
+    "Qwen3Config",
+    "SemanticCodec",
+    "SizeConfig",
+    "VAEConfig",
+    "VAESlot",
+    "VLMConfig",
+    "VisionConfig",
+    "VisionSlot",
+]
 
+VisionSlot = VisionConfig | LatentVision
+HeadSlot = HeadConfig
+VAESlot = Any  # members have no class in common, and what trains or converts one kind alone says so itself
 
-@dataclass(frozen=True)
-class Compute:
-    """How a module computes, as against what it computes.
-
-    dtype: of activations and matrix products, "float32" or "bfloat16"; norms, softmax and rotary stay in float32.
-    attention: "xla", "cudnn", or "auto" (cuDNN where it can run, XLA elsewhere), see `ops.attention`.
-    remat: what a block keeps for its backward pass: "none" (recompute nothing), "dots" (keep matrix products), "full".
-    time: what the head's diffusion time is rounded to; None is `dtype`, as the released weights were trained. A model
-        trained in bfloat16 that is to draw in float32 has never seen the times between: it takes "float32" here.
-    """
-
-    dtype: str = "float32"
-    attention: str = "auto"
-    remat: str = "none"
-    time: str | None = None
-
-    def __post_init__(self) -> None:
-        _one_of("dtype", self.dtype, ("float32", "bfloat16", "float16"))
-        _one_of("attention", self.attention, ("auto", "xla", "cudnn"))
-        _one_of("remat", self.remat, ("none", "dots", "full"))
-        _one_of("time", self.time, (None, "float32", "bfloat16", "float16"))
-
-
-def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(_not_one_of(name, value, allowed))
-
-
-def _not_one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> str:
-    return f"{name} is {value!r}; expected one of {', '.join(map(repr, allowed))}"
-
-
-def _broken(*rules: tuple[bool, str]) -> list[str]:
-    """The sentences of the rules that do not hold."""
-    return [sentence for holds, sentence in rules if not holds]
-
-
-@dataclass(frozen=True)
-class VisionConfig:
-    """InternViT (`vision_config` of vlm/config.json)."""
-
-    model_type: ClassVar[str] = "intern_vit_6b"
-
-    hidden_size: int = 1024
-    num_hidden_layers: int = 24
-    num_attention_heads: int = 16
-    intermediate_size: int = 4096
-    patch_size: int = 14
-    image_size: int = 448
-    num_channels: int = 3
-    layer_norm_eps: float = 1e-6
-    qkv_bias: bool = True
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
-
-    @property
-    def attention_widths(self) -> tuple[int, ...]:
-        return (self.head_dim,)
-
-    def problems(self) -> list[str]:
-        """What is wrong inside this part, one sentence each."""
-        return _broken(
-            (self.hidden_size % self.num_attention_heads == 0,
-             f"vision hidden_size {self.hidden_size} must divide by its {self.num_attention_heads} heads"),
-            (self.num_channels == 3, f"vision num_channels is {self.num_channels}; pictures have 3"),
-        )  # fmt: skip
-
-
-VisionSlot = VisionConfig
-
-
-@dataclass(frozen=True)
-class Qwen3Config:
-    """Qwen3 language model (`llm_config` of vlm/config.json)."""
-
-    vocab_size: int = 151936
-    hidden_size: int = 2048
-    num_hidden_layers: int = 28
-    num_attention_heads: int = 16
-    num_key_value_heads: int = 8
-    head_dim: int = 128
-    intermediate_size: int = 6144
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 1e6
-    tie_word_embeddings: bool = False
+# By slot and by name in JSON. The released type stands first: it is what an absent name means.
+SLOTS: dict[str, dict[str, type]] = {
+    "vision_config": {VisionConfig.model_type: VisionConfig, LatentVision.model_type: LatentVision},
+    "vae": {VAEConfig.model_type: VAEConfig, SemanticCodec.model_type: SemanticCodec},
+    "generation_decoder": {HeadConfig.model_type: HeadConfig},
+}
 
 
 @dataclass(frozen=True)
@@ -130,153 +83,6 @@ class VLMConfig:
     @property
     def tokens_per_tile(self) -> int:
         return self.tokens_per_side**2
-
-
-@dataclass(frozen=True)
-class MMDiTConfig:
-    """Gated dual-stream transformer (`decoder_config` of generation_decoder/config.json)."""
-
-    num_layers: int = 20
-    num_attention_heads: int = 12
-    attention_head_dim: int = 128
-    patch_size: int = 2
-    in_channels: int = 64
-    out_channels: int = 16
-    joint_attention_dim: int = 4096
-    axes_dims_rope: tuple[int, int, int] = (16, 56, 56)
-    video_position_scale_factor: float = 1.0
-    vlm_cond_position_scale_factor: float = 0.25
-
-    @property
-    def hidden_size(self) -> int:
-        return self.num_attention_heads * self.attention_head_dim
-
-
-SOURCES = ("both", "context", "latents")
-
-
-@dataclass(frozen=True)
-class HeadConfig:
-    """Generation head: context projector, padding token and MMDiT (generation_decoder/config.json).
-
-    sources: what the head gets of source pictures. "context": they stand in the language model's context alone;
-        "latents": their latents alone, and the context leaves the picture tokens out; "both", as released.
-    """
-
-    model_type: ClassVar[str] = "internvlu_generation_decoder"
-
-    decoder_config: MMDiTConfig = MMDiTConfig()
-    decoder_projector_type: str = "identity"
-    input_hidden_size: int = 4096
-    output_hidden_size: int = 4096
-    max_sequence_length: int = 512
-    pad_to_fix_length: bool = False
-    vlm_select_layer: tuple[int, ...] = (-1, -2)
-    gen_image_height: int = 512
-    gen_image_width: int = 512
-    flow_shift: float = 3.0
-    logit_mean: float = 0.0
-    logit_std: float = 1.0
-    vae_downsample_factor: int = 8
-    sources: str = "both"
-
-    @property
-    def attention_widths(self) -> tuple[int, ...]:
-        return (self.decoder_config.attention_head_dim,)
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels of the latents that it generates."""
-        return self.decoder_config.out_channels
-
-    @property
-    def pixel_multiple(self) -> int:
-        """Pixels that one token of the head spans, a side: sizes are multiples of it."""
-        return self.vae_downsample_factor * self.decoder_config.patch_size
-
-    def context_length(self, length: int) -> int:
-        """Tokens that are left of a context of `length`: with `pad_to_fix_length` the first `max_sequence_length`.
-
-        The final `<img>` may go with the rest, as in the released code.
-        """
-        return min(length, self.max_sequence_length) if self.pad_to_fix_length else length
-
-    def problems(self) -> list[str]:
-        """What is wrong inside this part, one sentence each."""
-        dit, projectors = self.decoder_config, ("identity", "mlp2x_gelu")
-        projected = self.input_hidden_size if self.decoder_projector_type == "identity" else self.output_hidden_size
-        tokens = dit.out_channels * dit.patch_size**2
-        return _broken(
-            (self.decoder_projector_type in projectors,
-             _not_one_of("decoder_projector_type", self.decoder_projector_type, projectors)),
-            (self.sources in SOURCES, _not_one_of("sources", self.sources, SOURCES)),
-            (dit.joint_attention_dim == projected,
-             f"joint_attention_dim {dit.joint_attention_dim} is not the context width {projected}"),
-            (sum(dit.axes_dims_rope) == dit.attention_head_dim,
-             f"axes_dims_rope {dit.axes_dims_rope} must sum to attention_head_dim {dit.attention_head_dim}"),
-            (dit.in_channels == tokens, f"in_channels {dit.in_channels} is not out_channels x patch_size^2, {tokens}"),
-        )  # fmt: skip
-
-
-HeadSlot = HeadConfig
-
-
-_QWEN_IMAGE_MEAN = (
-    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
-    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
-)  # fmt: skip
-_QWEN_IMAGE_STD = (
-    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
-    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.916,
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class VAEConfig:
-    """Qwen-Image autoencoder (vae/config.json).
-
-    patch_size: pixels a side that enter the first convolution, and leave the last, as channels of a place. The released
-    autoencoder has 1 and its code knows no other; small models start at a lower resolution, which is far cheaper.
-    """
-
-    model_type: ClassVar[str] = "AutoencoderKLQwenImage"
-
-    base_dim: int = 96
-    patch_size: int = 1
-    z_dim: int = 16
-    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
-    num_res_blocks: int = 2
-    temperal_downsample: tuple[bool, ...] = (False, True, True)
-    latents_mean: tuple[float, ...] = _QWEN_IMAGE_MEAN
-    latents_std: tuple[float, ...] = _QWEN_IMAGE_STD
-
-    @property
-    def downsample_factor(self) -> int:
-        return self.patch_size * 2 ** (len(self.dim_mult) - 1)
-
-    @property
-    def attention_widths(self) -> tuple[int, ...]:
-        return ()  # its one attention runs on XLA whatever is asked for
-
-    def problems(self) -> list[str]:
-        """What is wrong inside this part, one sentence each."""
-        means, deviations, levels = len(self.latents_mean), len(self.latents_std), len(self.dim_mult) - 1
-        return _broken(
-            (means == deviations == self.z_dim,
-             f"latents_mean and latents_std have {means} and {deviations} entries; they need z_dim, {self.z_dim}"),
-            (len(self.temperal_downsample) == levels,
-             f"temperal_downsample has {len(self.temperal_downsample)} entries; dim_mult has {levels} steps down"),
-        )  # fmt: skip
-
-
-VAESlot = VAEConfig
-
-# By slot and by name in JSON. The released type stands first: it is what an absent name means.
-SLOTS: dict[str, dict[str, type]] = {
-    "vision_config": {VisionConfig.model_type: VisionConfig},
-    "vae": {VAEConfig.model_type: VAEConfig},
-    "generation_decoder": {HeadConfig.model_type: HeadConfig},
-}
 
 
 @dataclass(frozen=True)
@@ -352,6 +158,10 @@ class InternVLUConfig:
         )
 
 
+def _pixel_scale(pictures: ImageProcessorConfig | GenerationImageProcessorConfig) -> tuple[tuple[float, ...], ...]:
+    return pictures.image_mean, pictures.image_std
+
+
 def _check_consistent(cfg: InternVLUConfig) -> None:
     """Refuses parts that are wrong or do not fit together, naming both sides.
 
@@ -360,9 +170,11 @@ def _check_consistent(cfg: InternVLUConfig) -> None:
     """
     vision, llm, head, vae = cfg.vlm.vision_config, cfg.vlm.llm_config, cfg.generation_decoder, cfg.vae
     tiles, sources = cfg.processor.image_processor_kwargs.size, cfg.processor.image_gen_processor_kwargs
+    seen, encoded = _pixel_scale(cfg.processor.image_processor_kwargs), _pixel_scale(sources)
+    crossed = [part.model_type for part in (vision, vae) if isinstance(part, LatentVision | SemanticCodec)]
     layers = llm.num_hidden_layers
     bad_layers = [i for i in head.vlm_select_layer if not -layers - 1 <= i <= layers]
-    between = _broken(
+    between = broken(
         (llm.num_attention_heads % llm.num_key_value_heads == 0, "query heads must be a multiple of key/value heads"),
         (vision.image_size % (vision.patch_size * cfg.vlm.shuffle) == 0, "image_size must divide by patch and shuffle"),
         (tiles.height == tiles.width == vision.image_size,
@@ -384,6 +196,9 @@ def _check_consistent(cfg: InternVLUConfig) -> None:
         (sources.factor % head.pixel_multiple == 0,
          f"sources come in multiples of {sources.factor} pixels (vae_downsample_factor / gen_down_sample_ratio), and a "
          f"token of the head spans {head.pixel_multiple}"),
+        (not crossed or seen == encoded,
+         f"{' and '.join(crossed)} holds the other side's encoder, so both sides must scale pixels alike: "
+         f"image_processor_kwargs has image_mean and image_std {seen}, image_gen_processor_kwargs {encoded}"),
     )  # fmt: skip
     problems = [*vision.problems(), *head.problems(), *vae.problems(), *between]
     if problems:

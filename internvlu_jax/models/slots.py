@@ -10,7 +10,8 @@
                                                 that lead with b; velocity(latents, timestep [b], condition)
 
 and `build()`, which touches every parameter once (vision: `__call__` does). `config.SLOTS` has the same types by the
-names that they have in files. A study adds its type to both.
+names that they have in files. A study adds its type to both, as it did `LatentVisionTransformer` (patches of latents)
+and `SemanticAutoencoder` (latents that are features of a vision transformer).
 """
 
 from __future__ import annotations
@@ -19,12 +20,20 @@ from typing import Any
 
 from flax import linen as nn
 
-from internvlu_jax.config import Compute, HeadConfig, VAEConfig, VisionConfig
+from internvlu_jax.config import Compute, HeadConfig, LatentVision, SemanticCodec, VAEConfig, VisionConfig
 from internvlu_jax.models.head import GenerationHead
+from internvlu_jax.models.latent_vision import LatentVisionTransformer
+from internvlu_jax.models.semantic import SemanticAutoencoder
 from internvlu_jax.models.vae import VAE
 from internvlu_jax.models.vit import VisionTransformer
 
-MODULES: dict[type, Any] = {VisionConfig: VisionTransformer, VAEConfig: VAE, HeadConfig: GenerationHead}
+MODULES: dict[type, Any] = {
+    VisionConfig: VisionTransformer,
+    LatentVision: LatentVisionTransformer,
+    VAEConfig: VAE,
+    SemanticCodec: SemanticAutoencoder,
+    HeadConfig: GenerationHead,
+}
 
 
 def module(cfg: Any, compute: Compute) -> nn.Module:

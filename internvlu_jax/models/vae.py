@@ -16,7 +16,7 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from internvlu_jax.config import Compute, VAEConfig
+from internvlu_jax.config import Compute, SemanticCodec, VAEConfig
 from internvlu_jax.ops.attention import attention
 
 PIXEL_CHANNELS = 3
@@ -43,7 +43,7 @@ def encoder_levels(cfg: VAEConfig) -> list[Level]:
     ]
 
 
-def decoder_levels(cfg: VAEConfig) -> list[Level]:
+def decoder_levels(cfg: VAEConfig | SemanticCodec) -> list[Level]:
     """From latent resolution up; one res block more than the encoder, and upsampling halves the width."""
     widths = [cfg.base_dim * m for m in reversed(cfg.dim_mult)]
     starts = [widths[0], *[width // 2 for width in widths[:-1]]]
@@ -212,7 +212,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    cfg: VAEConfig
+    cfg: VAEConfig | SemanticCodec
     compute: Compute
 
     @nn.compact

@@ -71,10 +71,14 @@ class VisionTransformer(nn.Module):
         self.position_embedding = self.param("position_embedding", nn.initializers.normal(0.02), table)
         self.layers = stacked(Block, cfg.num_hidden_layers, self.compute)(cfg, self.compute, name="layers")
 
+    def patches(self, pixels: Float[Array, "b y x 3"]) -> Float[Array, "b i e"]:
+        """What is embedded of each patch, row by row."""
+        return patchify(pixels, self.cfg.patch_size)
+
     def embed(self, pixels: Float[Array, "b y x 3"]) -> Float[Array, "b s d"]:
         """The tokens that enter the first block, the class token first."""
         grid = (pixels.shape[1] // self.cfg.patch_size, pixels.shape[2] // self.cfg.patch_size)
-        x = self.patch_embed(patchify(pixels, self.cfg.patch_size))
+        x = self.patch_embed(self.patches(pixels))
         table = self.position_embedding
         positions = interpolate_positions(table[1:], grid).astype(x.dtype)
         first = jnp.broadcast_to((self.class_token + table[0]).astype(x.dtype), (x.shape[0], 1, x.shape[2]))

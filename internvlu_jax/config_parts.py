@@ -1,0 +1,238 @@
+"""Configurations of the released parts, and what all configurations share. Import them from `config`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+
+class ConfigError(ValueError):
+    """A config file is missing, unreadable, or describes a model this code does not implement."""
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a module computes, as against what it computes.
+
+    dtype: of activations and matrix products, "float32" or "bfloat16"; norms, softmax and rotary stay in float32.
+    attention: "xla", "cudnn", or "auto" (cuDNN where it can run, XLA elsewhere), see `ops.attention`.
+    remat: what a block keeps for its backward pass: "none" (recompute nothing), "dots" (keep matrix products), "full".
+    time: what the head's diffusion time is rounded to; None is `dtype`, as the released weights were trained. A model
+        trained in bfloat16 that is to draw in float32 has never seen the times between: it takes "float32" here.
+    """
+
+    dtype: str = "float32"
+    attention: str = "auto"
+    remat: str = "none"
+    time: str | None = None
+
+    def __post_init__(self) -> None:
+        one_of("dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        one_of("attention", self.attention, ("auto", "xla", "cudnn"))
+        one_of("remat", self.remat, ("none", "dots", "full"))
+        one_of("time", self.time, (None, "float32", "bfloat16", "float16"))
+
+
+def one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    """Raises ConfigError unless the value is one of those."""
+    if value not in allowed:
+        raise ConfigError(not_one_of(name, value, allowed))
+
+
+def not_one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> str:
+    """The sentence for a value that is none of those."""
+    return f"{name} is {value!r}; expected one of {', '.join(map(repr, allowed))}"
+
+
+def broken(*rules: tuple[bool, str]) -> list[str]:
+    """The sentences of the rules that do not hold."""
+    return [sentence for holds, sentence in rules if not holds]
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """InternViT (`vision_config` of vlm/config.json)."""
+
+    model_type: ClassVar[str] = "intern_vit_6b"
+
+    hidden_size: int = 1024
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    intermediate_size: int = 4096
+    patch_size: int = 14
+    image_size: int = 448
+    num_channels: int = 3
+    layer_norm_eps: float = 1e-6
+    qkv_bias: bool = True
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def attention_widths(self) -> tuple[int, ...]:
+        return (self.head_dim,)
+
+    def problems(self) -> list[str]:
+        """What is wrong inside this part, one sentence each."""
+        return broken(
+            (self.hidden_size % self.num_attention_heads == 0,
+             f"vision hidden_size {self.hidden_size} must divide by its {self.num_attention_heads} heads"),
+            (self.num_channels == 3, f"vision num_channels is {self.num_channels}; pictures have 3"),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Qwen3Config:
+    """Qwen3 language model (`llm_config` of vlm/config.json)."""
+
+    vocab_size: int = 151936
+    hidden_size: int = 2048
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 16
+    num_key_value_heads: int = 8
+    head_dim: int = 128
+    intermediate_size: int = 6144
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1e6
+    tie_word_embeddings: bool = False
+
+
+@dataclass(frozen=True)
+class MMDiTConfig:
+    """Gated dual-stream transformer (`decoder_config` of generation_decoder/config.json)."""
+
+    num_layers: int = 20
+    num_attention_heads: int = 12
+    attention_head_dim: int = 128
+    patch_size: int = 2
+    in_channels: int = 64
+    out_channels: int = 16
+    joint_attention_dim: int = 4096
+    axes_dims_rope: tuple[int, int, int] = (16, 56, 56)
+    video_position_scale_factor: float = 1.0
+    vlm_cond_position_scale_factor: float = 0.25
+
+    @property
+    def hidden_size(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+
+SOURCES = ("both", "context", "latents")
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """Generation head: context projector, padding token and MMDiT (generation_decoder/config.json).
+
+    sources: what the head gets of source pictures. "context": they stand in the language model's context alone;
+        "latents": their latents alone, and the context leaves the picture tokens out; "both", as released.
+    """
+
+    model_type: ClassVar[str] = "internvlu_generation_decoder"
+
+    decoder_config: MMDiTConfig = MMDiTConfig()
+    decoder_projector_type: str = "identity"
+    input_hidden_size: int = 4096
+    output_hidden_size: int = 4096
+    max_sequence_length: int = 512
+    pad_to_fix_length: bool = False
+    vlm_select_layer: tuple[int, ...] = (-1, -2)
+    gen_image_height: int = 512
+    gen_image_width: int = 512
+    flow_shift: float = 3.0
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    vae_downsample_factor: int = 8
+    sources: str = "both"
+
+    @property
+    def attention_widths(self) -> tuple[int, ...]:
+        return (self.decoder_config.attention_head_dim,)
+
+    @property
+    def position_scales(self) -> tuple[float, float]:
+        """Interpolation factors of the positions of latents, and of visual tokens in the context."""
+        dit = self.decoder_config
+        return dit.video_position_scale_factor, dit.vlm_cond_position_scale_factor
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents that it generates."""
+        return self.decoder_config.out_channels
+
+    @property
+    def pixel_multiple(self) -> int:
+        """Pixels that one token of the head spans, a side: sizes are multiples of it."""
+        return self.vae_downsample_factor * self.decoder_config.patch_size
+
+    def context_length(self, length: int) -> int:
+        """Tokens that are left of a context of `length`: with `pad_to_fix_length` the first `max_sequence_length`.
+
+        The final `<img>` may go with the rest, as in the released code.
+        """
+        return min(length, self.max_sequence_length) if self.pad_to_fix_length else length
+
+    def problems(self) -> list[str]:
+        """What is wrong inside this part, one sentence each."""
+        dit, projectors = self.decoder_config, ("identity", "mlp2x_gelu")
+        projected = self.input_hidden_size if self.decoder_projector_type == "identity" else self.output_hidden_size
+        tokens = dit.out_channels * dit.patch_size**2
+        return broken(
+            (self.decoder_projector_type in projectors,
+             not_one_of("decoder_projector_type", self.decoder_projector_type, projectors)),
+            (self.sources in SOURCES, not_one_of("sources", self.sources, SOURCES)),
+            (dit.joint_attention_dim == projected,
+             f"joint_attention_dim {dit.joint_attention_dim} is not the context width {projected}"),
+            (sum(dit.axes_dims_rope) == dit.attention_head_dim,
+             f"axes_dims_rope {dit.axes_dims_rope} must sum to attention_head_dim {dit.attention_head_dim}"),
+            (dit.in_channels == tokens, f"in_channels {dit.in_channels} is not out_channels x patch_size^2, {tokens}"),
+        )  # fmt: skip
+
+
+_QWEN_IMAGE_MEAN = (
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+)  # fmt: skip
+_QWEN_IMAGE_STD = (
+    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.916,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Qwen-Image autoencoder (vae/config.json).
+
+    patch_size: pixels a side that enter the first convolution, and leave the last, as channels of a place. The released
+    autoencoder has 1 and its code knows no other; small models start at a lower resolution, which is far cheaper.
+    """
+
+    model_type: ClassVar[str] = "AutoencoderKLQwenImage"
+
+    base_dim: int = 96
+    patch_size: int = 1
+    z_dim: int = 16
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    temperal_downsample: tuple[bool, ...] = (False, True, True)
+    latents_mean: tuple[float, ...] = _QWEN_IMAGE_MEAN
+    latents_std: tuple[float, ...] = _QWEN_IMAGE_STD
+
+    @property
+    def downsample_factor(self) -> int:
+        return self.patch_size * 2 ** (len(self.dim_mult) - 1)
+
+    @property
+    def attention_widths(self) -> tuple[int, ...]:
+        return ()  # its one attention runs on XLA whatever is asked for
+
+    def problems(self) -> list[str]:
+        """What is wrong inside this part, one sentence each."""
+        means, deviations, levels = len(self.latents_mean), len(self.latents_std), len(self.dim_mult) - 1
+        return broken(
+            (means == deviations == self.z_dim,
+             f"latents_mean and latents_std have {means} and {deviations} entries; they need z_dim, {self.z_dim}"),
+            (len(self.temperal_downsample) == levels,
+             f"temperal_downsample has {len(self.temperal_downsample)} entries; dim_mult has {levels} steps down"),
+        )  # fmt: skip
