@@ -25,6 +25,15 @@ import pytest  # noqa: E402
 
 GOLDENS = Path(__file__).parent / "goldens"
 
+# With two workers the folders whose files take longest come first: last, they would run alone.
+_FIRST = ("training", "parallel", "inference", "experiments")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    folders = [item.path.parent.name for item in items]
+    places = [_FIRST.index(name) if name in _FIRST else len(_FIRST) for name in folders]
+    items[:] = [item for _, _, item in sorted(zip(places, range(len(items)), items, strict=True))]
+
 
 class Golden:
     """One recorded checkpoint, `base` or `mlp`, and the numbers recorded with it (see goldens/README.md)."""

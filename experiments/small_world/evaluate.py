@@ -28,6 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import internvlu_jax
+from internvlu_jax.config_files import to_json
 from internvlu_jax.inference.pipeline import InternVLUPipeline
 from internvlu_jax.small_world import WORLDS
 from internvlu_jax.small_world.scoring.responder import NEW_TOKENS, PipelineResponder, SamplingOptions
@@ -109,7 +110,7 @@ def settings(arguments: Arguments, side: int, fingerprint: str) -> dict[str, Any
 
 def fingerprint(pipe: InternVLUPipeline) -> str:
     """A hash of the configuration and all parameters, whatever the checkpoint is called and how it is laid out."""
-    digest = hashlib.sha256(repr(pipe.config).encode())
+    digest = hashlib.sha256(json.dumps(to_json(pipe.config), sort_keys=True).encode())
     for path, leaf in jax.tree.leaves_with_path(pipe.params):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)

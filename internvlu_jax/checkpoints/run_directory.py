@@ -95,7 +95,9 @@ def config_differences(workdir: str | Path, config: dict[str, Any], may_change: 
     """
     stored = _leaves(_config(Path(workdir)))
     given = _leaves(json.loads(json.dumps(config)))
-    free = tuple(may_change)
+    # A run from before there was `head_sources` gave the head both signals, which has two spellings now.
+    both = "head_sources" not in stored and given.get("head_sources") in ("null", '"both"')
+    free = (*may_change, *(("head_sources",) if both else ()))
     return [
         f"{path}: {stored.get(path, 'nothing')} -> {given.get(path, 'nothing')}"
         for path in {**stored, **given}
@@ -126,9 +128,10 @@ def with_present_names(config: dict[str, Any]) -> dict[str, Any]:
     if "draws" in objective:
         objective["noises_per_image"] = objective.pop("draws")
     if "text_weight" in objective:
-        objective["weights"] = [["text", objective.pop("text_weight")], ["flow", objective.pop("flow_weight")]]
-    if "condition_latents" in data:
-        config["head_sources"] = None if data.pop("condition_latents") else "context"
+        weights = [["text", objective.pop("text_weight")], ["flow", objective.pop("flow_weight")]]
+        objective["weights"] = [term for term in weights if term[1]]  # what is not named is not computed
+    if data.pop("condition_latents", True) is False:
+        config["head_sources"] = "context"
     groups = {"objective": objective, "data": data}
     return config | {name: group for name, group in groups.items() if name in config}
 

@@ -317,8 +317,7 @@ class InternVLUPipeline:
 
 def _check_attention(config: InternVLUConfig, compute: Compute) -> None:
     """Raises ValueError if the attention that was asked for cannot run, before anything is compiled."""
-    vlm, head = config.vlm, config.generation_decoder
-    for head_dim in (*vlm.vision_config.attention_widths, vlm.llm_config.head_dim, *head.attention_widths):
+    for head_dim in config.attention_widths:
         resolve_implementation(compute.attention, compute.dtype, head_dim, has_mask=False)
 
 

@@ -21,7 +21,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
-from internvlu_jax.config import Compute, InternVLUConfig, VAEConfig
+from internvlu_jax.config import Compute, GenerationImageProcessorConfig, InternVLUConfig, VAEConfig
+from internvlu_jax.models.pixels import codec_values
 from internvlu_jax.models.vae import VAE
 from internvlu_jax.training.config import OptimizerConfig
 from internvlu_jax.training.optimizer import factors, make_optimizer
@@ -91,7 +92,7 @@ def _step(
     cfg: VAEConfig, how: AutoencoderConfig, state: LoopState, batch: UInt8[Array, "b y x 3"], number: Array
 ) -> tuple[LoopState, Array]:
     """Step `number` from 0, and its loss."""
-    pixels = batch.astype(jnp.float32) / 127.5 - 1.0
+    pixels = codec_values(batch, GenerationImageProcessorConfig())
     key = jax.random.fold_in(jax.random.key(how.seed), number)
     loss, gradient = jax.value_and_grad(lambda p: autoencoder_loss(cfg, how, p["vae"], pixels, key))(state.trained)
     updates, opt_state = _transform(how, state.trained).update(gradient, state.opt_state, state.trained)
@@ -111,7 +112,7 @@ def latent_statistics(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each latent channel over pictures, float64 [c]."""
     encode = jax.jit(lambda pixels: VAE(cfg).apply({"params": params}, pixels, method="encode")[0])
-    means = [np.asarray(encode(batch.astype(np.float32) / 127.5 - 1.0), np.float64) for batch in batches]
+    means = [np.asarray(encode(codec_values(batch, GenerationImageProcessorConfig())), np.float64) for batch in batches]
     values = np.concatenate([m.reshape(-1, cfg.z_dim) for m in means])
     return values.mean(0), values.std(0)
 

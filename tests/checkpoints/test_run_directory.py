@@ -179,7 +179,6 @@ PRESENT = {
         "weights": [["text", 0.5], ["flow", 20.0]], "time": "logit_normal", "shift": None, "noises_per_image": 3
     },
     "lora": None,
-    "head_sources": None,
 }  # fmt: skip
 
 
@@ -188,8 +187,9 @@ def test_a_run_of_before_has_the_names_of_today(tmp_path, model, condition_laten
     old = OLD | {"data": OLD["data"] | {"condition_latents": condition_latents}}
     frozen = {name: model.params[name] for name in ("vlm", "vae")}
     workdir = make_run(tmp_path / "run", model, {"head": model.params["head"]}, frozen, **old)
-    present = CONFIG | PRESENT | {"head_sources": None if condition_latents else "context"}
-    assert run_directory.config_differences(workdir, present) == []
+    for given in (None, "both", "context"):
+        differences = run_directory.config_differences(workdir, CONFIG | PRESENT | {"head_sources": given})
+        assert bool(differences) == ((given == "context") == condition_latents)
     assert loading.load(workdir, place=np.asarray).config.generation_decoder.sources == sources
     assert main(["convert", str(workdir), str(tmp_path / "ours"), "--to", "orbax"]) == 0
     assert loading.load(tmp_path / "ours", place=np.asarray).config.generation_decoder.sources == sources
@@ -198,4 +198,6 @@ def test_a_run_of_before_has_the_names_of_today(tmp_path, model, condition_laten
 def test_a_configuration_of_today_stays():
     assert run_directory.with_present_names(PRESENT) == PRESENT
     assert run_directory.with_present_names(OLD) == PRESENT
+    silent = OLD | {"objective": OLD["objective"] | {"text_weight": 0.0}}
+    assert run_directory.with_present_names(silent)["objective"]["weights"] == [["flow", 20.0]]
     assert run_directory.with_present_names(CONFIG) == CONFIG
