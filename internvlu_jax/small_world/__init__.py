@@ -6,7 +6,7 @@ source.py  all of it as records to train on                 names.py   worlds as
 """
 
 from internvlu_jax.small_world.scenes.scene import Item, Scene, Word
-from internvlu_jax.small_world.scenes.world import FULL, SMALL, WORLDS, World
+from internvlu_jax.small_world.scenes.world import FULL, SMALL, WORLDS, XS, XS_TRANSFER, World
 from internvlu_jax.small_world.source import WEIGHTS, WorldSource
 from internvlu_jax.small_world.tasks.example import Example
 from internvlu_jax.small_world.tasks.specs import Group, SceneSpec
@@ -16,6 +16,8 @@ __all__ = [
     "SMALL",
     "WEIGHTS",
     "WORLDS",
+    "XS",
+    "XS_TRANSFER",
     "Example",
     "Group",
     "Item",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from urllib.parse import parse_qsl, urlsplit
 
-from internvlu_jax.small_world.source import WEIGHTS, WorldSource
+from internvlu_jax.small_world.source import WorldSource
 from internvlu_jax.small_world.tasks.domains import DOMAINS
 
 _NUMBERS = ("seed", "side", "length")
@@ -36,7 +36,7 @@ def open_world(name: str) -> WorldSource:
         raise ValueError(f"{name}: {error}") from None
 
 
-def _weights(task: str) -> Mapping[str, float]:
+def _weights(task: str) -> Mapping[str, float] | None:
     if not task:
-        return WEIGHTS
+        return None
     return {f"{task}/{name}": 1.0 for name in DOMAINS[task]} if task in DOMAINS else {task: 1.0}

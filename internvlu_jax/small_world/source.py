@@ -16,9 +16,11 @@ from internvlu_jax.small_world.scenes.scene import Drawable
 from internvlu_jax.small_world.scenes.world import WORLDS, World
 from internvlu_jax.small_world.tasks.domains import KINDS, TASKS
 from internvlu_jax.small_world.tasks.example import Example
+from internvlu_jax.small_world.tasks.transfer import is_answered, transferred
 
-SPLITS = ("train", "seen", "heldout")
-"""Examples to train on; others of the same combinations; others that all have a held-out combination in them."""
+SPLITS = ("train", "seen", "heldout", "transfer")
+"""Examples to train on; others of the same combinations; others that all have a held-out combination in them; others
+about what training shows in tasks of the other sort alone (`tasks.transfer`)."""
 
 WEIGHTS: Mapping[str, float] = {
     "general/picture": 4.0,
@@ -32,7 +34,7 @@ WEIGHTS: Mapping[str, float] = {
     "reasoning/steps": 1.0,
     "reasoning/direct": 0.5,
 }
-"""How often each task comes up, unless said otherwise."""
+"""How often each task comes up, unless said otherwise; of a world that is without some, the others."""
 
 _MAKERS = {**TASKS, **KINDS}
 _TRIES = 500
@@ -44,7 +46,7 @@ class WorldSource:
 
     Args:
         world: what exists, or the name of one of `WORLDS`.
-        weights: how often each task, or each kind of one, comes up; what is left out does not.
+        weights: how often each task, or each kind of one, comes up; what is left out does not. None is `WEIGHTS`.
         seed: another seed is another sequence of examples.
         split: one of `SPLITS`.
         side: of the pictures, in pixels.
@@ -57,7 +59,7 @@ class WorldSource:
     def __init__(
         self,
         world: World | str = "small",
-        weights: Mapping[str, float] = WEIGHTS,
+        weights: Mapping[str, float] | None = None,
         *,
         seed: int = 0,
         split: str = "train",
@@ -67,10 +69,15 @@ class WorldSource:
         self.world = _known_world(world)
         if split not in SPLITS:
             raise ValueError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
+        if weights is None:
+            weights = {task: weight for task, weight in WEIGHTS.items() if not self._lacks(task)}
         unknown = [task for task in weights if task not in _MAKERS]
         if unknown or not weights:
             kind = f"or of one kind, as {next(iter(KINDS))}"
             raise ValueError(f"weights has {unknown or 'nothing'}; expected some of {', '.join(TASKS)}, {kind}")
+        missing = [task for task in weights if self._lacks(task)]
+        if missing:
+            raise ValueError(f"weights has {missing[0]}; this world is without {', '.join(self.world.without)}")
         if min(weights.values()) <= 0:
             raise ValueError(f"weights is {dict(weights)}; expected every weight over 0: leave a task out instead")
         if length < 1 or side < 8 or seed < 0:
@@ -79,6 +86,9 @@ class WorldSource:
         self._shares = np.cumsum([weights[task] for task in self._tasks]) / sum(weights.values())
         self._seed, self._split, self._side, self._length = seed, split, side, length
         self._recent = lru_cache(_RECENT)(self._make)
+
+    def _lacks(self, task: str) -> bool:
+        return not set(task.split("/")).isdisjoint(self.world.without)
 
     def __len__(self) -> int:
         return self._length
@@ -97,10 +107,18 @@ class WorldSource:
         task = self._tasks[int(np.searchsorted(self._shares, rng.random(), side="right"))]
         for _ in range(_TRIES):
             try:
-                return _MAKERS[task](self.world, rng, self._split == "heldout")
+                return self._example(task, rng)
             except NoPlaceError:
                 continue
         raise ValueError(f"task {task!r} made no example in {_TRIES} tries; the world may be too small for it")
+
+    def _example(self, task: str, rng: np.random.Generator) -> Example:
+        make, world = _MAKERS[task], self.world
+        if self._split == "transfer":
+            return transferred(world, task, make, rng)
+        if self._split == "heldout":
+            return make(world, rng, True)
+        return make(world.asked if is_answered(task) else world.drawn, rng, False)
 
 
 def record_of(example: Example, where: str, side: int) -> Record:

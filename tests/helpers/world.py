@@ -5,6 +5,7 @@ import functools
 from internvlu_jax.config import InternVLUConfig
 from internvlu_jax.data.config import DataConfig
 from internvlu_jax.data.loader import Loader
+from internvlu_jax.data.sources import open_source
 from internvlu_jax.processing.tokenizer import Tokenizer
 from internvlu_jax.small_world import WorldSource
 from internvlu_jax.small_world.tasks.example import Example
@@ -29,6 +30,12 @@ def make(task: str, split: str) -> list[Example]:
 @functools.cache
 def _made(task: str, split: str) -> list[Example]:
     return unchecked(make, task, split)
+
+
+def named_examples(name: str, count: int) -> list[Example]:
+    """The first so many examples of a source by name."""
+    drawn = open_source(name)
+    return [drawn.example(n) for n in range(count)]
 
 
 def batches_drawn(cfg: InternVLUConfig, tokenizer: Tokenizer, data: DataConfig, steps: int) -> tuple[int, list[bool]]:

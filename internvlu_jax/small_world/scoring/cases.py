@@ -18,19 +18,22 @@ from internvlu_jax.small_world.tasks.questions import QUESTIONS
 from internvlu_jax.small_world.tasks.spec_sampling import CATEGORIES, sample_spec
 from internvlu_jax.small_world.tasks.specs import scene_of
 from internvlu_jax.small_world.tasks.steps import STEPS
+from internvlu_jax.small_world.tasks.transfer import transferred
 
 _Maker = Callable[[World, str, np.random.Generator], Example]
 _TRIES = 500
+_ABOUT_OBJECTS = tuple(kind for kind in QUESTIONS if kind != "reading")
 _DOMAINS = {"science": science.TASKS, "spatial": spatial.TASKS, "humour": humour.TASKS}
 
 
 def _geneval(held_out: bool, world: World, category: str, rng: np.random.Generator) -> Example:
+    world = world if held_out else world.drawn
     spec = sample_spec(world, category, rng, held_out)
     return Example("t2i", category, caption(spec, rng), spec, scene_of(world, spec, rng, held_out))
 
 
 def _question(world: World, kind: str, rng: np.random.Generator) -> Example:
-    return general.question_example(world, kind, rng, held_out=False)
+    return general.question_example(world.asked, kind, rng, held_out=False)
 
 
 def _domain_question(world: World, domain: str, rng: np.random.Generator) -> Example:
@@ -38,16 +41,21 @@ def _domain_question(world: World, domain: str, rng: np.random.Generator) -> Exa
 
 
 def _edit(world: World, kind: str, rng: np.random.Generator) -> Example:
-    return general.edit_example(world, kind, rng, held_out=False)
+    return general.edit_example(world.drawn, kind, rng, held_out=False)
 
 
 def _words(world: World, _: str, rng: np.random.Generator) -> Example:
-    return text.picture(world, rng, held_out=False)
+    return text.picture(world.drawn, rng, held_out=False)
 
 
 def _reasoning(world: World, kind: str, rng: np.random.Generator) -> Example:
+    world = world.drawn
     prompt, thought, spec = reasoning.riddle(world, kind, rng)
     return Example("t2i", kind, prompt, spec, scene_of(world, spec, rng), reasoning=thought)
+
+
+def _transfer(task: str, world: World, kind: str, rng: np.random.Generator) -> Example:
+    return transferred(world, task, general.KINDS[f"{task.removeprefix('general/')}/{kind}"], rng)
 
 
 _CASES: Mapping[str, tuple[tuple[str, ...], _Maker]] = {
@@ -58,6 +66,8 @@ _CASES: Mapping[str, tuple[tuple[str, ...], _Maker]] = {
     "edits": (EDITS, _edit),
     "words": (("word",), _words),
     "reasoning": ((*reasoning.RIDDLES, *STEPS), _reasoning),
+    "transfer_pictures": (CATEGORIES, partial(_transfer, "general/picture")),
+    "transfer_questions": (_ABOUT_OBJECTS, partial(_transfer, "general/question")),
 }
 
 NAMES = tuple(_CASES)
@@ -70,12 +80,15 @@ def kinds(name: str) -> tuple[str, ...]:
 
 
 def cases(world: World, name: str, count: int, seed: int = 0) -> list[Example]:
-    """So many cases of a set, its kinds in turn. Only those of "geneval_heldout" have something held out in them.
+    """So many cases of a set, those of its kinds that the world has in turn.
+
+    Only those of "geneval_heldout" have something held out in them.
 
     Raises:
         ValueError: there is no such set, or the world is too small for it.
     """
     kinds, make = _known(name)
+    kinds = tuple(kind for kind in kinds if kind not in world.without)
     return [
         _made(partial(make, world, kinds[n % len(kinds)]), np.random.default_rng([seed, zlib.crc32(name.encode()), n]))
         for n in range(count)

@@ -84,6 +84,8 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "edits": ("edits_done", "edit_untouched_psnr"),
     "words": ("words",),
     "reasoning": ("reasoning_gain",),
+    "transfer_pictures": ("transfer_pictures",),
+    "transfer_questions": ("transfer_questions",),
 }
 """The keys of the reports of every set of cases."""
 
@@ -105,7 +107,7 @@ def run(world: World, name: str, count: int, model: Responder, side: int = 64, s
         return _reasoning(world, examples, model)
     if name == "edits":
         return _edits(world, examples, model, side)
-    if name in ("questions", "domain_questions"):
+    if name in ("questions", "domain_questions", "transfer_questions"):
         return _questions(name, examples, model, side)
     return _words(world, examples, model) if name == "words" else _geneval(name, world, examples, model)
 

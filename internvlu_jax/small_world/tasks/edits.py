@@ -14,7 +14,7 @@ from internvlu_jax.small_world.scenes.shapes import extent
 from internvlu_jax.small_world.scenes.world import World
 from internvlu_jax.small_world.tasks.captions import article, name, pick
 from internvlu_jax.small_world.tasks.rejection import first_accepted
-from internvlu_jax.small_world.tasks.spec_sampling import sample_spec
+from internvlu_jax.small_world.tasks.spec_sampling import said_size, sample_spec
 from internvlu_jax.small_world.tasks.specs import Group, SceneSpec, scene_of
 
 _TRIES = 400
@@ -46,12 +46,12 @@ def edit(world: World, kind: str, rng: np.random.Generator, held_out: bool = Fal
 
     Raises:
         ValueError: there is no such kind.
-        ConfigError: no scene of the world has room for one more object.
+        ConfigError: the world has no such edits.
         NoPlaceError: none was found; another draw may find one.
     """
     if kind not in _MAKERS:
         raise ValueError(f"the kind of edit is {kind!r}; expected one of {', '.join(_MAKERS)}")
-    world.require(least_objects(kind), f"an edit of kind {kind!r}")
+    world.require(kind, least_objects(kind), f"an edit of kind {kind!r}")
     return first_accepted(
         lambda: _MAKERS[kind](world, _before(world, kind, rng, held_out), rng, held_out),
         lambda made: (world.holds(made.before) or world.holds(made.after)) == held_out,
@@ -161,7 +161,7 @@ def _move(world: World, scene: Scene, rng: np.random.Generator, held_out: bool) 
 def _add(world: World, scene: Scene, rng: np.random.Generator, held_out: bool) -> Edit:
     if len(scene.items) >= world.most:
         raise NoPlaceError("there are as many objects as may be")
-    said = pick(world.sizes, rng) if rng.random() < 0.3 else None
+    said = said_size(world, 0.3, rng)
     kind, colour, size = pick(world.kinds, rng), pick(world.colours, rng), said or pick(world.sizes, rng)
     half, free = extent(kind, SIZES[size]), rng.random() < 0.5
     if free:

@@ -35,12 +35,12 @@ def question(world: World, kind: str, rng: np.random.Generator, held_out: bool =
 
     Raises:
         ValueError: there is no such kind.
-        ConfigError: no scene of the world has the objects that it is about.
+        ConfigError: the world has no such questions.
         NoPlaceError: none was found; another draw may find one.
     """
     if kind not in _MAKERS:
         raise ValueError(f"the kind of question is {kind!r}; expected one of {', '.join(_MAKERS)}")
-    world.require(least_objects(kind), f"a question of kind {kind!r}")
+    world.require(kind, least_objects(kind), f"a question of kind {kind!r}")
     return first_accepted(
         lambda: _MAKERS[kind](world, rng, held_out),
         lambda made: world.holds(made.scene) == held_out,
@@ -118,7 +118,7 @@ def _how_many(group: Group, scene: Scene, rng: np.random.Generator) -> Question:
 
 def _colour(world: World, rng: np.random.Generator, held_out: bool, given: Scene | None = None) -> Question:
     spelling = pick(("colour", "color"), rng)
-    if rng.random() < 0.15:
+    if len(world.backgrounds) > 1 and rng.random() < 0.15:
         scene = given or replace(_mixed(world, rng, held_out), background=pick(world.backgrounds, rng))
         return Question("colour", f"What {spelling} is the background?", scene.background, scene)
     scene = _scene(world, given, rng, held_out)
@@ -227,7 +227,7 @@ def further(world: World, first: Question, number: int, rng: np.random.Generator
     asked = [first]
     # places tell relations
     left_out = _place if first.kind == "relation" else pick((_place, _relation), rng)
-    about = [make for make in _ABOUT if make is not left_out]
+    about = [make for kind, make in _ABOUT.items() if make is not left_out and world.has(kind, 1)]
     for _ in range(4 * number):
         if len(asked) > number or not first.scene.items:
             break
@@ -245,7 +245,15 @@ def _fact(made: Question) -> tuple[str, str]:
     return made.kind, made.text if made.answer in ("yes", "no") else made.answer
 
 
-_ABOUT = (_existence, _count_of, _colour, _shape, _place, _relation, _comparison)
+_ABOUT: dict[str, Callable[[World, np.random.Generator, bool, Scene], Question]] = {
+    "existence": _existence,
+    "count": _count_of,
+    "colour": _colour,
+    "shape": _shape,
+    "place": _place,
+    "relation": _relation,
+    "comparison": _comparison,
+}
 
 _MAKERS: dict[str, Callable[[World, np.random.Generator, bool], Question]] = {
     "existence": _existence,

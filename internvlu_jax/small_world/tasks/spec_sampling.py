@@ -37,6 +37,11 @@ def background(world: World, rng: np.random.Generator) -> str | None:
     return pick(others, rng) if others and rng.random() >= world.plain else None
 
 
+def said_size(world: World, share: float, rng: np.random.Generator) -> str | None:
+    """A size that is said, in that share of the cases; where all have one it is not worth a word."""
+    return pick(world.sizes, rng) if len(world.sizes) > 1 and rng.random() < share else None
+
+
 def described(scene: Scene) -> SceneSpec:
     """The scene's objects from left to right, equal ones together, with its background and word."""
     names = Counter((item.kind, item.colour) for item in sorted(scene.items, key=lambda item: item.x))
@@ -56,7 +61,7 @@ def _kind(world: World, rng: np.random.Generator) -> str:
 
 
 def _single(world: World, rng: np.random.Generator, coloured: bool) -> SceneSpec:
-    size = pick(world.sizes, rng) if rng.random() < 0.4 else None
+    size = said_size(world, 0.4, rng)
     return SceneSpec((Group(_kind(world, rng), _colour(world, rng) if coloured else None, size),))
 
 
@@ -93,7 +98,7 @@ def _attribution(world: World, rng: np.random.Generator, coloured: bool) -> Scen
 def _mixed(world: World, rng: np.random.Generator, coloured: bool) -> SceneSpec | None:
     """Up to four objects in up to three groups, everything about them said but for most of the sizes."""
     counts = [1 + int(rng.random() < 0.2) for _ in range(rng.integers(1, 4))]
-    size = pick(world.sizes, rng) if rng.random() < 0.2 else None
+    size = said_size(world, 0.2, rng)
     groups = [Group(_kind(world, rng), _colour(world, rng), count=count) for count in counts]
     names = {(group.kind, group.colour) for group in groups}
     if sum(counts) > world.most or len(names) < len(groups):

@@ -11,7 +11,7 @@ from experiments.small_world import evaluate as script
 from experiments.small_world.evaluate import SHIPPED, Arguments, evaluate
 from internvlu_jax.inference.pipeline import InternVLUPipeline, PipelineOutput
 from internvlu_jax.presets import debug_config
-from internvlu_jax.small_world import SMALL
+from internvlu_jax.small_world import SMALL, XS_TRANSFER, World
 from internvlu_jax.small_world.scoring.cases import NAMES, cases
 from internvlu_jax.small_world.scoring.responder import PipelineResponder, SamplingOptions
 from internvlu_jax.small_world.scoring.sheet import outcome_sheet
@@ -26,11 +26,15 @@ HEADLINE = {
 }  # fmt: skip
 
 
+def world_of(name: str) -> World:
+    return XS_TRANSFER if name.startswith("transfer") else SMALL
+
+
 class Knowing:
     """A model that knows the cases: right in some modes, and in the others wrong."""
 
     def __init__(self, name: str, right: tuple[str, ...] = ("text", "image", "text_image"), count: int = COUNT) -> None:
-        self.cases, self.right, self.queries = cases(SMALL, name, count), right, []
+        self.cases, self.right, self.queries = cases(world_of(name), name, count), right, []
 
     def __call__(self, queries):
         self.queries += queries
@@ -51,7 +55,7 @@ class Knowing:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "reasoning"])
 def test_right_is_one_and_wrong_is_nothing(name):
-    good, bad = run(SMALL, name, COUNT, Knowing(name)), run(SMALL, name, COUNT, Knowing(name, ()))
+    good, bad = (run(world_of(name), name, COUNT, Knowing(name, *rights)) for rights in ((), ((),)))
     key = KEYS[name][0]
     assert tuple(good.reports) == tuple(bad.reports) == KEYS[name]
     assert good.reports[key].score.value == 1.0 and bad.reports[key].score.value == 0.0

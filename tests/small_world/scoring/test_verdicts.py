@@ -212,7 +212,7 @@ def test_what_is_read_is_compared_letter_by_letter(wanted, said, ok):
     assert right(wanted, said, reading=True) is ok
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("transfer")])
 @pytest.mark.parametrize("world", [SMALL, FULL])
 def test_cases_are_fixed_and_as_held_out_as_they_say(world, name):
     found = cases(world, name, 42)

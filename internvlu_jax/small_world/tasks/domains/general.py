@@ -66,8 +66,8 @@ def conversation(world: World, rng: np.random.Generator, held_out: bool) -> Exam
 
 
 def _pick(world: World, kinds: Sequence[str], least_objects: Callable[[str], int], rng: np.random.Generator) -> str:
-    """One of the kinds that the world has enough objects for."""
-    return pick([kind for kind in kinds if least_objects(kind) <= world.most], rng)
+    """One of the kinds that the world has."""
+    return pick([kind for kind in kinds if world.has(kind, least_objects(kind))], rng)
 
 
 def _of_kind(make: _KindMaker, kind: str, world: World, rng: np.random.Generator, held_out: bool) -> Example:

@@ -115,12 +115,17 @@ def riddle(world: World, kind: str, rng: np.random.Generator, held_out: bool = F
 
 def picture(world: World, rng: np.random.Generator, held_out: bool) -> Example:
     """A prompt with the reasoning before the picture."""
-    return _drawn(world, pick(RIDDLES, rng), rng, held_out)
+    return _drawn(world, _pick(RIDDLES, world, rng), rng, held_out)
 
 
 def steps(world: World, rng: np.random.Generator, held_out: bool) -> Example:
     """A prompt that takes several steps, with the reasoning before the picture."""
-    return _drawn(world, pick(tuple(STEPS), rng), rng, held_out)
+    return _drawn(world, _pick(tuple(STEPS), world, rng), rng, held_out)
+
+
+def _pick(kinds: tuple[str, ...], world: World, rng: np.random.Generator) -> str:
+    """One of the kinds that the world has."""
+    return pick([kind for kind in kinds if kind not in world.without], rng)
 
 
 def _drawn(world: World, kind: str, rng: np.random.Generator, held_out: bool) -> Example:
@@ -135,7 +140,7 @@ def direct(world: World, rng: np.random.Generator, held_out: bool) -> Example:
 
 def words(world: World, rng: np.random.Generator, held_out: bool) -> Example:
     """The same prompts and reasoning in words alone, for a language model that does not draw yet."""
-    kind = pick(RIDDLES, rng)
+    kind = _pick(RIDDLES, world, rng)
     text, reasoning, spec = riddle(world, kind, rng, held_out)
     return Example("understanding", kind, text, spec, answer=reasoning)
 
