@@ -66,16 +66,16 @@ ENDPOINTS: Mapping[str, Endpoint] = {
     "relations": _share("questions of relation answered", "understanding"),
     "words": _share("words drawn", "generation"),
     "reasoning_gain": Endpoint("gain from reasoning", "share", "higher", 0.03, worst=-1.0),
-    "facts_asked": _share("facts that only drawing showed, asked", "both"),
-    "facts_drawn": _share("facts that only questions showed, drawn", "both"),
+    "transfer_questions": _share("facts that only drawing showed, asked", "both"),
+    "transfer_pictures": _share("facts that only questions showed, drawn", "both"),
     "interference_cosine": Endpoint("cosine of the two losses' gradients", "cosine", "higher", 0.03, task="diagnostic"),
     "interference_noise": Endpoint("cosine of two batches of one task", "cosine", "higher", 0.03, task="diagnostic"),
     "interference_norms": Endpoint(
         "norm of the flow gradient over that of the text", "ratio", "higher", 0.03, log=True, task="diagnostic"
     ),
 }
-"""By their names in results. `geneval_*`, `questions`, `edits_*`, `words` and `reasoning_gain` are the small world's
-scores (`small_world.scoring.suite.KEYS`), over other worlds."""
+"""By their names in results. Those of drawing, answering and editing are scores of the small world
+(`small_world.scoring.suite.KEYS`)."""
 
 CEILINGS: Mapping[str, str] = {
     "reader": "share of renders that the reader reads right after encoding and decoding",

@@ -18,6 +18,7 @@ import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -250,7 +251,10 @@ def _cpu() -> str:
     return models[0] if models else platform.machine()
 
 
+@cache
 def _commit() -> str:
+    """Of the files that this process was started with."""
+
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

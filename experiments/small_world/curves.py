@@ -52,7 +52,7 @@ def curve(path: Path) -> Curve:
     return points
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Round numbers between two powers of ten."""
     every = [digit * 10.0**power for power in range(math.floor(low), math.ceil(high)) for digit in (1, 2, 5)]
     return [value for value in every if low <= math.log10(value) <= high]
@@ -70,7 +70,7 @@ def figure(curves: dict[str, Curve]) -> Image.Image:
         x = _MARGIN + step / total * (_WIDTH - 2 * _MARGIN)
         return x, _HEIGHT - _MARGIN - (math.log10(value) - low) / (high - low) * (_HEIGHT - 2 * _MARGIN)
 
-    for value in _ticks(low, high):
+    for value in ticks(low, high):
         left, y = place(0, value)
         draw.line((left, y, _WIDTH - _MARGIN, y), (225, 225, 225))
         draw.text((4, y - 7), f"{value:g}", (90, 90, 90), font)

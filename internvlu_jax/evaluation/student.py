@@ -9,12 +9,13 @@ side of the mean where it is used; on the other, I(x; a, b) = 1 - I(1 - x; b, a)
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 _TINY = 1e-300  # keeps a division of the fraction from being one by 0
 _TERMS = 10_000  # those that are needed grow as the root of the degrees of freedom
 
 
-def t_tail(t: float, freedom: float) -> float:
+def t_tail(t: float, freedom: float | int) -> float:
     """P(T > t), equation (1); accurate relative to its own size, however small it is.
 
     Raises:
@@ -30,7 +31,8 @@ def t_tail(t: float, freedom: float) -> float:
     return half if t >= 0 else 1.0 - half
 
 
-def t_quantile(probability: float, freedom: float) -> float:
+@lru_cache(1024)
+def t_quantile(probability: float, freedom: float | int) -> float:
     """The t that P(T <= t) = probability holds for, to the last digits of a float.
 
     Raises:
@@ -44,7 +46,7 @@ def t_quantile(probability: float, freedom: float) -> float:
     return _upper(1 - probability, freedom)
 
 
-def _upper(tail: float, freedom: float) -> float:
+def _upper(tail: float, freedom: float | int) -> float:
     """The t >= 0 above which lies `tail` <= 1/2, by bisection."""
     low, high = 0.0, 1.0
     while t_tail(high, freedom) > tail:
@@ -54,11 +56,11 @@ def _upper(tail: float, freedom: float) -> float:
     return high if tail < 0.5 else 0.0
 
 
-def _beta(x: float, rest: float, freedom: float) -> float:
+def _beta(x: float, rest: float, freedom: float | int) -> float:
     """I(x; freedom / 2, 1/2), with rest = 1 - x, whose digits a subtraction would lose."""
     a, b = freedom / 2, 0.5
-    if x in (0.0, 1.0):
-        return x
+    if 0.0 in (x, rest):
+        return float(rest == 0)
     front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log(rest))
     if x < (a + 1) / (a + b + 2):
         return front * _fraction(x, a, b) / a
@@ -85,6 +87,6 @@ def _away(value: float) -> float:
     return value if abs(value) > _TINY else _TINY
 
 
-def _check(freedom: float) -> None:
+def _check(freedom: float | int) -> None:
     if not (freedom > 0 and math.isfinite(freedom)):
         raise ValueError(f"degrees of freedom are {freedom}; expected a finite number above 0")
