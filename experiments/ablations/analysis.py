@@ -147,6 +147,17 @@ def findings(sample: Sample, family: Family) -> list[Finding]:
     ]
 
 
+def leading(sample: Sample) -> Family | None:
+    """The family to quote: the first that the reference's means reach; None where no family is reached, or planned."""
+
+    def reached(endpoint: str, least: float) -> bool:
+        by_seed = values(sample, sample.design.reference, endpoint)
+        return bool(by_seed) and float(np.mean(list(by_seed.values()))) >= least
+
+    families = sample.design.families
+    return next((f for f in families if all(reached(*item) for item in f.leads_from.items())), None)
+
+
 def verdict(difference: float, higher_is_better: bool, p_adjusted: float, p_equal_adjusted: float) -> Verdict:
     """The rule that turns adjusted p values of a test into words."""
     differs, equals = p_adjusted <= ALPHA, p_equal_adjusted <= ALPHA

@@ -31,10 +31,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Family:
-    """Tests over which Holm's procedure runs, all of them always: one that cannot be made counts with p = 1."""
+    """Tests over which Holm's procedure runs, all of them always: one that cannot be made counts with p = 1.
+
+    leads_from: means of the reference, by endpoint, from which on this family is the one to quote.
+    """
 
     name: str
     comparisons: tuple[Comparison, ...]
+    leads_from: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Design:
 
     reference: str
     seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    families: tuple[Family, ...] = ()
+    families: tuple[Family, ...] = ()  # the first whose `leads_from` is reached leads
     counted_budgets: tuple[str, ...] = ("laptop", "gpu")
     spaces: Mapping[str, str] = field(default_factory=dict)
     singles: Mapping[str, tuple[str, str]] = field(default_factory=dict)
@@ -82,7 +86,11 @@ REPRESENTATIONS = Design(
     reference=JOINT[0],
     seeds={**dict.fromkeys(JOINT, SEEDS), **dict.fromkeys(_CONTROLS, CONTROL_SEEDS)},
     families=(
-        Family("right or wrong", _against_reference("questions", "geneval_heldout")),
+        Family(
+            "right or wrong",
+            _against_reference("questions", "geneval_heldout"),
+            leads_from={"questions": 0.5, "geneval_heldout": 0.3},
+        ),
         Family(
             "continuous",
             (Comparison("flow_loss", "shared-latent"), *_against_reference("answer_log_likelihood")),
@@ -92,7 +100,17 @@ REPRESENTATIONS = Design(
     singles={arm: single_arms(arm) for arm in JOINT},
 )
 
-DESIGNS: Mapping[str, Design] = {"representations": REPRESENTATIONS}
+TRANSFER = Design(REPRESENTATIONS.reference, dict.fromkeys(JOINT, CONTROL_SEEDS), spaces=REPRESENTATIONS.spaces)
+"""The joint arms in a world some of whose facts only drawing shows, and others only questions."""
+
+LARGER = Design(REPRESENTATIONS.reference, dict.fromkeys(JOINT, SEEDS[:3]), spaces=REPRESENTATIONS.spaces)
+"""The joint arms at size S. Three seeds can show a sign and never pass a test, so none is made."""
+
+DESIGNS: Mapping[str, Design] = {
+    "representations": REPRESENTATIONS,
+    "transfer": TRANSFER,
+    "representations-s": LARGER,
+}
 """By study. A study without one is described and not tested; its first arm is the reference."""
 
 

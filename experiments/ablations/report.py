@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments.ablations import tables
-from experiments.ablations.analysis import Sample, difference, samples, values
+from experiments.ablations.analysis import Sample, difference, leading, samples, values
 from experiments.ablations.design import DESIGNS, Design
 from experiments.ablations.endpoints import ENDPOINTS
 from experiments.ablations.figures import ForestRow, curves_figure, forest
@@ -45,9 +45,10 @@ def write_report(results_path: Path, out_dir: Path, designs: Mapping[str, Design
     results = read(results_path)
     parts = [f"# Report of `{results_path.name}`", _contents(results)]
     every = samples(results, designs)
-    parts += [_planned(study, design) for study, design in designs.items() if study not in {s.study for s in every}]
     for sample in every:
         parts += _section(sample, out_dir)
+    if waiting := {study: design for study, design in designs.items() if study not in {s.study for s in every}}:
+        parts += ["## Without a run", "\n".join(_planned(study, design) for study, design in waiting.items())]
     parts += ["## Limits", LIMITS]
     path = out_dir / "report.md"
     write_text(path, "\n\n".join(parts) + "\n")
@@ -90,7 +91,7 @@ def _contents(results: Results) -> str:
 
 def _planned(study: str, design: Design) -> str:
     seeds = ", ".join(f"{arm} ({len(each)})" for arm, each in design.seeds.items())
-    return f"## {study}\n\nMissing: every run. Arms of the plan, with their seeds: {seeds or 'whatever is run'}."
+    return f"- {study}" + (f"; planned are, with their numbers of seeds, {seeds}" if seeds else "")
 
 
 def _section(sample: Sample, out_dir: Path) -> list[str]:
@@ -100,7 +101,7 @@ def _section(sample: Sample, out_dir: Path) -> list[str]:
     extra = [r for r in sample.counted if r.run.seed not in sample.planned(r.run.arm)]
     if extra:
         named = ", ".join(f"{r.run.arm} seed {r.run.seed}" for r in extra)
-        parts.append(f"Beyond the plan, and in no table below: {named}.")
+        parts.append(f"Beyond the plan, and in no score or test below: {named}.")
     parts.append(_machines(sample))
     if gaps := missing(sample):
         parts.append("**Missing**\n\n" + "\n".join(f"- {gap}" for gap in gaps))
@@ -133,7 +134,8 @@ def _verdicts(sample: Sample) -> list[str]:
     if not sample.tested:
         budgets = ", ".join(sample.design.counted_budgets)
         return ["### Tests", f"None: budget {sample.budget} shows that the code runs. Verdicts are given at {budgets}."]
-    parts = []
+    leads = leading(sample)
+    parts = [f"To quote at this budget: the tests named {leads.name}."] if leads else []
     for family in sample.design.families:
         parts += [f"### Tests: {family.name}", tables.margins(family), tables.verdicts(sample, family)]
     return parts
@@ -163,7 +165,8 @@ def _scaled(score: Score, factor: float) -> Score:
 def _curves(sample: Sample, out_dir: Path) -> list[str]:
     panels: dict[str, dict[str, list[Curve]]] = {}
     for arm in sample.arms:
-        for record in sample.of(arm, "finished"):
+        planned = sample.planned(arm)
+        for record in (r for r in sample.of(arm, "finished") if r.run.seed in planned):
             for loss, curve in (record.outcome.curves if record.outcome else {}).items():
                 drawable = tuple(point for point in curve if min(point) > 0)  # axes are logarithmic
                 if len(drawable) > 1:

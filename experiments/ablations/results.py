@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.ablations.endpoints import CEILINGS, ENDPOINTS, parity_limit
+from experiments.ablations.endpoints import CEILINGS, ENDPOINTS, PARITY
 
 Status = Literal["finished", "failed", "unfinished"]
 _DIGITS = 5  # of the values of cases and curves
@@ -105,7 +105,7 @@ Curve = tuple[tuple[float, float], ...]
 class Outcome:
     """What a run that finished gave.
 
-    parity: quantities of `endpoints.PARITY`, operations being those of one example.
+    parity: by the names of `endpoints.PARITY`.
     endpoints: by the names of `ENDPOINTS`, of the final averaged weights.
     ceilings: of the arm's autoencoder, by the names of `CEILINGS`.
     cases: by endpoint, where the bootstrap is to have them.
@@ -127,8 +127,7 @@ class Outcome:
         _check_names("endpoint", self.endpoints, ENDPOINTS)
         _check_names("ceiling", self.ceilings, CEILINGS)
         _check_names("cases", self.cases, self.endpoints)
-        for name in self.parity:
-            parity_limit(name)
+        _check_names("quantity of parity", self.parity, PARITY)
         for name, value in {**self.parity, **self.endpoints, **self.ceilings}.items():
             if not math.isfinite(value):
                 raise ValueError(f"{name} is {value}; expected a finite number. A run that is not finite has failed")

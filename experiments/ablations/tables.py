@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from experiments.ablations import statistics
 from experiments.ablations.analysis import Finding, Sample, difference, findings, predicted, transfers, values
 from experiments.ablations.design import ALPHA, Comparison, Family
-from experiments.ablations.endpoints import CEILINGS, ENDPOINTS, parity_limit
+from experiments.ablations.endpoints import CEILINGS, ENDPOINTS, PARITY
 from experiments.ablations.results import Record
 from internvlu_jax.evaluation.scores import Score, share
 
@@ -89,10 +89,14 @@ def _finding(finding: Finding) -> list[str]:
         str(len(finding.seeds)),
         interval(endpoint, finding.difference, change),
         interval(endpoint, finding.resampled, change),
-        f"{finding.p:.4f}, {finding.p_adjusted:.4f}",
-        f"{finding.p_equal:.4f}, {finding.p_equal_adjusted:.4f}",
+        f"{_p(finding.p)}, {_p(finding.p_adjusted)}",
+        f"{_p(finding.p_equal)}, {_p(finding.p_equal_adjusted)}",
         f"**{said}**" + (f" ({'; '.join(marks)})" if marks else ""),
     ]
+
+
+def _p(value: float) -> str:
+    return f"{value:.4f}" if value >= 1e-4 else "<0.0001"
 
 
 def margins(family: Family) -> str:
@@ -170,9 +174,14 @@ def parity(sample: Sample) -> str:
             if len(base) != 1 or not base[0]:
                 rows.append([*cells, NOTHING, "nothing to compare with"])
                 continue
-            off, limit = size / base[0] - 1, parity_limit(name)
-            rows.append([*cells, f"{100 * off:+.2f}%", "yes" if abs(off) <= limit else f"**over {100 * limit:g}%**"])
+            rows.append([*cells, f"{100 * (size / base[0] - 1):+.2f}%", _within(size / base[0] - 1, PARITY[name])])
     return table(["arm", "quantity", "value", f"beside {sample.design.reference}", "within the limit"], rows)
+
+
+def _within(off: float, limit: float | None) -> str:
+    if limit is None:
+        return NOTHING
+    return "yes" if abs(off) <= limit else f"**over {100 * limit:g}%**"
 
 
 def _parity(sample: Sample, arm: str) -> dict[str, list[float]]:
