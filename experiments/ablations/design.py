@@ -15,7 +15,7 @@ SEEDS = tuple(range(8))
 CONTROL_SEEDS = SEEDS[:4]
 TUNING_SEEDS = (1000,)
 PILOT_SEEDS = (2000,)
-"""Seeds of parameters, noise and order of examples. The last two are never counted."""
+"""Seeds of the first parameters and of the noise of training. The last two are never counted."""
 
 CASE_SEEDS: Mapping[str, int] = {"test": 0, "validation": 1}
 """Seeds of the fixed cases: what is counted, and what tuning and pilot look at."""

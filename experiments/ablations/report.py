@@ -23,8 +23,8 @@ from internvlu_jax.utils.sheets import save_sheet
 LIMITS = """\
 - Models of one to ten million parameters, trained from nothing on drawn shapes: the results cannot say anything about \
 4B, about real photographs, or about encoders that come with knowledge.
-- Intervals and tests are over seeds of training with one autoencoder an arm and one set of cases; another world, \
-tokenizer or optimizer is not covered by them.
+- Intervals and tests are over seeds of training, with one autoencoder an arm, one order of examples and one set of \
+cases; other ones, another world or another optimizer are not covered by them.
 - What an interval leaves open is not shown to be equal: only "equal" is a finding of no difference, within its margin.
 - Everything outside of the tables of tests is exploratory, without correction for how many there are."""
 

@@ -236,7 +236,7 @@ def read(path: Path) -> Results:
 
 def origin() -> dict[str, Any]:
     """The machine, by the models of its parts and no name, and the commit; "+" where files differ from it."""
-    import jax
+    import jax  # which reading results does not need
 
     device = jax.devices()[0]
     machine = {"device": device.device_kind, "devices": jax.device_count(), "cpu": _cpu(), "cores": os.cpu_count()}
