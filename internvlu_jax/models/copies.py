@@ -4,16 +4,15 @@
     vae/encoder      of `SemanticCodec`    copies    vlm/vit
 
 Copies keep the wiring of the model as it is: each part still needs its own parameters alone. They are made once, before
-training, and stay equal because a run freezes both.
+training, and stay equal because a run freezes both. A copy is parameters and config: what normalises latents stands in
+the config.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from internvlu_jax.config import InternVLUConfig, LatentVision, SemanticCodec
@@ -26,67 +25,81 @@ _ORIGINALS = {CODEC_IN_VISION: "vae", VISION_IN_CODEC: "vlm/vit"}
 
 def copies(cfg: InternVLUConfig) -> tuple[str, ...]:
     """Where the model holds frozen copies: the starts of their parameters' paths."""
-    there = {
-        CODEC_IN_VISION: isinstance(cfg.vlm.vision_config, LatentVision),
-        VISION_IN_CODEC: isinstance(cfg.vae, SemanticCodec),
-    }
-    return tuple(place for place, is_there in there.items() if is_there)
+    codec = (CODEC_IN_VISION,) if isinstance(cfg.vlm.vision_config, LatentVision) else ()
+    return (*codec, *((VISION_IN_CODEC,) if isinstance(cfg.vae, SemanticCodec) else ()))
 
 
-def with_copies(cfg: InternVLUConfig, params: Tree) -> Tree:
-    """The parameters with every frozen copy made from its original.
+def with_copies(cfg: InternVLUConfig, params: Tree) -> tuple[InternVLUConfig, Tree]:
+    """The model with every frozen copy made from its original.
 
     Raises:
-        ValueError: a copy's config or its shapes are not those of its original.
+        ValueError: an original cannot stand in the place of its copy; names it.
     """
     for place in copies(cfg):
-        _check_configs(cfg, place)
-        params = with_copy(params, place, _below(params, _ORIGINALS[place]))
-    return params
+        cfg, params = with_copy(cfg, params, place, _original(cfg, place), below(params, _ORIGINALS[place]))
+    return cfg, params
 
 
-def with_copy(params: Tree, place: str, original: Mapping[str, Any]) -> Tree:
-    """The parameters with those of `original` at `place`, which may be less than all of `original`.
+def with_copy(
+    cfg: InternVLUConfig, params: Tree, place: str, original_cfg: Any, original: Tree
+) -> tuple[InternVLUConfig, Tree]:
+    """The model with a copy of any encoder at `place`.
 
     Args:
-        place: the start of the paths of what is replaced. original: by path from there.
+        place: one of `copies(cfg)`.
+        original_cfg, original: of the part that has the encoder, a whole VAE or a vision encoder.
 
     Raises:
-        ValueError: `original` lacks a parameter, or it has another shape.
+        ValueError: it cannot stand there: its config is of another type, or a parameter is missing or of another shape.
     """
-    leaves = paths(params)
-    for path, leaf in _below(params, place).items():
-        if path not in original or original[path].shape != leaf.shape:
-            has = original[path].shape if path in original else "nothing"
-            raise ValueError(f"{place}/{path} is {leaf.shape} and what it is to copy has {has}")
-        leaves[f"{place}/{path}"] = original[path]
-    return from_paths(leaves)
+    present = _copy(cfg, place)
+    if type(original_cfg) is not type(present):
+        raise ValueError(f"{place} is of type {present.model_type}; {original_cfg.model_type} cannot be copied there")
+    leaves, given = paths(params), paths(original)
+    for path, leaf in paths(below(params, place)).items():
+        if path not in given or given[path].shape != leaf.shape:
+            has = given[path].shape if path in given else "nothing"
+            raise ValueError(f"{place}/{path} is {leaf.shape}, and what is to be copied there has {has}")
+        leaves[f"{place}/{path}"] = given[path]
+    return _with_config(cfg, place, original_cfg), from_paths(leaves)
 
 
 def check_copies(cfg: InternVLUConfig, params: Tree) -> None:
-    """Raises ValueError, naming the first leaf or field, if a frozen copy is not bit for bit its original."""
+    """Raises ValueError, naming the first field or leaf, if a frozen copy is not bit for bit its original."""
     for place in copies(cfg):
-        _check_configs(cfg, place)
-        source = _ORIGINALS[place]
-        original = _below(params, source)
-        for path, leaf in _below(params, place).items():
-            if not np.array_equal(leaf, original[path], equal_nan=True):
+        copy, original, source = _copy(cfg, place), _original(cfg, place), _ORIGINALS[place]
+        if type(copy) is not type(original):
+            raise ValueError(f"{place} is of type {copy.model_type}, and {source} of type {original.model_type}")
+        for field in dataclasses.fields(copy):
+            ours, theirs = getattr(copy, field.name), getattr(original, field.name)
+            if ours != theirs:
+                raise ValueError(f"{field.name} is {ours} in {place} and {theirs} in {source}: make the copies anew")
+        given = paths(below(params, source))
+        for path, leaf in paths(below(params, place)).items():
+            if not np.array_equal(leaf, given[path]):
                 raise ValueError(f"{place}/{path} is not {source}/{path}: make the copies anew, and freeze both")
 
 
-def _check_configs(cfg: InternVLUConfig, place: str) -> None:
-    """What a copy computes depends on its config, too: the statistics of the latents are not among the parameters."""
+def below(params: Tree, start: str) -> Tree:
+    """The parameters below a path."""
+    for name in start.split("/"):
+        params = params[name]
+    return params
+
+
+def _copy(cfg: InternVLUConfig, place: str) -> Any:
     vision: Any = cfg.vlm.vision_config
-    copy, original = (vision.codec, cfg.vae) if place == CODEC_IN_VISION else (cfg.vae.encoder, vision)
-    if type(copy) is not type(original):
-        raise ValueError(f"{place} is of type {copy.model_type}, and what it is to copy {original.model_type}")
-    for field in dataclasses.fields(copy):
-        ours, theirs = getattr(copy, field.name), getattr(original, field.name)
-        if ours != theirs:
-            raise ValueError(f"{place}: {field.name} is {ours}, and {theirs} in what it is to copy")
+    return vision.codec if place == CODEC_IN_VISION else cfg.vae.encoder
 
 
-def _below(params: Tree, start: str) -> dict[str, jax.Array]:
-    """The parameters below a path, by what is left of theirs."""
-    start += "/"
-    return {path.removeprefix(start): leaf for path, leaf in paths(params).items() if path.startswith(start)}
+def _original(cfg: InternVLUConfig, place: str) -> Any:
+    return cfg.vae if place == CODEC_IN_VISION else cfg.vlm.vision_config
+
+
+def _with_config(cfg: InternVLUConfig, place: str, copy: Any) -> InternVLUConfig:
+    if place == VISION_IN_CODEC:
+        return dataclasses.replace(cfg, vae=dataclasses.replace(cfg.vae, encoder=copy))
+    vision: Any = cfg.vlm.vision_config
+    return dataclasses.replace(
+        cfg, vlm=dataclasses.replace(cfg.vlm, vision_config=dataclasses.replace(vision, codec=copy))
+    )

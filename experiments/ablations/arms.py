@@ -1,0 +1,193 @@
+"""The arms of the study "decoupled or shared?" at size XS: what the language model sees, and what the head generates.
+
+    arm                the language model sees             the head generates
+    decoupled          a ViT on pixels                     latents of a VAE
+    shared-latent      the same ViT on latents of the VAE  latents of the VAE
+    shared-semantic    frozen features of a trained ViT    the same features
+    twin               a ViT on latents of a second VAE    latents of the first VAE, sources of edits too
+    random-semantic    frozen features of a random ViT     the same features
+
+In twin the source of an edit enters the model twice, as in shared-latent, but through two encoders that were trained
+apart: spaces of one kind, of one size and quality, that share no weights. It tells whether shared-latent gains because
+both sides see one space, or because latents of a VAE are a good thing to see. The twin stands on the side of the
+language model and not before the head: sources in another space than what is drawn could not be copied into it, which
+would make edits worse for a reason that has nothing to do with sharing.
+
+Pictures are 64 x 64 and have 16 tokens, in the language model as in the head. `matching` checks sizes and costs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from internvlu_jax.config import (
+    GenerationImageProcessorConfig,
+    HeadConfig,
+    ImageProcessorConfig,
+    InternVLUConfig,
+    LatentVision,
+    MMDiTConfig,
+    ProcessorConfig,
+    Qwen3Config,
+    SemanticCodec,
+    SizeConfig,
+    VAEConfig,
+    VisionConfig,
+    VLMConfig,
+)
+from internvlu_jax.models.copies import CODEC_IN_VISION, below, check_copies, with_copies, with_copy
+from internvlu_jax.training.config import Rules
+from internvlu_jax.utils.tree import Tree, paths
+
+SIDE = 64
+_PATCH = 16  # pixels a side of a token, everywhere
+_CHANNELS = 8  # of a latent of the VAE
+_FEATURE = 64  # width of the vision encoder
+_HALF = (0.5, 0.5, 0.5)
+_SHIFT = 1.0  # of the noise levels of the VAE's latents
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm.
+
+    config: of its model, with latents that are not normalised yet (`training.autoencoder.with_statistics`).
+    vision: how its vision encoder comes about. "trained" together with all the rest; "beforehand", on questions, and
+        then frozen; "random", and frozen.
+    twin: whether the frozen codec of the vision encoder is that of a second VAE, not a copy of `vae`.
+    """
+
+    name: str
+    config: InternVLUConfig
+    vision: Literal["trained", "beforehand", "random"] = "trained"
+    twin: bool = False
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Patterns of the parameters that the training of the whole model leaves alone."""
+        vision = () if self.vision == "trained" else ("vlm/vit/.*",)
+        codec = ("vlm/vit/codec/.*",) if isinstance(self.config.vlm.vision_config, LatentVision) else ()
+        return ("vae/.*", *vision, *codec)
+
+    @property
+    def rates(self) -> Rules:
+        """`OptimizerConfig.rates` of that training."""
+        return (*((pattern, 0.0) for pattern in self.frozen), (".*", 1.0))
+
+
+def with_frozen_parts(
+    arm: Arm, config: InternVLUConfig, params: Tree, second: tuple[VAEConfig, Tree] | None = None
+) -> tuple[InternVLUConfig, Tree]:
+    """The arm's model with the frozen copies in place, before the whole is trained.
+
+    Args:
+        config, params: with the autoencoder, or for frozen features the vision encoder, that is to be copied; the
+            config has the statistics of its latents.
+        second: the second VAE of an arm with a twin, config and parameters.
+
+    Raises:
+        ValueError: a second VAE is missing or not asked for, or what is to be copied does not fit.
+    """
+    if arm.twin != (second is not None):
+        raise ValueError(f"{arm.name} takes {'a second' if arm.twin else 'no second'} VAE")
+    if second is None:
+        return with_copies(config, params)
+    return with_copy(config, params, CODEC_IN_VISION, *second)
+
+
+def check_frozen_parts(arm: Arm, config: InternVLUConfig, params: Tree) -> None:
+    """Raises ValueError if a frozen copy is not its original, or a twin is no other encoder than the first."""
+    if not arm.twin:
+        check_copies(config, params)
+        return
+    first, twin = paths(params["vae"]), paths(below(params, CODEC_IN_VISION))
+    if all(np.array_equal(leaf, first[path]) for path, leaf in twin.items()):
+        raise ValueError(f"{arm.name}: {CODEC_IN_VISION} is the encoder of vae; expected that of a second VAE")
+
+
+def shift_for(dimension: int, known: int, shift: float) -> float:
+    """The shift of noise levels for pictures of another number of dimensions (tokens x channels).
+
+    More dimensions need more noise to hide as much of a picture: the shift grows with the square root of their ratio.
+    Source: arXiv 2510.11690, equation (4), after arXiv 2403.03206, section 5.3.2.
+
+    Args:
+        known: dimensions for which `shift` is right.
+    """
+    return shift * math.sqrt(dimension / known)
+
+
+def _dimensions(vae: Any) -> int:
+    return (SIDE // vae.downsample_factor) ** 2 * vae.z_dim
+
+
+def _model(vision: VisionConfig, vae: Any) -> InternVLUConfig:
+    """A model of size XS around two encoders; language model and head are the same in all arms."""
+    width, factor = 96, vae.downsample_factor
+    llm = Qwen3Config(
+        vocab_size=704, hidden_size=width, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=3,
+        head_dim=32, intermediate_size=256, rope_theta=1e4, tie_word_embeddings=True,
+    )  # fmt: skip
+    patch = _PATCH // factor
+    dit = MMDiTConfig(
+        num_layers=4, num_attention_heads=3, attention_head_dim=32, patch_size=patch,
+        in_channels=vae.z_dim * patch**2, out_channels=vae.z_dim, joint_attention_dim=2 * width,
+        axes_dims_rope=(8, 12, 12), vlm_cond_position_scale_factor=1.0,
+    )  # fmt: skip
+    if dit.hidden_size < vae.z_dim:
+        raise ValueError(f"the head is {dit.hidden_size} wide, less than the {vae.z_dim} channels that it generates")
+    head = HeadConfig(
+        decoder_config=dit, input_hidden_size=2 * width, output_hidden_size=2 * width, max_sequence_length=128,
+        gen_image_height=SIDE, gen_image_width=SIDE, vae_downsample_factor=factor,
+        flow_shift=shift_for(_dimensions(vae), _dimensions(_VAE), _SHIFT),
+    )  # fmt: skip
+    places = (SIDE // factor) ** 2
+    pictures = GenerationImageProcessorConfig(
+        image_mean=_HALF, image_std=_HALF, min_dynamic_patch=places, max_dynamic_patch=places, max_length=SIDE,
+        vae_downsample_factor=factor, gen_down_sample_ratio=factor / _PATCH,
+    )  # fmt: skip
+    return InternVLUConfig(
+        vlm=VLMConfig(vision_config=vision, llm_config=llm, downsample_ratio=1.0),
+        generation_decoder=head,
+        vae=vae,
+        processor=ProcessorConfig(
+            (SIDE // _PATCH) ** 2, ImageProcessorConfig(SizeConfig(SIDE, SIDE), _HALF, _HALF), pictures
+        ),
+    )
+
+
+def _vision(mlp: int) -> dict[str, Any]:
+    """Fields of a vision encoder. mlp: hidden width, which makes up for patch embeddings of different sizes."""
+    return {
+        "hidden_size": _FEATURE, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": mlp,
+        "patch_size": _PATCH, "image_size": SIDE,
+    }  # fmt: skip
+
+
+_VAE = VAEConfig(
+    base_dim=16, patch_size=4, z_dim=_CHANNELS, dim_mult=(1, 2), num_res_blocks=1, temperal_downsample=(False,),
+    latents_mean=(0.0,) * _CHANNELS, latents_std=(1.0,) * _CHANNELS,
+)  # fmt: skip
+_PIXELS = VisionConfig(**_vision(mlp=128))
+_FEATURES = SemanticCodec(
+    encoder=_PIXELS, base_dim=6, patch_size=4, dim_mult=(3, 4, 4), num_res_blocks=1,
+    latents_mean=(0.0,) * _FEATURE, latents_std=(1.0,) * _FEATURE,
+)  # fmt: skip
+
+_SHARED_LATENT = _model(LatentVision(**_vision(mlp=272), codec=_VAE), _VAE)
+_SHARED_SEMANTIC = _model(_PIXELS, _FEATURES)
+
+ARMS: dict[str, Arm] = {
+    arm.name: arm
+    for arm in (
+        Arm("decoupled", _model(_PIXELS, _VAE)),
+        Arm("shared-latent", _SHARED_LATENT),
+        Arm("shared-semantic", _SHARED_SEMANTIC, vision="beforehand"),
+        Arm("twin", _SHARED_LATENT, twin=True),
+        Arm("random-semantic", _SHARED_SEMANTIC, vision="random"),
+    )
+}
