@@ -11,7 +11,16 @@ import jax
 import pytest
 
 from converters.checkpoint import PARTS
-from internvlu_jax.config import SLOTS, ConfigError, HeadConfig, InternVLUConfig, SizeConfig, VisionConfig
+from experiments.ablations.arms import ARMS
+from internvlu_jax.config import (
+    SLOTS,
+    ConfigError,
+    HeadConfig,
+    ImageProcessorConfig,
+    InternVLUConfig,
+    SizeConfig,
+    VisionConfig,
+)
 from internvlu_jax.config_files import CONFIG_FILES, check_released, read_config, write_config
 from internvlu_jax.models.internvlu import modules, param_shapes
 from internvlu_jax.presets import PRESETS, debug_config
@@ -128,6 +137,41 @@ def test_what_the_released_code_does_not_know_is_named(golden):
         ConfigError, match="vision_config of type colours and generation_decoder with sources 'latents'"
     ):
         check_released(cfg)
+
+
+@pytest.mark.parametrize(
+    ("arm", "file", "place", "key", "name"),
+    [
+        ("shared-latent", "vlm/config.json", "vision_config", "model_type", "latent_vit"),
+        ("shared-semantic", "vae/config.json", None, "_class_name", "semantic_codec"),
+    ],
+)
+def test_types_of_studies_come_back(tmp_path, arm, file, place, key, name):
+    """With the configs that stand in them, of which a wrong value is refused as anywhere."""
+    cfg = ARMS[arm].config
+    write_config(cfg, tmp_path)
+    data = json.loads((tmp_path / file).read_text())
+    part = data[place] if place else data
+    assert part[key] == name
+    again = read_config(tmp_path)
+    assert again == cfg and type(again.vlm.vision_config) is type(cfg.vlm.vision_config)
+    assert type(again.vae) is type(cfg.vae)
+    with pytest.raises(ConfigError, match=f"of type {name}; such a model is kept in the Orbax layout"):
+        check_released(cfg)
+    inner = part["codec" if place else "encoder"]
+    inner["num_attention_heads" if "num_attention_heads" in inner else "z_dim"] = 3
+    (tmp_path / file).write_text(json.dumps(data))
+    with pytest.raises(ConfigError, match=r"vision codec: .* z_dim, 3|semantic codec: .* must divide by its 3 heads"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize(("arm", "name"), [("shared-latent", "latent_vit"), ("shared-semantic", "semantic_codec")])
+def test_a_copied_encoder_reads_pixels_on_one_scale(arm, name):
+    """The vision encoder and the autoencoder scale pixels by settings of their own; here they have to be equal."""
+    cfg = ARMS[arm].config
+    pictures = ImageProcessorConfig(cfg.processor.image_processor_kwargs.size)
+    with pytest.raises(ConfigError, match=rf"{name} holds .* image_std \(\(0\.485, .* \(\(0\.5, 0\.5, 0\.5\), \(0\.5"):
+        replace(cfg, processor=replace(cfg.processor, image_processor_kwargs=pictures))
 
 
 def test_widths_of_attention_heads():
