@@ -52,10 +52,11 @@ def crops(seed: int, step: int) -> UInt8[np.ndarray, "b y x 3"]:
     """Parts of pictures with something in them, for one step of the autoencoder."""
     source = WorldSource(weights=_CROPPED, seed=seed)
     rng = np.random.default_rng([seed, step])
-    return np.stack([_crop(source.example(step * _CROPS + n).image, rng) for n in range(_CROPS)])
+    return np.stack([crop(source.example(step * _CROPS + n).image, rng) for n in range(_CROPS)])
 
 
-def _crop(scene: Any, rng: np.random.Generator) -> UInt8[np.ndarray, "y x 3"]:
+def crop(scene: Any, rng: np.random.Generator) -> UInt8[np.ndarray, "y x 3"]:
+    """A part of a picture around one of the things in it."""
     assert isinstance(scene, Scene)
     boxes = [item.box for item in scene.items] + ([scene.word.box] if scene.word else [])
     left, top, right, bottom = (SIDE * edge for edge in boxes[rng.integers(len(boxes))])

@@ -29,7 +29,7 @@ from internvlu_jax.training.resuming import check_settings, interruption
 from internvlu_jax.training.samples import sample_sheet
 from internvlu_jax.training.setup import InitialModel
 from internvlu_jax.training.step import Step, TrainState, not_finite
-from internvlu_jax.training.throughput import Operations, Rate, peak_operations
+from internvlu_jax.training.throughput import Operations, Rate, Waiting, peak_operations
 from internvlu_jax.utils.sheets import save_sheet
 from internvlu_jax.utils.tree import merge
 
@@ -128,6 +128,7 @@ class _Run:
         self._executor, self._loader, self._saved = executor, loader, saved
         self._first = jax.process_index() == 0
         self._pictures, self._work, self._peak = Rate(), Rate(), peak_operations()
+        self._waiting = Waiting()
         self._operations = Operations(step, jax.eval_shape(step.init, initial.shapes))
 
     def go(self, state: TrainState, done: int) -> Outcome:
@@ -136,7 +137,8 @@ class _Run:
         last, waiting, stopped = None, None, False
         with self._records(done) as records, interruption() as is_interrupted:
             while done < self._cfg.steps and not stopped:
-                batches = next(self._loader)
+                with self._waiting:
+                    batches = next(self._loader)
                 state, metrics = self._executor.step(state, tuple(self._executor.put(b) for b in batches), key)
                 done += 1
                 # The step before this one is read while this one runs, so that the devices need not wait for the host.
@@ -179,8 +181,8 @@ class _Run:
         return values
 
     def _speed(self, batches: tuple[Batch, ...]) -> str:
-        """Pictures a second and, where the devices' peak is known, the share of it."""
-        words = f"{self._pictures.per_second() or 0:.3g} images/s"
+        """Pictures a second, the share of the time that was spent waiting and, where it is known, of the peak."""
+        words = f"{self._pictures.per_second() or 0:.3g} images/s, {self._waiting.words()}"
         if self._peak is None:
             return words
         self._work.add(self._operations.of(batches) * jax.process_count())

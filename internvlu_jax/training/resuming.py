@@ -126,6 +126,7 @@ def run_steps(
     data: Mapping[str, Position] = {},
     may_change: Iterable[str] = (),
     quiet: bool = False,
+    speed: Callable[[], str] = str,
 ) -> LoopState:
     """Runs the steps of a small loop, or goes on where it was stopped; returns the state after the last.
 
@@ -135,6 +136,7 @@ def run_steps(
         step: from the state and the number of the step, from 0, to the state and its metrics: scalars on the device.
         data: loaders whose positions are saved with the state, by name.
         may_change: settings that may differ when the loop goes on.
+        speed: words that the live line ends with.
 
     Raises:
         ConfigError: the loop began under other settings; before `init`.
@@ -159,11 +161,11 @@ def run_steps(
             for number in range(done, steps):
                 state, metrics = step(state, number)
                 # The step before this one is read while this one runs, so that the device need not wait for the host.
-                _record(records, waiting)
+                _record(records, waiting, speed)
                 waiting = (number + 1, metrics)
                 stops = is_interrupted(number + 1)
                 if stops or (number + 1) % save_every == 0 or number + 1 == steps:
-                    _record(records, waiting)
+                    _record(records, waiting, speed)
                     waiting = None
                     saved.save(number + 1, state, {name: d.state() for name, d in data.items()})
                 if stops:
@@ -172,6 +174,6 @@ def run_steps(
     return state
 
 
-def _record(records: Records, ended: tuple[int, Mapping[str, Any]] | None) -> None:
+def _record(records: Records, ended: tuple[int, Mapping[str, Any]] | None, speed: Callable[[], str]) -> None:
     if ended is not None:
-        records.write(ended[0], {name: np.asarray(value).item() for name, value in ended[1].items()}, "")
+        records.write(ended[0], {name: np.asarray(value).item() for name, value in ended[1].items()}, speed())

@@ -1,10 +1,11 @@
-"""How fast a run goes: pictures a second, and its operations as a share of what the devices could do."""
+"""How fast a run goes: pictures a second, its operations as a share of what the devices could do, waits for data."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
 from collections import deque
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -69,3 +70,31 @@ class Rate:
             return None
         (start, before), (end, after) = self._marks[0], self._marks[-1]
         return (after - before) / max(end - start, 1e-9)
+
+
+class Waiting:
+    """The share of a run's time that its loop waits for data: a context manager around what gets them.
+
+    Where the host runs ahead of a device, some of that is not lost: the share is then the most that it can be.
+    """
+
+    def __init__(self) -> None:
+        self._waited = self._entered = 0.0
+        self._start: float | None = None
+
+    def __enter__(self) -> Waiting:
+        self._entered = time.perf_counter()
+        if self._start is None:
+            self._start = self._entered
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._waited += time.perf_counter() - self._entered
+
+    def share(self) -> float:
+        """0 to 1, from the first wait to now; 0 before that."""
+        return 0.0 if self._start is None else self._waited / max(time.perf_counter() - self._start, 1e-9)
+
+    def words(self) -> str:
+        """As the live line of a run shows it."""
+        return f"{self.share():.0%} waiting for data"

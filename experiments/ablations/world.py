@@ -1,0 +1,102 @@
+"""World XS as the studies use it: what is read, a tokenizer, and an autoencoder for its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from experiments.ablations.arms import ARMS, SIDE
+from experiments.ablations.pool import PoolConfig, PooledSteps, collated, draw, with_latents
+from experiments.small_world.mixtures import Mixture
+from experiments.small_world.start import crop
+from internvlu_jax.config import Compute, VAEConfig
+from internvlu_jax.data.batch import Batch
+from internvlu_jax.data.config import DataConfig
+from internvlu_jax.models.internvlu import InternVLU, Params, init_params
+from internvlu_jax.processing import chat
+from internvlu_jax.processing.tokenizer import Tokenizer
+from internvlu_jax.small_world import WorldSource
+from internvlu_jax.training.autoencoder import AutoencoderConfig, latent_statistics, train_autoencoder
+from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig
+from internvlu_jax.training.losses import Objective
+from internvlu_jax.training.optimizer import factors
+from internvlu_jax.training.step import Step
+from internvlu_jax.utils.tree import Tree
+
+_CROPS = 32  # of one step of the autoencoder
+_MEASURED = 1024  # pictures that the scale of the latents is taken from
+_TEXTS = 1000  # examples whose texts the tokenizer is made from, by when they have repeated many times
+_MERGES = 400  # more than the words of the world have
+
+DATA = DataConfig(
+    batch_size=8, packed_rows=8, sides=(SIDE,), text_lengths=(32, 48), pack_length=400, pack_tiles=4, threads=1,
+)  # fmt: skip
+"""Shapes of the batches: prompts of pictures have at most 30 tokens, those of edits from 40 to 48; a row of questions
+holds two conversations and a question."""
+
+
+def sources(world: str = "xs") -> Mixture:
+    """What a pool is drawn from, of XS or "xs-transfer". How many rows of each a step reads is said elsewhere."""
+    weights = {
+        "picture": 4.0, "picture/single": 1.0, "picture/counting": 1.0, "edit": 3.0, "conversation": 3.0,
+        "question": 1.0, "description": 0.5,
+    }  # fmt: skip
+    return tuple((f"world:{world}/general/{task}", weight) for task, weight in weights.items())
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    """Every word of XS is a token, those of its reasoning among them."""
+    return Tokenizer.trained(_texts(), _MERGES, chat.FIXED_TEXTS)
+
+
+def _texts() -> Iterator[str]:
+    source = WorldSource("xs", seed=1)
+    for n in range(_TEXTS):
+        example = source.example(n)
+        for text in (example.prompt, example.answer, example.reasoning or ""):
+            yield from (text, chat.normalise_user_text(text))
+
+
+def autoencoder(cfg: VAEConfig, how: AutoencoderConfig, workdir: Path) -> tuple[VAEConfig, Params]:
+    """A VAE for pictures of XS, trained in `workdir` or taken from there; and its config, with the latents' scale.
+
+    All channels have one scale: those that say little would be blown up, and cost the head as much as others.
+
+    Raises:
+        ConfigError: the one in `workdir` began under other settings.
+        Stopped: a signal ended the training; the same call goes on.
+    """
+    params = train_autoencoder(cfg, how, lambda step: _crops(how.seed, step), workdir)
+    source = WorldSource("xs", {"general/picture": 1.0}, seed=how.seed + 1)
+    pictures = np.stack([source.example(n).image.draw(SIDE) for n in range(_MEASURED)])  # type: ignore[union-attr]
+    mean, std = latent_statistics(cfg, params, np.split(pictures, 16))
+    scale = float(np.sqrt(np.mean(np.square(std))))
+    return replace(cfg, latents_mean=tuple(map(float, mean)), latents_std=(scale,) * cfg.z_dim), params
+
+
+def _crops(seed: int, step: int) -> UInt8[np.ndarray, "b y x 3"]:
+    """Parts of pictures with something in them, for one step."""
+    source = WorldSource("xs", {"general/picture": 1.0}, seed=seed)
+    rng = np.random.default_rng([seed, step])
+    return np.stack([crop(source.example(step * _CROPS + n).image, rng) for n in range(_CROPS)])
+
+
+def speed_case(seeds: int, rows: int) -> tuple[Step, Sequence[Tree], tuple[Batch, ...]]:
+    """What a step of the decoupled arm is timed with: the step, random models, and micro-batches of all kinds."""
+    config, words = ARMS["decoupled"].config, tokenizer()
+    optimizer = OptimizerConfig(warmup=1, rates=ARMS["decoupled"].rates, ema=0.99)
+    model = InternVLU(config, words.special_table_ids, Compute(attention="xla"))
+    models = [init_params(config, jax.random.key(seed)) for seed in range(seeds)]
+    models = [{**params, "vae": models[0]["vae"]} for params in models]
+    step = Step(Objective(model, ObjectiveConfig()), optimizer, factors(models[0], optimizer), steps=1000)
+    pool = collated(draw(PoolConfig(sources(), 12 * rows)), config, words, DATA)
+    whole = {name: with_latents(batch, model, models[0]) for name, batch in pool.items()}
+    batches = PooledSteps(whole, {"pictures": rows, "edits": rows, "questions": max(rows // 4, 1)})(0)
+    return step, models, batches
