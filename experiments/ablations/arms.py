@@ -13,7 +13,9 @@ both sides see one space, or because latents of a VAE are a good thing to see. T
 language model and not before the head: sources in another space than what is drawn could not be copied into it, which
 would make edits worse for a reason that has nothing to do with sharing.
 
-Pictures are 64 x 64 and have 16 tokens, in the language model as in the head. `matching` checks sizes and costs.
+Pictures are 64 x 64 and have 16 tokens, in the language model as in the head. Language model and head are the same in
+all arms, but for the channels that a token of the head reads and gives. The vision encoder on latents has wider MLPs,
+for a patch of latents takes fewer parameters to embed than one of pixels. `matching` checks sizes and costs.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ _CHANNELS = 8  # of a latent of the VAE
 _FEATURE = 64  # width of the vision encoder
 _HALF = (0.5, 0.5, 0.5)
 _SHIFT = 1.0  # of the noise levels of the VAE's latents
+_VOCABULARY = 704  # the tokenizer of world XS has 654 tokens
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def shift_for(dimension: int, known: int, shift: float) -> float:
     """The shift of noise levels for pictures of another number of dimensions (tokens x channels).
 
     More dimensions need more noise to hide as much of a picture: the shift grows with the square root of their ratio.
-    Source: arXiv 2510.11690, equation (4), after arXiv 2403.03206, section 5.3.2.
+    Source: the dimension-dependent shift of arXiv 2510.11690, after arXiv 2403.03206, section 5.3.2.
 
     Args:
         known: dimensions for which `shift` is right.
@@ -129,7 +132,7 @@ def _model(vision: VisionConfig, vae: Any) -> InternVLUConfig:
     """A model of size XS around two encoders; language model and head are the same in all arms."""
     width, factor = 96, vae.downsample_factor
     llm = Qwen3Config(
-        vocab_size=704, hidden_size=width, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=3,
+        vocab_size=_VOCABULARY, hidden_size=width, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=3,
         head_dim=32, intermediate_size=256, rope_theta=1e4, tie_word_embeddings=True,
     )  # fmt: skip
     patch = _PATCH // factor

@@ -111,8 +111,11 @@ def test_an_arm_that_does_not_match_is_named(rows):
 
 
 def test_more_dimensions_need_more_noise():
-    """Equation (4) of arXiv 2510.11690: a shift by sqrt(m / n) on top of another is their product."""
+    """A shift by a on top of one by b is one by a b, for shifted t = s t / (1 + (s - 1) t)."""
     assert shift_for(4 * 512, 512, 1.5) == 3.0
+    t = np.linspace(0, 1, 11)
+    known = 1.5 * t / (1 + 0.5 * t)
+    np.testing.assert_allclose(2 * known / (1 + known), 3 * t / (1 + 2 * t))
     shifts = {name: arm.config.generation_decoder.flow_shift for name, arm in ARMS.items()}
     assert shifts["decoupled"] == shifts["shared-latent"] == shifts["twin"] == 1.0
     # 16 tokens of 64 channels against 64 latents of 8.
