@@ -57,3 +57,9 @@ class Golden:
 @pytest.fixture(scope="session", params=["base", "mlp"])
 def golden(request) -> Golden:
     return Golden(request.param)
+
+
+def pytest_sessionfinish() -> None:
+    from tests.helpers import unchecked
+
+    unchecked.close()

@@ -90,14 +90,15 @@ def layout(
     runs = context_runs(visual[span], cfg.vlm.tokens_per_tile)
     patch = head.pixel_multiple // head.vae_downsample_factor
     grids = (grid, *(sources if takes_latents(cfg) else ()))
-    side, dit = cfg.vlm.tokens_per_side, head.decoder_config
+    side = cfg.vlm.tokens_per_side
+    latent_scale, visual_scale = head.position_scales
     return Layout(
         span,
         runs,
         pictures=tuple((rows // patch, columns // patch) for rows, columns in grids),
         tile=(side, side),
-        latent_scale=dit.video_position_scale_factor,
-        visual_scale=dit.vlm_cond_position_scale_factor,
+        latent_scale=latent_scale,
+        visual_scale=visual_scale,
     )
 
 

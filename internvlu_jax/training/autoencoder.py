@@ -92,7 +92,7 @@ def _step(
     cfg: VAEConfig, how: AutoencoderConfig, state: LoopState, batch: UInt8[Array, "b y x 3"], number: Array
 ) -> tuple[LoopState, Array]:
     """Step `number` from 0, and its loss."""
-    pixels = codec_values(batch, GenerationImageProcessorConfig())
+    pixels = jnp.asarray(codec_values(batch, GenerationImageProcessorConfig()))
     key = jax.random.fold_in(jax.random.key(how.seed), number)
     loss, gradient = jax.value_and_grad(lambda p: autoencoder_loss(cfg, how, p["vae"], pixels, key))(state.trained)
     updates, opt_state = _transform(how, state.trained).update(gradient, state.opt_state, state.trained)

@@ -19,3 +19,10 @@ def _pool() -> ProcessPoolExecutor:
 def unchecked(function: Callable[..., Any], *arguments: Any) -> Any:
     """What the function returns, or raises."""
     return _pool().submit(function, *arguments).result()
+
+
+def close() -> None:
+    """Ends the process: it does not end by itself with one that is ended without ceremony, as tests' workers are."""
+    if _pool.cache_info().currsize:
+        _pool().shutdown()
+        _pool.cache_clear()

@@ -56,6 +56,7 @@ def test_executors_agree(workdir, kind):
     compare(workdir / kind, workdir / "single")
 
 
+@pytest.mark.slow  # `test_executors` runs two processes with a step that compiles in a moment
 def test_two_processes_equal_one(workdir):
     with socket.socket() as free:
         free.bind(("localhost", 0))
