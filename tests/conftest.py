@@ -1,5 +1,6 @@
 """Shared fixtures. The package is imported under jaxtyping's hook, so every test checks every annotated shape."""
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -8,8 +9,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # nothing is written outside the tests' own folders
 # Compiling is most of the tests' time. With "false" they check the programs as users run them, in half as long again.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
-# XLA's older way to write fusions for a CPU gives the same numbers and compiles twice as fast.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters")
+# XLA's older way to write fusions for a CPU gives the same numbers and compiles twice as fast; one module of machine
+# code is compiled faster than many, where each core has tests of its own.
+_FLAGS = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters --xla_cpu_parallel_codegen_split_count=1"
+os.environ.setdefault("XLA_FLAGS", _FLAGS)
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # who called what is not written into programs
+gc.set_threshold(100_000, 50, 100)  # tracing makes many objects that last
 
 from jaxtyping import install_import_hook
 

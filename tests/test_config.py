@@ -22,7 +22,7 @@ from internvlu_jax.config import (
     VisionConfig,
 )
 from internvlu_jax.config_files import CONFIG_FILES, check_released, read_config, write_config
-from internvlu_jax.models.internvlu import modules, param_shapes
+from internvlu_jax.models.internvlu import param_shapes
 from internvlu_jax.presets import PRESETS, debug_config
 from internvlu_jax.utils.tree import paths
 
@@ -258,14 +258,6 @@ def test_broken_json_names_the_file(golden, tmp_path):
     (tmp_path / "c/vlm/config.json").write_text("{")
     with pytest.raises(ConfigError, match=r"vlm/config\.json is not valid JSON"):
         read_config(tmp_path / "c")
-
-
-def test_debug_preset_builds():
-    cfg = debug_config()
-    init = {name: jax.jit(lambda key, m=m: m.init(key, method="build")["params"]) for name, m in modules(cfg).items()}
-    params = {name: program(jax.random.key(0)) for name, program in init.items()}  # one program compiles far longer
-    assert jax.tree.map(lambda p: p.shape, params) == jax.tree.map(lambda p: p.shape, param_shapes(cfg))
-    assert all(bool(jax.numpy.isfinite(leaf).all()) for leaf in jax.tree.leaves(params))
 
 
 def test_released_sizes():

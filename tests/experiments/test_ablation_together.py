@@ -118,6 +118,7 @@ def test_metrics_are_those_of_each_seed_and_their_mean(apart, together):
         assert line["finite/4"] == line["finite/9"] == 1.0
 
 
+@pytest.mark.slow
 def test_all_seeds_stop_and_go_on_bit_for_bit(step, start, steps, together, tmp_path):
     def stopping(number: int):
         if number == 2:

@@ -36,6 +36,7 @@ def test_every_word_is_one_token():
         assert len(tokenizer().encode(f" {word}")) == 1, word
 
 
+@pytest.mark.slow
 def test_an_autoencoder_is_made_once(tmp_path):
     tiny = dataclasses.replace(ARM.vae, base_dim=4)
     how = AutoencoderConfig(steps=2, seed=3)

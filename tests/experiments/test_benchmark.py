@@ -11,12 +11,11 @@ from internvlu_jax.presets import PRESETS
 
 def test_debug_preset_gives_every_part(tmp_path, capsys):
     out = tmp_path / "figures.json"
-    main(Arguments(("t2i-32", "text"), preset="debug", dtype="float32", repeats=1, json=out))
+    main(Arguments(("edit-32",), preset="debug", dtype="float32", repeats=1, json=out))
     found = json.loads(out.read_text())
     parts = {(t["case"], t["part"]) for t in found["timings"]}
     assert parts == {
-        *(("t2i-32", part) for part in ("prompt", "context", "denoise", "vae_decode")),
-        *(("text", part) for part in ("vision", "prompt", "write")),
+        ("edit-32", part) for part in ("vision", "vae_encode", "prompt", "context", "denoise", "vae_decode")
     }
     assert all(t["seconds"] > 0 and t["tflop"] > 0 for t in found["timings"])
     assert found["settings"]["dtype"] == "float32"

@@ -51,12 +51,14 @@ def compare(got: Path, want: Path) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=CLOSE, atol=1e-6), ours, theirs)
 
 
+# The executors are compared in `test_executors`, with a step that compiles in a moment; here with all of a run.
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mesh", "pmap"])
 def test_executors_agree(workdir, kind):
     compare(workdir / kind, workdir / "single")
 
 
-@pytest.mark.slow  # `test_executors` runs two processes with a step that compiles in a moment
+@pytest.mark.slow
 def test_two_processes_equal_one(workdir):
     with socket.socket() as free:
         free.bind(("localhost", 0))

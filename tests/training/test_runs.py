@@ -101,7 +101,7 @@ def test_adapters_train_and_merge(tmp_path):
     cfg = dataclasses.replace(
         TINY,
         steps=2,
-        lora=LoraConfig(rank=2),
+        lora=LoraConfig(rank=2, pattern="head/mmdit/.*/(q|k|v|out|fc1|fc2)"),
         optimizer=dataclasses.replace(TINY.optimizer, rates=((".*/lora_[ab]", 1.0), (".*", 0.0))),
     )
     train(cfg, tmp_path / "run", quiet=True)
