@@ -16,7 +16,7 @@ os.environ.setdefault("XLA_FLAGS", _FLAGS)
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # who called what is not written into programs
 gc.set_threshold(100_000, 50, 100)  # tracing makes many objects that last
 
-from jaxtyping import install_import_hook
+from jaxtyping import install_import_hook  # noqa: E402
 
 # All but the modules where a user's values arrive: there a wrong type is for our own checks to find.
 _BOUNDARY = {"__init__", "cli", "config", "inference.pipeline", "inference.options"}

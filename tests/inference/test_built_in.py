@@ -106,17 +106,16 @@ def test_the_command_takes_it_when_no_checkpoint_is_named(tmp_path, monkeypatch,
     assert "red" in capsys.readouterr().out
 
 
-def of_little(prompts, image=None, generation_mode="text", **_):
-    """In the place of a pipeline, whose modes are tested above."""
+def little(self, prompts, image=None, generation_mode="text", **_):
+    """In the place of the pipeline's call, whose modes are tested above."""
     pictures = [Image.new("RGB", (64, 64), "red") for _ in prompts] if generation_mode != "text" else None
     return PipelineOutput(["a text"] * len(prompts) if generation_mode != "image" else None, None, pictures)
 
 
-@pytest.mark.parametrize("pipeline", [of_little, pytest.param(None, marks=pytest.mark.slow)])
-def test_the_demo_leaves_pictures_a_sheet_and_the_texts(tmp_path, monkeypatch, pipeline):
+@pytest.mark.parametrize("call", [little, pytest.param(InternVLUPipeline.__call__, marks=pytest.mark.slow)])
+def test_the_demo_leaves_pictures_a_sheet_and_the_texts(tmp_path, monkeypatch, call):
     monkeypatch.chdir(tmp_path)
-    if pipeline is not None:
-        monkeypatch.setattr(InternVLUPipeline, "from_pretrained", lambda *_, **__: pipeline)
+    monkeypatch.setattr(InternVLUPipeline, "__call__", call)
     assert main(["demo", "--out", "shown"]) == 0
     names = sorted(path.name for path in (tmp_path / "shown").iterdir())
     assert names == [*(f"{n:02d}.png" for n in range(10)), "sheet.png", "texts.txt"]
