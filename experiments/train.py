@@ -25,6 +25,7 @@ from internvlu_jax.parallel.mesh import initialise
 from internvlu_jax.training.config import TrainConfig
 from internvlu_jax.training.loop import NotFiniteError, train
 from internvlu_jax.utils.compilation import enable_cache
+from internvlu_jax.utils.devices import order_simulated_collectives
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ def _former_option(argv: list[str]) -> str | None:
 def run(arguments: Arguments) -> int:
     """Trains; what a user can put right becomes one line and status 2, a run that broke down status 1."""
     cluster = arguments.cluster
+    order_simulated_collectives()
     try:
         if cluster.distributed or cluster.coordinator is not None:
             initialise(cluster.coordinator, cluster.processes, cluster.process)

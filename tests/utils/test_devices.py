@@ -1,30 +1,28 @@
-"""Peaks by the names that devices have."""
+"""Simulated devices run their collectives in one order, unless the user says otherwise."""
 
-import jax
+import os
+
 import pytest
 
-from internvlu_jax.training.throughput import peak_operations
-from internvlu_jax.utils.devices import bfloat16_peak
+from internvlu_jax.utils.devices import order_simulated_collectives
+
+EIGHT, ORDERED = "--xla_force_host_platform_device_count=8", "--xla_cpu_enable_concurrency_optimized_scheduler"
 
 
 @pytest.mark.parametrize(
-    ("kind", "peak"),
+    ("flags", "devices", "after"),
     [
-        ("NVIDIA H100 80GB HBM3", 989e12),
-        ("NVIDIA H200", 989e12),
-        ("NVIDIA A100-SXM4-80GB", 312e12),
-        ("TPU v5 lite", 197e12),
-        ("TPU v5p", 459e12),
-        ("TPU v5", 459e12),
-        ("TPU v6 lite", 918e12),
-        ("cpu", None),
+        (EIGHT, None, f"{EIGHT} {ORDERED}=false"),
+        (f"{EIGHT} {ORDERED}=true", None, f"{EIGHT} {ORDERED}=true"),
+        ("", "4", f"{ORDERED}=false"),
+        ("--xla_dump_to=x", None, "--xla_dump_to=x"),
+        ("", "1", ""),
     ],
 )
-def test_peak_of_a_device_by_its_name(kind, peak):
-    assert bfloat16_peak(kind) == peak
-
-
-def test_a_run_has_the_peaks_of_all_its_devices(monkeypatch):
-    assert bfloat16_peak() is peak_operations() is None  # a CPU
-    monkeypatch.setattr("internvlu_jax.training.throughput.bfloat16_peak", lambda: 2e12)
-    assert peak_operations() == 2e12 * jax.device_count()
+def test_flags(monkeypatch, flags, devices, after):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
+    if devices is not None:
+        monkeypatch.setenv("JAX_NUM_CPU_DEVICES", devices)
+    order_simulated_collectives()
+    assert os.environ["XLA_FLAGS"] == after
