@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from experiments.configs.debug import TOY
 from experiments.toy.make import make
