@@ -136,7 +136,7 @@ class Traced:
 
     def _branch(self, length: int, sources: tuple[np.ndarray, ...]) -> drawing.Branch:
         head = self.cfg.generation_decoder
-        patch = head.pixel_multiple // head.vae_downsample_factor
+        patch = head.latent_multiple
         grids = [
             (rows // patch, columns // patch) for rows, columns, _ in (self._latents(), *(s.shape for s in sources))
         ]

@@ -162,9 +162,14 @@ class HeadConfig:
         return self.decoder_config.out_channels
 
     @property
+    def latent_multiple(self) -> int:
+        """Latents that one token of the head spans, a side."""
+        return self.decoder_config.patch_size
+
+    @property
     def pixel_multiple(self) -> int:
         """Pixels that one token of the head spans, a side: sizes are multiples of it."""
-        return self.vae_downsample_factor * self.decoder_config.patch_size
+        return self.vae_downsample_factor * self.latent_multiple
 
     def context_length(self, length: int) -> int:
         """Tokens that are left of a context of `length`: with `pad_to_fix_length` the first `max_sequence_length`.

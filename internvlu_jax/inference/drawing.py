@@ -27,7 +27,8 @@ _PADDING_SHARE = 0.02
 class Branch:
     """What one branch of guidance knows: hidden states [t, e] of the language model, not padded, and their layout.
 
-    kept: its condition by the length that the context is padded to, where it serves many calls; else None.
+    kept: where it serves many calls, the last condition made of it, by the length that the context was padded to; else
+        None.
     """
 
     context: np.ndarray
@@ -82,8 +83,7 @@ def _batches(
     """One batch for all branches where the padding that it takes costs little, else one for each."""
     lengths = [_padded(rows) for rows in branches.values()]
     latents = math.prod(grid) + sum(math.prod(s.shape[1:3]) for s in sources)
-    head = model.cfg.generation_decoder
-    picture_tokens = latents // (head.pixel_multiple // head.vae_downsample_factor) ** 2
+    picture_tokens = latents // model.cfg.generation_decoder.latent_multiple**2
     padding = sum(max(lengths) - length for length in lengths)
     if padding <= _PADDING_SHARE * len(branches) * picture_tokens:
         return (_group(model, params, branches, sources),)
@@ -124,6 +124,7 @@ def condition(
     positions = np.stack([b.layout.positions(length) for b in branches])
     made = programs.condition(model, params, np.stack(contexts), lengths, positions, sources)
     if first is not None:
+        first.clear()  # one length is enough to spare a call like the last one the work, and holds little memory
         first[length] = made
     return made
 

@@ -47,11 +47,6 @@ def adapted(scale: float) -> Iterator[None]:
         yield
 
 
-def is_adapter(path: str) -> bool:
-    """Whether the parameter at this path belongs to an adapter."""
-    return path.rsplit("/", 1)[-1] in (_A, _B)
-
-
 def add(params: Tree, pattern: str, rank: int, key: PRNGKeyArray) -> Tree:
     """The parameters with an adapter beside every kernel whose linear map's path matches `pattern` as a whole.
 

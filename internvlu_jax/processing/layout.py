@@ -88,7 +88,7 @@ def layout(
         span = span[~_of_pictures(ids, visual, tokenizer)[start:]]
     span = span[: head.context_length(len(span))]
     runs = context_runs(visual[span], cfg.vlm.tokens_per_tile)
-    patch = head.pixel_multiple // head.vae_downsample_factor
+    patch = head.latent_multiple
     grids = (grid, *(sources if takes_latents(cfg) else ()))
     side = cfg.vlm.tokens_per_side
     latent_scale, visual_scale = head.position_scales
