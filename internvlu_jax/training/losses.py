@@ -193,9 +193,10 @@ class Objective:
         """Equations (1), (2) and others; 0 where the whole step has nothing for a term."""
         return {name: total / jnp.maximum(totals[name], 1.0) for name, total in sums.items()}
 
-    def loss(self, means: Terms) -> Float[Array, ""]:
-        """Equation (3)."""
-        return sum((weight * means[name] for name, weight in self.weights.items()), jnp.zeros(()))
+    def loss(self, means: Terms, weights: Terms | None = None) -> Float[Array, ""]:
+        """Equation (3). weights: in place of the objective's own, where they are not known when it is compiled."""
+        given = self.weights if weights is None else weights
+        return sum((weight * means[name] for name, weight in given.items()), jnp.zeros(()))
 
     def draw(self, key: PRNGKeyArray, batch: Batch) -> NoiseSamples | None:
         """Noise levels and noise of a micro-batch's pictures: the same wherever a row is computed."""
@@ -206,9 +207,11 @@ class Objective:
         count = self.cfg.noises_per_image
         index = rearrange(count * jnp.asarray(batch.index)[:, None] + jnp.arange(count), "b g -> (b g)")
         noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(noise_key, i), shape))(index)
-        return NoiseSamples(self._times().sample(sigma_key, index), noise)
+        return NoiseSamples(self.times.sample(sigma_key, index), noise)
 
-    def _times(self) -> LogitNormal | Uniform:
+    @property
+    def times(self) -> LogitNormal | Uniform:
+        """The distribution of noise levels."""
         head = self.model.cfg.generation_decoder
         shift = head.flow_shift if self.cfg.shift is None else self.cfg.shift
         return Uniform(shift) if self.cfg.time == "uniform" else LogitNormal(head.logit_mean, head.logit_std, shift)

@@ -52,9 +52,12 @@ class Gradients(NamedTuple):
     terms: Terms
 
 
-@dataclass(frozen=True, eq=False)  # the tables in it cannot be hashed, and `jax.jit` needs that of what it compiles
+@dataclass(frozen=True)
 class Step:
-    """The step of one run. Calling it does all of it; see the module for the parts."""
+    """The step of a run. Calling it does all of it; see the module for the parts.
+
+    Hashable: runs whose steps are equal, as those of several seeds, share compiled programs (`parallel.steps`).
+    """
 
     objective: Objective
     optimizer: OptimizerConfig
@@ -66,7 +69,8 @@ class Step:
         trained, frozen = split(params, self.factors.is_trained)
         trained = jax.tree.map(lambda p: p.astype(jnp.float32), trained)
         ema = None if self.optimizer.ema is None else jax.tree.map(jnp.copy, trained)
-        return TrainState(jnp.zeros((), jnp.int32), trained, frozen, self._transform(trained).init(trained), ema)
+        opt_state = make_optimizer(self.optimizer, self.factors, trained, self.steps).init(trained)
+        return TrainState(jnp.zeros((), jnp.int32), trained, frozen, opt_state, ema)
 
     def totals(self, batches: tuple[Batch, ...], axis_name: str | None = None) -> Terms:
         """What the sums over all micro-batches are divided by."""
@@ -78,35 +82,48 @@ class Step:
         terms = {name: jnp.zeros(()) for name in self.objective.weights}
         return Gradients(jax.tree.map(jnp.zeros_like, state.trained), terms)
 
-    def gradients(self, state: TrainState, batch: Batch, totals: Terms, key: PRNGKeyArray) -> Gradients:
-        """What one micro-batch, or one device's rows of it, adds; `key` is the run's."""
+    def gradients(
+        self, state: TrainState, batch: Batch, totals: Terms, key: PRNGKeyArray, weights: Terms | None = None
+    ) -> Gradients:
+        """What one micro-batch, or one device's rows of it, adds; `key` is the run's. weights: see `Objective.loss`."""
         objective = self.objective
         noise_key = jax.random.fold_in(key, state.step)
 
         def loss(trained: Tree) -> tuple[Array, Terms]:
             params = merge(trained, state.frozen)
             means = objective.means(objective.sums(params, batch, objective.draw(noise_key, batch)), totals)
-            return objective.loss(means), means
+            return objective.loss(means, weights), means
 
         return Gradients(*jax.grad(loss, has_aux=True)(state.trained))
 
     def update(
-        self, state: TrainState, gradients: Gradients, axis_name: str | None = None
+        self,
+        state: TrainState,
+        gradients: Gradients,
+        axis_name: str | None = None,
+        weights: Terms | None = None,
+        rate: optax.Schedule | None = None,
     ) -> tuple[TrainState, Metrics]:
         """One update from the gradients of all micro-batches.
 
         If the loss or a gradient is not finite the state stays as it is, its step included, and `finite` says so.
+
+        Args:
+            weights: those that the gradients were taken with. rate: in place of the optimizer's own schedule.
         """
         gradients = _summed(gradients, axis_name)
-        metrics = self._losses(gradients) | _norms("grad_norm", gradients.of)
+        terms = {f"{name}_loss": value for name, value in gradients.terms.items()}
+        metrics = {"loss": self.objective.loss(gradients.terms, weights)} | terms | _norms("grad_norm", gradients.of)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-        updates, opt_state = self._transform(state.trained).update(gradients.of, state.opt_state, state.trained)
+        rate = schedule(self.optimizer, self.steps) if rate is None else rate
+        transform = make_optimizer(self.optimizer, self.factors, state.trained, self.steps, rate)
+        updates, opt_state = transform.update(gradients.of, state.opt_state, state.trained)
         trained = optax.apply_updates(state.trained, updates)
         ema = _moved(state.ema, trained, self.optimizer.ema)
         new = TrainState(state.step + 1, trained, None, opt_state, ema)
         kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, dataclasses.replace(state, frozen=None))
         metrics |= {
-            "rate": schedule(self.optimizer, self.steps)(state.step),
+            "rate": rate(state.step),
             "param_norm": optax.tree.norm(kept.trained),
             "update_norm": optax.tree.norm(updates),
             "finite": finite,
@@ -122,13 +139,6 @@ class Step:
         for batch in batches:
             gradients = jax.tree.map(jnp.add, gradients, self.gradients(state, batch, totals, key))
         return self.update(state, gradients, axis_name)
-
-    def _transform(self, trained: Tree) -> optax.GradientTransformationExtraArgs:
-        return make_optimizer(self.optimizer, self.factors, trained, self.steps)
-
-    def _losses(self, gradients: Gradients) -> Metrics:
-        terms = {f"{name}_loss": value for name, value in gradients.terms.items()}
-        return {"loss": self.objective.loss(gradients.terms)} | terms
 
 
 def _summed(tree: Any, axis_name: str | None) -> Any:

@@ -2,18 +2,20 @@
 
 import json
 import signal
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.ablations import together as together_module
 from experiments.ablations.together import (
+    Member,
     final_params,
     first_states,
-    keys_of,
+    knobs_of,
     state_of,
+    step_together,
     train_together,
 )
 from internvlu_jax.checkpoints import loading
@@ -30,6 +32,7 @@ from tests.helpers.training import leaves_equal
 from tests.training.test_losses import objective_for, random_batch, with_latents
 
 SEEDS, STEPS = (4, 9), 4
+MEMBERS = tuple(Member(seed) for seed in SEEDS)
 RATES = (("head/.*", 1.0), (".*", 0.0))
 
 
@@ -87,7 +90,7 @@ def apart(step, start, steps):
 def together(step, start, steps, tmp_path_factory):
     """(final states, work directory)"""
     workdir = tmp_path_factory.mktemp("together")
-    return train_together(step, start, SEEDS, steps, workdir, {"data": "random"}, save_every=2, quiet=True), workdir
+    return train_together(step, start, MEMBERS, steps, workdir, {"data": "random"}, save_every=2, quiet=True), workdir
 
 
 def test_seeds_together_are_seeds_apart(apart, together):
@@ -113,9 +116,9 @@ def test_metrics_are_those_of_each_seed_and_their_mean(apart, together):
     for number, line in enumerate(lines):
         for name in ("loss", "flow_loss", "grad_norm"):
             own = [float(run[number][1][name]) for run in apart]
-            np.testing.assert_allclose([line[f"{name}/{seed}"] for seed in SEEDS], own, rtol=1e-5)
+            np.testing.assert_allclose([line[f"{name}/{n}"] for n in range(len(SEEDS))], own, rtol=1e-5)
             np.testing.assert_allclose(line[name], np.mean(own), rtol=1e-5)
-        assert line["finite/4"] == line["finite/9"] == 1.0
+        assert line["finite/0"] == line["finite/1"] == 1.0
 
 
 @pytest.mark.slow
@@ -126,30 +129,51 @@ def test_all_seeds_stop_and_go_on_bit_for_bit(step, start, steps, together, tmp_
         return steps(number)
 
     with pytest.raises(Stopped, match="stopped at step 3"):
-        train_together(step, start, SEEDS, stopping, tmp_path, {"data": "random"}, quiet=True)
-    again = train_together(step, start, SEEDS, steps, tmp_path, {"data": "random"}, quiet=True)
+        train_together(step, start, MEMBERS, stopping, tmp_path, {"data": "random"}, quiet=True)
+    again = train_together(step, start, MEMBERS, steps, tmp_path, {"data": "random"}, quiet=True)
     leaves_equal(again, together[0])
     assert (tmp_path / "metrics.jsonl").read_text() == (together[1] / "metrics.jsonl").read_text()
 
 
 def test_other_settings_are_refused(step, start, steps, together):
-    for seeds, settings, message in (
-        ((4, 10), {"data": "random"}, r"seeds\.1: 9 -> 10"),
-        (SEEDS, {"data": "other"}, r'study\.data: "random" -> "other"'),
-        ((4, 4), {"data": "random"}, r"seeds are \[4, 4\]; expected each once"),
+    for members, settings, message in (
+        ((Member(4), Member(10)), {"data": "random"}, r"members\.1\.seed: 9 -> 10"),
+        (MEMBERS, {"data": "other"}, r'study\.data: "random" -> "other"'),
+        ((Member(4), Member(4)), {"data": "random"}, r"members are .*; expected each once"),
     ):
         with pytest.raises(ConfigError, match=message):
-            train_together(step, start, seeds, steps, together[1], settings, quiet=True)
+            train_together(step, start, members, steps, together[1], settings, quiet=True)
 
 
 def test_a_seed_that_is_not_finite_stays_where_it_is_and_the_others_go_on(step, start, steps, apart):
     states = first_states(step, [start(seed) for seed in SEEDS])
     broken = states.replace(trained=jax.tree.map(lambda p: p.at[0].set(jnp.nan), states.trained))
-    after, metrics = together_module._program(step, SEEDS, broken, steps(0), keys_of(SEEDS))
-    assert (metrics["finite/4"], metrics["finite/9"]) == (0, 1) and after.step.tolist() == [0, 1]
+    after, metrics = step_together(step, broken, steps(0), knobs_of(step, MEMBERS))
+    assert metrics["finite"].tolist() == [False, True] and after.step.tolist() == [0, 1]
     leaves_equal(state_of(after, 0), state_of(broken, 0))
     for one, other in zip(*(jax.tree.leaves(s.trained) for s in (state_of(after, 1), apart[1][0][0])), strict=True):
         assert_close(one, other, 1e-5)
+
+
+def test_members_differ_in_rates_weights_and_length_without_another_program(step, start, steps):
+    """As a step that was made with these numbers, and compiled for them."""
+    members = (Member(4, 2e-3), Member(4, 5e-4, (("flow", 3.0),)))
+    states, knobs = first_states(step, [start(4), start(4)]), knobs_of(step, members, steps=9)
+    for number in range(2):
+        states, _ = step_together(step, states, steps(number), knobs)
+    for n, member in enumerate(members):
+        cfg = replace(step.objective.cfg, weights=member.weights or step.objective.cfg.weights)
+        own = replace(
+            step,
+            optimizer=replace(step.optimizer, learning_rate=member.learning_rate),
+            objective=replace(step.objective, cfg=cfg),
+            steps=9,
+        )
+        state, program = own.init(start(4)), jax.jit(own)
+        for number in range(2):
+            state, _ = program(state, steps(number), jax.random.key(4))
+        for one, other in zip(*(jax.tree.leaves(s.trained) for s in (state_of(states, n), state)), strict=True):
+            assert_close(one, other, 1e-5)
 
 
 def test_what_is_frozen_is_shared(step, start):
