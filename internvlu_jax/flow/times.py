@@ -5,7 +5,9 @@ Numbers are keyed by the example's index in the global batch, so one device, a m
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -26,6 +28,11 @@ class LogitNormal:
         normal = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i)))(index)
         return shift_sigma(jax.nn.sigmoid(self.mean + self.std * normal), self.shift)
 
+    def quantile(self, share: float) -> float:
+        """The sigma that so large a share of the examples, in (0, 1), stays below."""
+        normal = NormalDist(self.mean, self.std).inv_cdf(share)
+        return shift_sigma(1 / (1 + math.exp(-normal)), self.shift)
+
 
 @dataclass(frozen=True)
 class Uniform:
@@ -37,3 +44,7 @@ class Uniform:
         """One sigma in [0, 1) per example; `index` numbers the examples of the global batch."""
         uniform = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(index)
         return shift_sigma(uniform, self.shift)
+
+    def quantile(self, share: float) -> float:
+        """The sigma that so large a share of the examples, in (0, 1), stays below."""
+        return shift_sigma(share, self.shift)

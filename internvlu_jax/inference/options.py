@@ -27,6 +27,7 @@ class Options:
     height: int
     width: int
     num_inference_steps: int
+    flow_shift: float
     all_cfg_scale: float
     part_cfg_scale: float
     num_images_per_prompt: int
@@ -103,6 +104,8 @@ class Options:
         for name in ("all_cfg_scale", "part_cfg_scale"):
             if not _is_number(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected a finite number")
+        if not (_is_number(self.flow_shift) and self.flow_shift > 0):
+            raise ValueError(f"flow_shift is {self.flow_shift!r}; expected a number over 0 (1 shifts nothing)")
         if self.callback is not None and not callable(self.callback):
             raise ValueError(f"callback is {self.callback!r}; expected a function (step, total, latents)")
 

@@ -102,6 +102,7 @@ class InternVLUPipeline:
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 20,
+        flow_shift: float | None = None,
         all_cfg_scale: float | None = None,
         part_cfg_scale: float | None = None,
         num_images_per_prompt: int = 1,
@@ -125,7 +126,8 @@ class InternVLUPipeline:
             generation_mode: "text" answers; "image" draws, or edits where there are pictures; "text_image" reasons in
                 words first.
             height, width: pixels of the picture; None takes the checkpoint's default.
-            num_inference_steps: steps of the sampler.
+            num_inference_steps: steps of the sampler. flow_shift: of its noise levels (`flow.path.shift_sigma`); None
+                is the checkpoint's, that of its training.
             all_cfg_scale, part_cfg_scale: guidance by everything, and by the source pictures alone; by default 4.5 and
                 2.0, with reasoning 3.5 and 1.5.
             seed: of the starting noise and of sampled text; None draws one.
@@ -149,6 +151,7 @@ class InternVLUPipeline:
             height=head.gen_image_height if drawn[0] is None else drawn[0],
             width=head.gen_image_width if drawn[1] is None else drawn[1],
             num_inference_steps=num_inference_steps,
+            flow_shift=head.flow_shift if flow_shift is None else flow_shift,
             all_cfg_scale=guidance[0] if all_cfg_scale is None else all_cfg_scale,
             part_cfg_scale=guidance[1] if part_cfg_scale is None else part_cfg_scale,
             num_images_per_prompt=num_images_per_prompt,
@@ -295,7 +298,7 @@ class InternVLUPipeline:
         kinds: dict[tuple, list[int]] = {}
         for i, picture in enumerate(pictures):
             kinds.setdefault(tuple(s.shape for s in picture.sources), []).append(i)
-        plan = schedule(options.num_inference_steps, self.config.generation_decoder.flow_shift)
+        plan = schedule(options.num_inference_steps, options.flow_shift)
         scales = Scales(jnp.float32(options.all_cfg_scale), jnp.float32(options.part_cfg_scale))
         total = options.num_inference_steps * len(kinds)
         latents = np.empty_like(start)

@@ -71,6 +71,13 @@ def test_noise_levels_have_the_distribution():
     assert np.abs(np.quantile(uniform, [0.25, 0.5, 0.75]) - [0.25, 0.5, 0.75]).max() < 0.02
 
 
+@pytest.mark.parametrize("times", [LogitNormal(0.5, 0.7, 2.0), Uniform(3.0)])
+def test_so_many_noise_levels_are_below_a_quantile(times):
+    drawn = np.asarray(times.sample(jax.random.key(0), jnp.arange(20000)))
+    for share in (0.1, 0.5, 0.9):
+        assert abs(np.mean(drawn < times.quantile(share)) - share) < 0.01
+
+
 def test_shift_moves_towards_noise():
     u = jnp.linspace(0, 1, 11)
     np.testing.assert_allclose(shift_sigma(u, 1.0), u, rtol=1e-6)

@@ -63,6 +63,7 @@ DRAW = {"generation_mode": "image"}
         ("a", None, {**DRAW, "num_inference_steps": 2.0}, r"num_inference_steps is 2\.0"),
         ("a", None, {**DRAW, "num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
         ("a", None, {**DRAW, "all_cfg_scale": float("nan")}, "all_cfg_scale is nan"),
+        ("a", None, {**DRAW, "flow_shift": 0}, "flow_shift is 0; expected a number over 0"),
         ("a", None, {**DRAW, "callback": 3}, "callback is 3"),
         ("a", None, {**DRAW, "seed": 1.5}, r"seed is 1\.5"),
         ("a", None, {**DRAW, "latents": np.zeros((1, 8, 9, 16), np.float32)}, r"\(1, 8, 9, 16\).*\(1, 8, 8, 16\)"),

@@ -1,5 +1,6 @@
 """What the recordings do not cover: mixed batches, several sources, tiles, seeds, callbacks, reasoning's exceptions."""
 
+import copy
 import dataclasses
 
 import jax.numpy as jnp
@@ -140,6 +141,16 @@ def test_without_guidance_only_the_dropped_prompt_is_left(pipe):
     assert same(pipe("a cat", **draw).images[0], pipe("a dog under the tree", **draw).images[0])
     draw["all_cfg_scale"] = 4.5
     assert not same(pipe("a cat", **draw).images[0], pipe("a dog under the tree", **draw).images[0])
+
+
+def test_noise_levels_are_shifted_as_asked(pipe):
+    """Against a pipeline whose checkpoint has that shift; the one that is there is the default."""
+    draw = {"prompt": "a cat", "generation_mode": "image", "latents": start(1), **SMALL, "num_inference_steps": 4}
+    shifted = copy.copy(pipe)
+    head = dataclasses.replace(pipe.config.generation_decoder, flow_shift=1.2)
+    shifted.config = dataclasses.replace(pipe.config, generation_decoder=head)
+    assert same(shifted(**draw).images[0], pipe(**draw, flow_shift=1.2).images[0])
+    assert not same(pipe(**draw).images[0], pipe(**draw, flow_shift=1.2).images[0])
 
 
 def full_context(pipe, prompt: str, written: np.ndarray) -> np.ndarray:

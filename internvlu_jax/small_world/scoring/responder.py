@@ -23,7 +23,7 @@ class SamplingOptions:
 
     side: pixels of pictures, None for the checkpoint's default. seed: of the starting noise. all_cfg_scale,
     part_cfg_scale: None for the pipeline's default in each mode. batch: queries that run together, which does not
-    change what any of them gets.
+    change what any of them gets. flow_shift: of the noise levels, None for the checkpoint's.
     """
 
     steps: int = 20
@@ -32,6 +32,7 @@ class SamplingOptions:
     all_cfg_scale: float | None = None
     part_cfg_scale: float | None = None
     batch: int = 50
+    flow_shift: float | None = None
 
     def guidance(self) -> dict[str, tuple[float, float]]:
         """(all, part) as they hold in each mode that draws."""
@@ -94,7 +95,7 @@ class PipelineResponder:
         settings: dict[str, Any] = {"max_new_tokens": NEW_TOKENS.get(mode)}
         if mode == "text":
             return settings
-        given = {"all_cfg_scale": options.all_cfg_scale, "part_cfg_scale": options.part_cfg_scale}
+        given = {name: getattr(options, name) for name in ("all_cfg_scale", "part_cfg_scale", "flow_shift")}
         return {
             **settings,
             **{name: value for name, value in given.items() if value is not None},

@@ -89,6 +89,8 @@ KEYS: Mapping[str, tuple[str, ...]] = {
 }
 """The keys of the reports of every set of cases."""
 
+_QUESTIONS = ("questions", "domain_questions", "transfer_questions")
+
 
 def run(world: World, name: str, count: int, model: Responder, side: int = 64, seed: int = 0) -> Result:
     """Puts so many cases of one set to the model.
@@ -100,20 +102,39 @@ def run(world: World, name: str, count: int, model: Responder, side: int = 64, s
     Raises:
         ValueError: there is no such set, or count is under 1.
     """
+    examples, asked = _asked(world, name, count, side, seed)
+    replies = [model(queries) for queries in asked]
+    if name == "reasoning":
+        return _reasoning(world, examples, *replies)
+    if name == "edits":
+        return _edits(world, examples, asked[0], replies[0])
+    if name in _QUESTIONS:
+        return _questions(name, examples, asked[0], replies[0])
+    return _words(world, examples, replies[0]) if name == "words" else _geneval(name, world, examples, replies[0])
+
+
+def queries(world: World, name: str, count: int, side: int = 64, seed: int = 0) -> list[list[Query]]:
+    """What `run` asks the model, call by call: so its replies can be had in one place and judged in another.
+
+    Raises:
+        ValueError: as `run` does.
+    """
+    return _asked(world, name, count, side, seed)[1]
+
+
+def _asked(world: World, name: str, count: int, side: int, seed: int) -> tuple[list[Example], list[list[Query]]]:
+    """The cases, and the queries of every call of the model."""
     if count < 1:
         raise ValueError(f"count is {count}; expected at least 1")
     examples = cases(world, name, count, seed)
+    modes: tuple[Mode, ...] = ("text",) if name in _QUESTIONS else ("image",)
     if name == "reasoning":
-        return _reasoning(world, examples, model)
-    if name == "edits":
-        return _edits(world, examples, model, side)
-    if name in ("questions", "domain_questions", "transfer_questions"):
-        return _questions(name, examples, model, side)
-    return _words(world, examples, model) if name == "words" else _geneval(name, world, examples, model)
+        modes = ("image", "text_image")
+    return examples, [_queries(examples, mode, side) for mode in modes]
 
 
-def _queries(examples: Sequence[Example], mode: Mode, side: int | None = None) -> list[Query]:
-    sources = [None if side is None or case.source is None else case.source.draw(side) for case in examples]
+def _queries(examples: Sequence[Example], mode: Mode, side: int) -> list[Query]:
+    sources = [None if case.source is None else case.source.draw(side) for case in examples]
     return [Query(n, mode, case.prompt, source) for n, (case, source) in enumerate(zip(examples, sources, strict=True))]
 
 
@@ -135,18 +156,18 @@ def _reasons(verdicts: Iterable[Verdict]) -> dict[str, int]:
     return dict(Counter(verdict.reason for verdict in verdicts if not verdict.right).most_common())
 
 
-def _geneval(name: str, world: World, examples: Sequence[Example], model: Responder) -> Result:
+def _geneval(name: str, world: World, examples: Sequence[Example], replies: Sequence[Reply]) -> Result:
     outcomes = []
-    for case, picture in zip(examples, _drawn(model(_queries(examples, "image"))), strict=True):
+    for case, picture in zip(examples, _drawn(replies), strict=True):
         verdict = geneval.score(world, case.truth, picture)
         outcomes.append(Outcome((case.topic,), verdict, ((picture, _below(case, verdict)),)))
     report = _report(outcomes)
     return Result({name: Report(overall(report.parts), report.parts, report.reasons)}, outcomes)
 
 
-def _words(world: World, examples: Sequence[Example], model: Responder) -> Result:
+def _words(world: World, examples: Sequence[Example], replies: Sequence[Reply]) -> Result:
     outcomes, whole = [], []
-    for case, picture in zip(examples, _drawn(model(_queries(examples, "image"))), strict=True):
+    for case, picture in zip(examples, _drawn(replies), strict=True):
         reading, text = read(picture, world.kinds), case.truth.word
         verdict = words.judge(case.truth, reading)
         length = f"{len(text)} letter{'s' if len(text) > 1 else ''}"
@@ -158,9 +179,9 @@ def _words(world: World, examples: Sequence[Example], model: Responder) -> Resul
     return Result({"words": Report(report.score, parts, report.reasons)}, outcomes)
 
 
-def _questions(name: str, examples: Sequence[Example], model: Responder, side: int) -> Result:
-    queries, outcomes = _queries(examples, "text", side), []
-    for case, query, reply in zip(examples, queries, model(queries), strict=True):
+def _questions(name: str, examples: Sequence[Example], asked: Sequence[Query], replies: Sequence[Reply]) -> Result:
+    outcomes = []
+    for case, query, reply in zip(examples, asked, replies, strict=True):
         right = answers.right(case.answer, reply.text, reading=case.topic == "reading")
         verdict = Verdict(right, "" if right else "answer")
         text = f"{_ascii(case.prompt)} {_ascii(reply.text)!r}" + ("" if right else f", not {case.answer!r}")
@@ -169,9 +190,9 @@ def _questions(name: str, examples: Sequence[Example], model: Responder, side: i
     return Result({name: _report(outcomes)}, outcomes)
 
 
-def _edits(world: World, examples: Sequence[Example], model: Responder, side: int) -> Result:
-    queries, outcomes, kept = _queries(examples, "image", side), [], []
-    for case, query, picture in zip(examples, queries, _drawn(model(queries)), strict=True):
+def _edits(world: World, examples: Sequence[Example], asked: Sequence[Query], replies: Sequence[Reply]) -> Result:
+    outcomes, kept = [], []
+    for case, query, picture in zip(examples, asked, _drawn(replies), strict=True):
         verdict, untouched = edits.score(world, case.truth, picture)
         kept += [] if untouched is None else [(case.topic, untouched)]
         rest = "" if untouched is None else f", untouched {untouched:.0f} dB"
@@ -185,12 +206,10 @@ def _edits(world: World, examples: Sequence[Example], model: Responder, side: in
     return Result({"edits_done": _report(outcomes), "edit_untouched_psnr": psnr}, outcomes)
 
 
-def _reasoning(world: World, examples: Sequence[Example], model: Responder) -> Result:
+def _reasoning(world: World, examples: Sequence[Example], without: Sequence[Reply], replies: Sequence[Reply]) -> Result:
     """The same prompts without and with the reasoning that the model writes; an outcome is that with it."""
-    without = _drawn(model(_queries(examples, "image")))
-    replies = model(_queries(examples, "text_image"))
     outcomes, before = [], []
-    for case, first, reply, second in zip(examples, without, replies, _drawn(replies), strict=True):
+    for case, first, reply, second in zip(examples, _drawn(without), replies, _drawn(replies), strict=True):
         verdicts = [geneval.score(world, case.truth, picture) for picture in (first, second)]
         before.append(verdicts[0].right)
         panels = ((first, _below(case, verdicts[0])), (second, f"{_ascii(reply.text)} [{_verdict(verdicts[1])}]"))

@@ -12,6 +12,7 @@ from experiments.small_world.evaluate import SHIPPED, Arguments, evaluate
 from internvlu_jax.inference.pipeline import InternVLUPipeline, PipelineOutput
 from internvlu_jax.presets import debug_config
 from internvlu_jax.small_world import SMALL, XS_TRANSFER, World
+from internvlu_jax.small_world.scoring import suite
 from internvlu_jax.small_world.scoring.cases import NAMES, cases
 from internvlu_jax.small_world.scoring.responder import PipelineResponder, SamplingOptions
 from internvlu_jax.small_world.scoring.sheet import outcome_sheet
@@ -84,6 +85,18 @@ def test_gain_from_reasoning_is_paired(modes, gain, before, after):
     first, second = model.queries[:COUNT], model.queries[COUNT:]
     assert [(r.number, r.prompt) for r in first] == [(r.number, r.prompt) for r in second]
     assert {r.mode for r in first} == {"image"} and {r.mode for r in second} == {"text_image"}
+
+
+@pytest.mark.parametrize("name", ["geneval_seen", "edits", "questions", "reasoning"])
+def test_what_will_be_asked_is_told_without_a_model(name):
+    model = Knowing(name)
+    run(SMALL, name, COUNT, model)
+    calls = suite.queries(SMALL, name, COUNT)
+    assert [len(queries) for queries in calls] == [COUNT] * (2 if name == "reasoning" else 1)
+    told = [query for queries in calls for query in queries]
+    for query, asked in zip(told, model.queries, strict=True):
+        assert (query.number, query.mode, query.prompt) == (asked.number, asked.mode, asked.prompt)
+        assert np.array_equal(query.source, asked.source)
 
 
 def test_half_right_is_half():
@@ -222,7 +235,7 @@ def test_batches_have_one_size_and_noise_is_of_the_case():
 
 def test_settings_reach_the_pipeline():
     pipe = Recorded()
-    model = PipelineResponder(pipe, SamplingOptions(steps=7, side=64, all_cfg_scale=2.5))
+    model = PipelineResponder(pipe, SamplingOptions(steps=7, side=64, all_cfg_scale=2.5, flow_shift=1.5))
     model(queries(2, "text", BLANK))
     model(queries(2))
     model(queries(2, "text_image"))
@@ -230,6 +243,7 @@ def test_settings_reach_the_pipeline():
     assert asked == {"max_new_tokens": 24} and np.array_equal(np.asarray(images[0]), BLANK) and without == [None] * 2
     assert {k: v for k, v in drawn.items() if k != "latents"} == {
         "max_new_tokens": None, "height": 64, "width": 64, "num_inference_steps": 7, "all_cfg_scale": 2.5,
+        "flow_shift": 1.5,
     }  # fmt: skip
     assert reasoned["max_new_tokens"] == 96
     assert model(queries(2, "text"))[1].text == "XX"
