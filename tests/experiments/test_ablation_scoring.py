@@ -90,23 +90,23 @@ def test_losses_are_means_over_named_cases(losses):
 
 def test_likelihood_of_an_answer_alone(losses, model, members):
     """As the pipeline reads the question, with the answer behind it: one row, not padded, sums in float64."""
-    words, params = tokenizer(), members[0]
-    for n in (0, 2):
-        case = cases(XS, "questions", COUNT, seed=1)[n]
-        (asked,) = Processor(model.cfg.processor, words).process(case.prompt, Image.fromarray(case.source.draw(64)))
-        answer = words.encode(f"{case.answer}<|im_end|>")
-        ids = np.append(asked.cond, answer).astype(np.int32)[None]
-        index = np.where(ids == words.img_context, np.cumsum(ids == words.img_context) - 1, -1)
+    n, words, params = 2, tokenizer(), members[0]
+    case = cases(XS, "questions", COUNT, seed=1)[n]
+    (asked,) = Processor(model.cfg.processor, words).process(case.prompt, Image.fromarray(case.source.draw(64)))
+    answer = words.encode(f"{case.answer}<|im_end|>")
+    assert len(answer) == 2
+    ids = np.append(asked.cond, answer).astype(np.int32)[None]
+    index = np.where(ids == words.img_context, np.cumsum(ids == words.img_context) - 1, -1)
 
-        @jax.jit
-        def read(params, ids, tiles, index):
-            visual = model.visual_tokens(params, tiles)[0]
-            return model.logits(params, model.read(params, model.embed(params, ids, visual, index)).last)[0]
+    @jax.jit
+    def read(params, ids, tiles, index):
+        visual = model.visual_tokens(params, tiles)[0]
+        return model.logits(params, model.read(params, model.embed(params, ids, visual, index)).last)[0]
 
-        scores = np.asarray(read(params, ids, asked.tiles, index), np.float64)
-        log_p = scores - np.log(np.sum(np.exp(scores), axis=1, keepdims=True))
-        expected = sum(log_p[len(asked.cond) - 1 + k, token] for k, token in enumerate(answer))
-        assert math.isclose(losses[1]["answer_log_likelihood"].values[n], expected, rel_tol=1e-5)
+    scores = np.asarray(read(params, ids, asked.tiles, index), np.float64)
+    log_p = scores - np.log(np.sum(np.exp(scores), axis=1, keepdims=True))
+    expected = sum(log_p[len(asked.cond) - 1 + k, token] for k, token in enumerate(answer))
+    assert math.isclose(losses[1]["answer_log_likelihood"].values[n], expected, rel_tol=1e-5)
 
 
 def quantile(k: int, shift: float) -> float:
@@ -142,14 +142,16 @@ def test_flow_loss_of_a_picture_alone(losses, model, members):
     assert math.isclose(losses[1]["flow_loss"].values[n], np.mean(errors), rel_tol=1e-4)
 
 
-@pytest.mark.parametrize("arm", ["shared-latent", "shared-semantic"])
-def test_other_arms_have_the_same_losses(arm):
-    model = shallow(arm)
-    params = param_shapes(model.cfg)
+def test_other_arms_have_the_same_losses():
+    """What differs between arms: features that are generated, and latents that are seen."""
+    model = shallow("shared-semantic")
     flow = FlowLoss(model, tokenizer(), cases(XS, "geneval_heldout", 2), 0)
+    program = losses_of_cases._flow_losses
+    assert program.eval_shape(flow._objective, param_shapes(model.cfg), *flow._chunks[0]).shape == (2,)
+    model = shallow("shared-latent")
     answers = AnswerLikelihood(model, tokenizer(), cases(XS, "questions", 2))
-    for loss, program in ((flow, losses_of_cases._flow_losses), (answers, losses_of_cases._log_likelihoods)):
-        assert program.eval_shape(loss._objective, params, *loss._chunks[0]).shape == (2,)
+    program = losses_of_cases._log_likelihoods
+    assert program.eval_shape(answers._objective, param_shapes(model.cfg), *answers._chunks[0]).shape == (2,)
 
 
 def told(replies):
@@ -223,12 +225,12 @@ def test_judged_as_the_suite_judges():
 
 
 def test_relations_are_a_part_of_the_questions():
-    replies = right("questions", 20, SMALL)
-    topics = [case.topic for case in cases(SMALL, "questions", 20)]
+    replies = right("questions", 10, SMALL)
+    topics = [case.topic for case in cases(SMALL, "questions", 10)]
     replies[topics.index("relation")] = Reply(text="nothing")
-    measured, _ = judged("small", "questions", 20, 0, replies)
+    measured, _ = judged("small", "questions", 10, 0, replies)
     wrong = 1 / topics.count("relation")
-    assert math.isclose(measured["relations"], 1 - wrong) and math.isclose(measured["questions"], 0.95)
+    assert math.isclose(measured["relations"], 1 - wrong) and math.isclose(measured["questions"], 0.9)
 
 
 def test_gain_from_reasoning_has_no_cases():
