@@ -18,12 +18,12 @@ gc.set_threshold(100_000, 50, 100)  # tracing makes many objects that last
 
 from jaxtyping import install_import_hook  # noqa: E402
 
-# All but the modules where a user's values arrive: there a wrong type is for our own checks to find.
-_BOUNDARY = {"__init__", "cli", "config", "inference.pipeline", "inference.options"}
+# Plain types are mypy's; checked at every call as well, they take as long as all else in what draws and reads pictures.
 _PACKAGE = Path(__file__).parent.parent / "internvlu_jax"
-_MODULES = [".".join(path.relative_to(_PACKAGE).with_suffix("").parts) for path in _PACKAGE.rglob("*.py")]
-_HOOKED = [f"internvlu_jax.{name}" for name in _MODULES if name not in _BOUNDARY and not name.endswith("__init__")]
-install_import_hook([*_HOOKED, "converters"], "beartype.beartype")
+_WITH_SHAPES = [path for path in _PACKAGE.rglob("*.py") if "from jaxtyping import" in path.read_text(encoding="utf-8")]
+_HOOKED = [".".join(path.relative_to(_PACKAGE.parent).with_suffix("").parts) for path in _WITH_SHAPES]
+# Where a user's values arrive a wrong type is for our own checks to find.
+install_import_hook([name for name in _HOOKED if name != "internvlu_jax.inference.pipeline"], "beartype.beartype")
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402

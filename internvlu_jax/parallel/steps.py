@@ -1,16 +1,19 @@
-"""One pure training step, compiled for one device, for a mesh, or for `pmap`."""
+"""One pure training step, compiled for one device, for a mesh, or for `pmap`.
+
+Equal steps at the same place share their programs, so that several runs of one process trace and compile them once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from internvlu_jax.data.batch import Batch
 from internvlu_jax.parallel.mesh import block_on_cpu, replicated, tracing_on
@@ -21,6 +24,8 @@ AXIS = "devices"
 Tree = Any
 Batches = tuple[Batch, ...]
 
+_KEPT = 8  # steps whose programs stay, the latest used
+
 
 @runtime_checkable
 class Step(Protocol):
@@ -28,6 +33,8 @@ class Step(Protocol):
 
     With an axis name the batches are one device's rows, and `totals` and `update` sum over that axis.
     """
+
+    def __hash__(self) -> int: ...
 
     def __call__(
         self, state: Tree, batches: tuple[Batch, ...], key: jax.Array, axis_name: str | None = None
@@ -77,6 +84,7 @@ class Programs:
             return self.whole.lower(state, batch, key)
 
 
+@lru_cache(_KEPT)
 def single_step(step: Step) -> Programs:
     """The step on one device."""
     return Programs(
@@ -95,8 +103,17 @@ def mesh_step(step: Step, mesh: Mesh, state_shardings: Tree) -> Programs:
 
     Gradients lie as their parameters do, so each device keeps no more of them than of those.
     """
+    where, structure = jax.tree.flatten(state_shardings)
+    return _mesh_step(step, mesh, tuple(where), structure)
+
+
+@lru_cache(_KEPT)
+def _mesh_step(
+    step: Step, mesh: Mesh, where: tuple[NamedSharding, ...], structure: jax.tree_util.PyTreeDef
+) -> Programs:
     one = replicated(mesh)
-    done = (state_shardings, one)  # stated, so that what comes out goes in again without a new program
+    # Stated, so that what comes out goes in again without a new program.
+    done = (jax.tree.unflatten(structure, where), one)
 
     def laid(gradients: Tree) -> Tree:
         return jax.lax.with_sharding_constraint(gradients, shardings(gradients, mesh))
@@ -118,7 +135,12 @@ def pmap_step(step: Step, devices: Sequence[jax.Device] | None = None) -> Progra
     The state holds one copy for each device, batches hold [devices, rows of each, ...]. Gradients are added up on each
     device and summed over the devices once a step.
     """
-    mapped = partial(jax.pmap, axis_name=AXIS, devices=None if devices is None else list(devices))
+    return _pmap_step(step, None if devices is None else tuple(devices))
+
+
+@lru_cache(_KEPT)
+def _pmap_step(step: Step, devices: tuple[jax.Device, ...] | None) -> Programs:
+    mapped = partial(jax.pmap, axis_name=AXIS, devices=devices)
     return Programs(
         whole=mapped(
             lambda state, batch, key: step(state, (batch,), key, axis_name=AXIS), in_axes=(0, 0, None), donate_argnums=0

@@ -9,6 +9,7 @@ import pytest
 from internvlu_jax.checkpoints import loading
 from internvlu_jax.config import ConfigError
 from internvlu_jax.data.batch import Batch
+from internvlu_jax.parallel.steps import single_step
 from internvlu_jax.training.config import OptimizerConfig
 from internvlu_jax.training.optimizer import factors, make_optimizer, schedule
 from internvlu_jax.training.step import Step, not_finite
@@ -39,6 +40,14 @@ def whole(model):
     step = step_for(model, rates=ALL_BUT_VAE, weight_decay=0.01, ema=0.9)
     state, batch = jax.jit(step.init)(model.params), with_latents(random_batch(objective_for(model), rows=4))
     return step, state, batch, *jax.jit(step)(state, (batch,), KEY)
+
+
+def test_equal_steps_share_their_programs(model):
+    """As those of several seeds are; another rate is another step."""
+    programs = single_step(step_for(model, rates=HEAD_ONLY))
+    assert single_step(step_for(model, rates=HEAD_ONLY)) is programs
+    assert single_step(step_for(model, rates=HEAD_ONLY, learning_rate=2e-3)) is not programs
+    assert single_step(step_for(model)) is not programs
 
 
 def differing(before, after) -> set[str]:

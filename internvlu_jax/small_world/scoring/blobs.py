@@ -31,7 +31,7 @@ class Blob:
 def labels(mask: Mask) -> tuple[Int[np.ndarray, "y x"], int]:
     """Numbers 1, 2, ... of the blobs whose pixels touch at sides or corners, 0 elsewhere; and how many there are.
 
-    Runs of each row are joined with the runs of the row above that they touch.
+    The blob of each row's runs is joined with the blobs of the runs above that they touch.
     """
     height, width = mask.shape
     padded = np.zeros((height, width + 2), np.int8)
@@ -39,24 +39,21 @@ def labels(mask: Mask) -> tuple[Int[np.ndarray, "y x"], int]:
     edges = np.diff(padded, axis=1)
     rows, starts = np.nonzero(edges == 1)
     _, stops = np.nonzero(edges == -1)
-    parents = list(range(len(rows)))
-
-    def root(n: int) -> int:
-        while parents[n] != n:
-            parents[n] = parents[parents[n]]
-            n = parents[n]
-        return n
-
+    blob_of = list(range(len(rows)))
+    members = [[n] for n in blob_of]
     runs = list(zip(rows.tolist(), starts.tolist(), stops.tolist(), strict=True))
     first = np.searchsorted(rows, np.arange(height + 1)).tolist()
     for n, (row, start, stop) in enumerate(runs):
         for m in range(first[row - 1], first[row]) if row else ():
-            if runs[m][1] <= stop and start <= runs[m][2]:
-                parents[root(n)] = root(m)
+            kept, joined = blob_of[m], blob_of[n]
+            if runs[m][1] <= stop and start <= runs[m][2] and kept != joined:
+                members[kept] += members[joined]
+                for k in members[joined]:
+                    blob_of[k] = kept
     names: dict[int, int] = {}
     numbers = np.zeros((height, width), np.int32)
     for n, (row, start, stop) in enumerate(runs):
-        numbers[row, start:stop] = names.setdefault(root(n), len(names) + 1)
+        numbers[row, start:stop] = names.setdefault(blob_of[n], len(names) + 1)
     return numbers, len(names)
 
 
