@@ -15,24 +15,30 @@ from experiments.ablations.arms import ARMS, SIDE
 from experiments.ablations.pool import PoolConfig, PooledSteps, collated, draw, with_latents
 from experiments.small_world.mixtures import Mixture
 from experiments.small_world.start import crop
-from internvlu_jax.config import Compute, VAEConfig
+from internvlu_jax.config import Compute, SemanticCodec, VAEConfig
 from internvlu_jax.data.batch import Batch
 from internvlu_jax.data.config import DataConfig
 from internvlu_jax.models.internvlu import InternVLU, Params, init_params
 from internvlu_jax.processing import chat
 from internvlu_jax.processing.tokenizer import Tokenizer
 from internvlu_jax.small_world import WorldSource
-from internvlu_jax.training.autoencoder import AutoencoderConfig, latent_statistics, train_autoencoder
+from internvlu_jax.training.autoencoder import (
+    AutoencoderConfig,
+    latent_statistics,
+    train_autoencoder,
+    train_decoder,
+)
 from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig
 from internvlu_jax.training.losses import Objective
 from internvlu_jax.training.optimizer import factors
 from internvlu_jax.training.step import Step
 from internvlu_jax.utils.tree import Tree
 
-_CROPS = 32  # of one step of the autoencoder
-_MEASURED = 1024  # pictures that the scale of the latents is taken from
+_PICTURES = 32  # of one step of an autoencoder
 _TEXTS = 1000  # examples whose texts the tokenizer is made from, by when they have repeated many times
 _MERGES = 400  # more than the words of the world have
+MEASURED = 1024
+"""Pictures that the scale of latents is taken from."""
 
 DATA = DataConfig(
     batch_size=8, packed_rows=8, sides=(SIDE,), text_lengths=(32, 48), pack_length=400, pack_tiles=4, threads=1,
@@ -64,7 +70,9 @@ def _texts() -> Iterator[str]:
             yield from (text, chat.normalise_user_text(text))
 
 
-def autoencoder(cfg: VAEConfig, how: AutoencoderConfig, workdir: Path) -> tuple[VAEConfig, Params]:
+def autoencoder(
+    cfg: VAEConfig, how: AutoencoderConfig, workdir: Path, measured: int = MEASURED
+) -> tuple[VAEConfig, Params]:
     """A VAE for pictures of XS, trained in `workdir` or taken from there; and its config, with the latents' scale.
 
     All channels have one scale: those that say little would be blown up, and cost the head as much as others.
@@ -74,18 +82,52 @@ def autoencoder(cfg: VAEConfig, how: AutoencoderConfig, workdir: Path) -> tuple[
         Stopped: a signal ended the training; the same call goes on.
     """
     params = train_autoencoder(cfg, how, lambda step: _crops(how.seed, step), workdir)
-    source = WorldSource("xs", {"general/picture": 1.0}, seed=how.seed + 1)
-    pictures = np.stack([source.example(n).image.draw(SIDE) for n in range(_MEASURED)])  # type: ignore[union-attr]
-    mean, std = latent_statistics(cfg, params, np.split(pictures, 16))
+    mean, std = latent_statistics(cfg, params, _measured(how.seed, measured))
     scale = float(np.sqrt(np.mean(np.square(std))))
     return replace(cfg, latents_mean=tuple(map(float, mean)), latents_std=(scale,) * cfg.z_dim), params
+
+
+def semantic_autoencoder(
+    cfg: SemanticCodec, how: AutoencoderConfig, encoder: Params, workdir: Path, measured: int = MEASURED
+) -> tuple[SemanticCodec, Params]:
+    """An autoencoder whose latents are features of a frozen encoder, its decoder trained in `workdir` or from there.
+
+    Every channel is normalised by itself, as the features' source does. As many pictures of the same kind are read as
+    by the VAE, but whole: what the encoder says of a part depends on all of the picture, and on where the part is.
+
+    Args:
+        encoder: parameters of a vision encoder.
+
+    Raises:
+        ConfigError: the one in `workdir` began under other settings.
+        Stopped: a signal ended the training; the same call goes on.
+    """
+    mean, std = latent_statistics(cfg, {"encoder": encoder}, _measured(how.seed, measured))
+    cfg = replace(cfg, latents_mean=tuple(map(float, mean)), latents_std=tuple(map(float, std)))
+    return cfg, train_decoder(cfg, how, encoder, lambda step: _whole(how.seed, step), workdir)
+
+
+def _measured(seed: int, count: int) -> list[UInt8[np.ndarray, "b y x 3"]]:
+    """Pictures that training with this seed does not read, in 16 batches."""
+    source = WorldSource("xs", {"general/picture": 1.0}, seed=seed + 1)
+    return np.split(np.stack([_drawn(source, n) for n in range(count)]), 16)
+
+
+def _whole(seed: int, step: int) -> UInt8[np.ndarray, "b y x 3"]:
+    """Pictures for one step."""
+    source = WorldSource("xs", {"general/picture": 1.0}, seed=seed)
+    return np.stack([_drawn(source, step * _PICTURES + n) for n in range(_PICTURES)])
+
+
+def _drawn(source: WorldSource, n: int) -> UInt8[np.ndarray, "y x 3"]:
+    return source.example(n).image.draw(SIDE)  # type: ignore[union-attr]
 
 
 def _crops(seed: int, step: int) -> UInt8[np.ndarray, "b y x 3"]:
     """Parts of pictures with something in them, for one step."""
     source = WorldSource("xs", {"general/picture": 1.0}, seed=seed)
     rng = np.random.default_rng([seed, step])
-    return np.stack([crop(source.example(step * _CROPS + n).image, rng) for n in range(_CROPS)])
+    return np.stack([crop(source.example(step * _PICTURES + n).image, rng) for n in range(_PICTURES)])
 
 
 def speed_case(seeds: int, rows: int) -> tuple[Step, Sequence[Tree], tuple[Batch, ...]]:

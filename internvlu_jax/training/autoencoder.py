@@ -1,15 +1,18 @@
-"""Training of the VAE alone, for models from scratch: the released one is never trained further.
+"""Training of an autoencoder alone, for models from scratch: the released VAE is never trained further.
 
     loss = |x - x'| + square_weight (x - x')^2 + kl_weight KL(q(z | x) || N(0, 1)),    each a mean over its entries
 
 x in [-1, 1], x' the decoding of z = mean + exp(logvar / 2) eps. Afterwards `latent_statistics` gives the mean and
 deviation per channel that normalise the latents for the head.
+
+Of an autoencoder around a frozen encoder (`models.semantic`) the decoder alone is trained, by the same loss without the
+divergence; z are the encoder's normalised latents with noise, so there the statistics come first.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,12 +24,14 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
-from internvlu_jax.config import Compute, GenerationImageProcessorConfig, InternVLUConfig, VAEConfig
+from internvlu_jax.config import Compute, GenerationImageProcessorConfig, InternVLUConfig, SemanticCodec, VAEConfig
+from internvlu_jax.models import slots
 from internvlu_jax.models.pixels import codec_values
-from internvlu_jax.models.vae import VAE
+from internvlu_jax.models.semantic import noised
 from internvlu_jax.training.config import OptimizerConfig
 from internvlu_jax.training.optimizer import factors, make_optimizer
 from internvlu_jax.training.resuming import LoopState, run_steps
+from internvlu_jax.utils.tree import merge, split
 
 Params = dict[str, Any]
 Pictures = Callable[[int], UInt8[np.ndarray, "b y x 3"]]
@@ -35,7 +40,7 @@ Pictures = Callable[[int], UInt8[np.ndarray, "b y x 3"]]
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """How a VAE is trained; the latents' scale is set by the KL divergence and then normalised away."""
+    """How an autoencoder is trained; a VAE's scale is set by the KL divergence and then normalised away."""
 
     steps: int = 1000
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-3, schedule="cosine", warmup=100, b2=0.99, clip=1.0)
@@ -46,15 +51,23 @@ class AutoencoderConfig:
 
 
 def autoencoder_loss(
-    cfg: VAEConfig, weights: AutoencoderConfig, params: Params, pixels: Float[Array, "b Y X 3"], key: PRNGKeyArray
+    cfg: VAEConfig | SemanticCodec,
+    weights: AutoencoderConfig,
+    params: Params,
+    pixels: Float[Array, "b Y X 3"],
+    key: PRNGKeyArray,
 ) -> Float[Array, ""]:
     """The loss of the module's docstring, for pixels in [-1, 1]."""
-    vae, variables = VAE(cfg, Compute()), {"params": params}
-    mean, logvar = cast("tuple[Array, Array]", vae.apply(variables, pixels, method="encode"))
-    logvar = jnp.clip(logvar, -30.0, 20.0)
-    z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
-    error = cast("Array", vae.apply(variables, z, method="decode_unclipped")) - pixels
-    divergence = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
+    apply = partial(slots.module(cfg, Compute()).apply, {"params": params})
+    if isinstance(cfg, SemanticCodec):
+        z = noised(cfg, cast("Array", apply(pixels, method="encode_latents")), key)
+        divergence: Array | float = 0.0
+    else:
+        mean, logvar = cast("tuple[Array, Array]", apply(pixels, method="encode"))
+        logvar = jnp.clip(logvar, -30.0, 20.0)
+        z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+        divergence = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
+    error = cast("Array", apply(z, method="decode_unclipped")) - pixels
     reconstruction = jnp.mean(jnp.abs(error)) + weights.square_weight * jnp.mean(jnp.square(error))
     return reconstruction + weights.kl_weight * divergence
 
@@ -68,33 +81,84 @@ def train_autoencoder(
         ConfigError: the one in `workdir` began under other settings.
         Stopped: SIGTERM or Ctrl-C came; the same call goes on.
     """
+    return _train(cfg, how, {}, pictures, Path(workdir), {"vae": dataclasses.asdict(cfg)}, quiet)
+
+
+def train_decoder(
+    cfg: SemanticCodec,
+    how: AutoencoderConfig,
+    encoder: Params,
+    pictures: Pictures,
+    workdir: str | Path,
+    quiet: bool = False,
+) -> Params:
+    """Trains the decoder of a frozen encoder's latents from scratch, or goes on with the one in `workdir`.
+
+    Args:
+        cfg: with the statistics of the encoder's latents, by which a run in `workdir` tells encoders apart.
+        encoder: its parameters, which stay as they are.
+
+    Returns:
+        The parameters of the whole, `encoder` among them.
+
+    Raises:
+        ConfigError: the one in `workdir` began under other settings.
+        Stopped: SIGTERM or Ctrl-C came; the same call goes on.
+    """
+    return _train(cfg, how, {_ENCODER: encoder}, pictures, Path(workdir), {"codec": dataclasses.asdict(cfg)}, quiet)
+
+
+def _train(
+    cfg: VAEConfig | SemanticCodec,
+    how: AutoencoderConfig,
+    frozen: Params,
+    pictures: Pictures,
+    workdir: Path,
+    settings: Mapping[str, Any],
+    quiet: bool,
+) -> Params:
+    """All parameters, of which those in `frozen` are not trained."""
 
     def step(state: LoopState, number: int) -> tuple[LoopState, dict[str, Array]]:
-        state, loss = _step(cfg, how, state, pictures(number), jnp.int32(number))
+        state, loss = _step(cfg, how, state, frozen, pictures(number), jnp.int32(number))
         return state, {"loss": loss}
 
-    settings = {"autoencoder": dataclasses.asdict(how), "vae": dataclasses.asdict(cfg)}
     state = run_steps(
-        Path(workdir), settings, lambda: _start(cfg, how), step, steps=how.steps, save_every=how.save_every,
-        may_change=("autoencoder.save_every",), quiet=quiet,
+        workdir, {"autoencoder": dataclasses.asdict(how), **settings}, lambda: _start(cfg, how), step,
+        steps=how.steps, save_every=how.save_every, may_change=("autoencoder.save_every",), quiet=quiet,
     )  # fmt: skip
-    return state.trained["vae"]
+    return merge(state.trained["vae"], frozen)
+
+
+_ENCODER = "encoder"  # the parameters of a `SemanticAutoencoder` that are not trained
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _start(cfg: VAEConfig, how: AutoencoderConfig) -> LoopState:
-    trained = {"vae": _init(cfg, jax.random.key(how.seed))}
+def _start(cfg: VAEConfig | SemanticCodec, how: AutoencoderConfig) -> LoopState:
+    params = slots.module(cfg, Compute()).init(jax.random.key(how.seed), method="build")["params"]
+    if isinstance(cfg, SemanticCodec):
+        params, _ = split(params, lambda path: not path.startswith(f"{_ENCODER}/"))
+    trained = {"vae": params}
     return LoopState(trained, _transform(how, trained).init(trained))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _step(
-    cfg: VAEConfig, how: AutoencoderConfig, state: LoopState, batch: UInt8[Array, "b y x 3"], number: Array
+    cfg: VAEConfig | SemanticCodec,
+    how: AutoencoderConfig,
+    state: LoopState,
+    frozen: Params,
+    batch: UInt8[Array, "b y x 3"],
+    number: Array,
 ) -> tuple[LoopState, Array]:
     """Step `number` from 0, and its loss."""
     pixels = jnp.asarray(codec_values(batch, GenerationImageProcessorConfig()))
     key = jax.random.fold_in(jax.random.key(how.seed), number)
-    loss, gradient = jax.value_and_grad(lambda p: autoencoder_loss(cfg, how, p["vae"], pixels, key))(state.trained)
+
+    def loss_of(trained: Params) -> Array:
+        return autoencoder_loss(cfg, how, merge(trained["vae"], frozen), pixels, key)
+
+    loss, gradient = jax.value_and_grad(loss_of)(state.trained)
     updates, opt_state = _transform(how, state.trained).update(gradient, state.opt_state, state.trained)
     return LoopState(optax.apply_updates(state.trained, updates), opt_state), loss
 
@@ -103,17 +167,24 @@ def _transform(how: AutoencoderConfig, trained: Params) -> optax.GradientTransfo
     return make_optimizer(how.optimizer, factors(trained, how.optimizer), trained, how.steps)
 
 
-def _init(cfg: VAEConfig, key: PRNGKeyArray) -> Params:
-    return VAE(cfg).init(key, method="build")["params"]
-
-
 def latent_statistics(
-    cfg: VAEConfig, params: Params, batches: Iterable[UInt8[np.ndarray, "b y x 3"]]
+    cfg: VAEConfig | SemanticCodec, params: Params, batches: Iterable[UInt8[np.ndarray, "b y x 3"]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each latent channel over pictures, float64 [c]."""
-    encode = jax.jit(lambda pixels: VAE(cfg).apply({"params": params}, pixels, method="encode")[0])
-    means = [np.asarray(encode(codec_values(batch, GenerationImageProcessorConfig())), np.float64) for batch in batches]
-    values = np.concatenate([m.reshape(-1, cfg.z_dim) for m in means])
+    """Mean and standard deviation of each channel of latents that are not normalised, over pictures: float64 [c].
+
+    Args:
+        params: of the autoencoder; of one around a frozen encoder {"encoder"} is enough.
+    """
+    apply = partial(slots.module(cfg, Compute()).apply, {"params": params})
+
+    @jax.jit
+    def encode(pixels: Array) -> Any:
+        return apply(pixels, method="features") if isinstance(cfg, SemanticCodec) else apply(pixels, method="encode")[0]
+
+    latents = [
+        np.asarray(encode(codec_values(batch, GenerationImageProcessorConfig())), np.float64) for batch in batches
+    ]
+    values = np.concatenate([z.reshape(-1, cfg.z_dim) for z in latents])
     return values.mean(0), values.std(0)
 
 

@@ -1,0 +1,225 @@
+"""What the runs of all arms start from, made once for all seeds.
+
+    python -m experiments.ablations.parts --workdir DIR [--smoke]
+
+    vae0, vae1                  two VAEs; the second is for the twin
+    vision, vision-random       a vision encoder trained on questions (`understanding`), and a random one
+    semantic, semantic-random   a decoder of the features of each; its statistics are measured before it is trained
+
+In DIR/parts/NAME, small enough to be copied to another machine, where nothing is made again:
+
+    config.json     all that the part depends on; where that differs, the part is refused
+    part.npz        its parameters, and what normalises its latents
+    ceiling.json    of an autoencoder: what its renders still show (`ceilings`)
+    loop/           of its training, to go on with where that was stopped; may be removed once part.npz is there
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from experiments.ablations.arms import ARMS, Arm, check_frozen_parts, with_frozen_parts
+from experiments.ablations.ceilings import RENDERS, Ceiling, ceiling
+from experiments.ablations.understanding import UnderstandingConfig, train_vision, understanding_settings
+from experiments.ablations.world import MEASURED, autoencoder, semantic_autoencoder
+from internvlu_jax.config import Compute, InternVLUConfig
+from internvlu_jax.evaluation.scores import Score
+from internvlu_jax.models.internvlu import InternVLU, Params, init_params
+from internvlu_jax.models.slots import module
+from internvlu_jax.models.vlm import NUM_SPECIAL_TOKENS
+from internvlu_jax.small_world import XS
+from internvlu_jax.training.autoencoder import AutoencoderConfig
+from internvlu_jax.training.resuming import check_settings, has_settings
+from internvlu_jax.utils.compilation import enable_cache
+from internvlu_jax.utils.files import read_json, write_json, written_whole
+from internvlu_jax.utils.tree import from_paths, paths
+
+NAMES = ("vae0", "vae1", "vision", "vision-random", "semantic", "semantic-random")
+"""Of all parts; each needs at most those before it."""
+
+_VAE, _SEMANTIC = ARMS["decoupled"].config.vae, ARMS["shared-semantic"].config.vae
+_VISION = {"semantic": "vision", "semantic-random": "vision-random"}
+_STATISTICS = ("latents_mean", "latents_std")
+_RANDOM = 0  # key of the random vision encoder
+
+
+@dataclass(frozen=True)
+class PartSizes:
+    """How much goes into the parts. measured: pictures that statistics are taken from. renders: of a ceiling."""
+
+    autoencoder_steps: int = 2000
+    understanding: UnderstandingConfig = UnderstandingConfig()
+    measured: int = MEASURED
+    renders: int = RENDERS
+
+
+SMOKE = PartSizes(2, UnderstandingConfig(steps=2, rows=1, examples=60), measured=32, renders=20)
+"""As little as runs every line."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part that is done.
+
+    config: of a member of the slot `vae`, with the statistics of its latents, or of a vision encoder.
+    ceiling: of an autoencoder; a vision encoder has none.
+    """
+
+    config: Any
+    params: Params
+    ceiling: Ceiling | None = None
+
+
+def make_parts(workdir: Path, sizes: PartSizes = PartSizes()) -> dict[str, Part]:
+    """All parts by name, those taken that are there.
+
+    Raises:
+        ConfigError: one in `workdir` was made, or begun, under other settings.
+        Stopped: a signal ended a training; the same call goes on.
+    """
+    parts: dict[str, Part] = {}
+    for name in NAMES:
+        parts[name] = _taken_or_made(name, Path(workdir) / "parts" / name, sizes, parts)
+    return parts
+
+
+def _taken_or_made(name: str, directory: Path, sizes: PartSizes, parts: Mapping[str, Part]) -> Part:
+    told = settings(name, sizes)
+    if has_settings(directory):
+        check_settings(directory, told)
+    else:
+        write_json(directory / "config.json", told)
+    if not (directory / "part.npz").is_file():
+        save(directory, _made(name, sizes, directory / "loop", parts))
+    part = load(name, directory)
+    if part.ceiling is not None or "renders" not in told:
+        return part
+    scores = _ceiling(part, sizes.renders)
+    write_json(directory / "ceiling.json", dataclasses.asdict(scores))
+    return dataclasses.replace(part, ceiling=scores)
+
+
+def settings(name: str, sizes: PartSizes) -> dict[str, Any]:
+    """Everything that a part depends on, as JSON."""
+    if name == "vision":
+        return understanding_settings(sizes.understanding)
+    config = dataclasses.asdict(_base(name))
+    if name == "vision-random":
+        return {"config": config, "key": _RANDOM}
+    encoder = {"encoder": settings(_VISION[name], sizes)} if name in _VISION else {}
+    how = {"autoencoder": dataclasses.asdict(_how(name, sizes)), "measured": sizes.measured, "renders": sizes.renders}
+    return {"config": config, **how, **encoder}
+
+
+def _base(name: str) -> Any:
+    """The config of a part before anything is measured."""
+    return _VAE if name.startswith("vae") else _SEMANTIC if name in _VISION else _SEMANTIC.encoder
+
+
+def _how(name: str, sizes: PartSizes) -> AutoencoderConfig:
+    """All autoencoders but the twin read the same pictures."""
+    return AutoencoderConfig(sizes.autoencoder_steps, seed=int(name == "vae1"))
+
+
+def _made(name: str, sizes: PartSizes, loop: Path, parts: Mapping[str, Part]) -> Part:
+    """Makes a part out of those before it."""
+    config = _base(name)
+    if name == "vision":
+        return Part(config, train_vision(sizes.understanding, loop))
+    if name == "vision-random":
+        return Part(config, _random(config))
+    if name in _VISION:
+        encoder = parts[_VISION[name]].params
+        return Part(*semantic_autoencoder(config, _how(name, sizes), encoder, loop, sizes.measured))
+    return Part(*autoencoder(config, _how(name, sizes), loop, sizes.measured))
+
+
+def _random(config: Any) -> Params:
+    pixels = np.zeros((1, config.image_size, config.image_size, 3), np.float32)
+    return jax.jit(module(config, Compute()).init)(jax.random.key(_RANDOM), pixels)["params"]
+
+
+def _ceiling(part: Part, renders: int) -> Ceiling:
+    arm = ARMS["decoupled" if isinstance(part.config, type(_VAE)) else "shared-semantic"]
+    model = InternVLU(dataclasses.replace(arm.config, vae=part.config), tuple(range(NUM_SPECIAL_TOKENS)))
+    return ceiling(model, {"vae": part.params}, XS, renders)
+
+
+def save(directory: Path, part: Part) -> None:
+    """Writes part.npz, whole or not at all; a ceiling is not in it."""
+    arrays: dict[str, Any] = {f"params/{path}": np.asarray(leaf) for path, leaf in paths(part.params).items()}
+    arrays |= {name: np.asarray(getattr(part.config, name)) for name in _STATISTICS if hasattr(part.config, name)}
+    with written_whole(directory / "part.npz") as path:
+        np.savez(path, **arrays)
+
+
+def load(name: str, directory: Path) -> Part:
+    """The part that `save` wrote, with its ceiling if that was measured."""
+    with np.load(directory / "part.npz") as file:
+        arrays = dict(file)
+    statistics = {key: tuple(arrays.pop(key).tolist()) for key in _STATISTICS if key in arrays}
+    params = from_paths({path.removeprefix("params/"): leaf for path, leaf in arrays.items()})
+    measured, scores = directory / "ceiling.json", None
+    if measured.is_file():
+        scores = Ceiling(**{key: Score(**value) for key, value in read_json(measured).items()})
+    return Part(dataclasses.replace(_base(name), **statistics), params, scores)
+
+
+# What an arm makes of them
+
+
+def codec_name(arm: Arm) -> str:
+    """Of the part in whose space the arm's head generates."""
+    return {"trained": "vae0", "beforehand": "semantic", "random": "semantic-random"}[arm.vision]
+
+
+def arm_start(arm: Arm, parts: Mapping[str, Part], seed: int) -> tuple[InternVLUConfig, Params]:
+    """The arm's model before its run; seeds differ in all but what is frozen.
+
+    Raises:
+        ValueError: a part does not fit the arm.
+    """
+    codec, second = parts[codec_name(arm)], parts["vae1"]
+    config = dataclasses.replace(arm.config, vae=codec.config)
+    params = {**_initial(arm.config, jax.random.key(seed)), "vae": codec.params}
+    if arm.vision != "trained":
+        params["vlm"] = {**params["vlm"], "vit": codec.params["encoder"]}
+    twin = (second.config, second.params) if arm.twin else None
+    config, params = with_frozen_parts(arm, config, params, twin)
+    check_frozen_parts(arm, config, params)
+    return config, params
+
+
+@partial(jax.jit, static_argnums=0)
+def _initial(config: InternVLUConfig, key: jax.Array) -> Params:
+    return init_params(config, key)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    workdir: Path
+    smoke: bool = False
+    """As little as runs every line, in place of what studies use."""
+
+
+def main(arguments: Arguments) -> int:
+    """Makes the parts, and prints the ceilings."""
+    enable_cache()
+    for name, part in make_parts(arguments.workdir, SMOKE if arguments.smoke else PartSizes()).items():
+        if part.ceiling is not None:
+            print(f"{name}: {part.ceiling.psnr.value:.2f} dB, {part.ceiling.right.value:.1%} right")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Arguments, description=__doc__)))

@@ -1,0 +1,89 @@
+"""The vision encoder that shared-semantic freezes: that of decoupled, trained on questions alone and kept by itself.
+
+It has a budget of its own, which does not depend on how long the arms are trained, and the pilot's seed, so it is that
+of no counted run. Its language model answers the questions and is thrown away.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.ablations.arms import ARMS
+from experiments.ablations.design import PILOT_SEEDS
+from experiments.ablations.pool import PoolConfig, PooledSteps, collated, draw
+from experiments.ablations.together import Member, final_params, train_together
+from experiments.ablations.world import DATA, tokenizer
+from internvlu_jax.config import Compute
+from internvlu_jax.models.internvlu import InternVLU, Params, init_params, param_shapes
+from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig
+from internvlu_jax.training.losses import Objective
+from internvlu_jax.training.optimizer import factors
+from internvlu_jax.training.step import Step
+
+_ARM = ARMS["decoupled"]
+_QUESTIONS = tuple(
+    (f"world:xs/general/{task}", weight)
+    for task, weight in {"conversation": 3.0, "question": 1.0, "description": 0.5}.items()
+)
+_POOL_SEED = 7  # not that of the studies' pools: these questions are further ones of the same world
+
+
+@dataclass(frozen=True)
+class UnderstandingConfig:
+    """How it is trained. rows: packed, of a step. examples: drawn once and read again when they have all been read."""
+
+    steps: int = 1000
+    rows: int = 8
+    examples: int = 24_000
+    optimizer: OptimizerConfig = OptimizerConfig(
+        learning_rate=2e-3, schedule="cosine", warmup=100, b2=0.99, ema=0.99,
+        rates=(("head/.*", 0.0), *_ARM.rates),
+    )  # fmt: skip
+    seed: int = PILOT_SEEDS[0]
+    save_every: int = 250
+
+
+def understanding_settings(how: UnderstandingConfig) -> dict[str, Any]:
+    """Everything that the encoder depends on, as JSON."""
+    return {
+        "understanding": dataclasses.asdict(how),
+        "sources": _QUESTIONS,
+        "pool_seed": _POOL_SEED,
+        "vision": dataclasses.asdict(_ARM.config.vlm.vision_config),
+    }
+
+
+def train_vision(how: UnderstandingConfig, workdir: Path, quiet: bool = False) -> Params:
+    """Trains the encoder in `workdir`, or goes on with it; returns its averaged parameters.
+
+    Raises:
+        ConfigError: the one in `workdir` began under other settings.
+        Stopped: a signal ended the training; the same call goes on.
+    """
+    words = tokenizer()
+    model = InternVLU(_ARM.config, words.special_table_ids, Compute(attention="xla"))
+    objective = Objective(model, ObjectiveConfig((("text", 1.0),)))
+    step = Step(objective, how.optimizer, factors(param_shapes(_ARM.config), how.optimizer), how.steps)
+    pool = draw(PoolConfig(_QUESTIONS, how.examples, _POOL_SEED))
+    steps = PooledSteps(collated(pool, _ARM.config, words, DATA), {"questions": how.rows})
+    states = train_together(
+        step,
+        _initial,
+        (Member(how.seed),),
+        steps,
+        workdir,
+        understanding_settings(how),
+        save_every=how.save_every,
+        quiet=quiet,
+    )
+    return final_params(states, 0)["vlm"]["vit"]
+
+
+def _initial(seed: int) -> Params:
+    return jax.jit(partial(init_params, _ARM.config))(jax.random.key(seed))

@@ -1,0 +1,207 @@
+"""What all runs start from: made once, carried about, and put in the same place for every seed."""
+
+import dataclasses
+import functools
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.ablations import parts as parts_module
+from experiments.ablations.arms import ARMS
+from experiments.ablations.ceilings import Ceiling
+from experiments.ablations.parts import (
+    NAMES,
+    SMOKE,
+    Part,
+    PartSizes,
+    arm_start,
+    codec_name,
+    main,
+    make_parts,
+)
+from experiments.ablations.world import semantic_autoencoder
+from internvlu_jax.config import ConfigError, VisionConfig
+from internvlu_jax.evaluation.scores import Score
+from internvlu_jax.models.internvlu import param_shapes
+from internvlu_jax.models.semantic import SemanticAutoencoder
+from internvlu_jax.models.vit import VisionTransformer
+from internvlu_jax.small_world import WorldSource
+from internvlu_jax.training.autoencoder import AutoencoderConfig
+from internvlu_jax.training.config import OptimizerConfig
+from internvlu_jax.training.optimizer import factors
+from internvlu_jax.training.resuming import Stopped
+from internvlu_jax.utils.tree import paths
+
+CEILING = Ceiling(Score(30.0, 29.0, 31.0, 20), Score(0.9, 0.8, 0.95, 20))
+
+
+def random_tree(shapes, seed: int):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), shapes)
+
+
+shapes_of = functools.cache(param_shapes)  # tracing takes seconds
+
+
+def made_up(name, sizes, loop, parts):
+    """A part in no time: random numbers; a decoder's encoder is the part before it, as it has to be."""
+    seed, base = NAMES.index(name), parts_module._base(name)
+    shapes = shapes_of(ARMS["decoupled" if name.startswith("vae") else "shared-semantic"].config)
+    if name.startswith("vision"):
+        return Part(base, random_tree(shapes["vlm"]["vit"], seed))
+    means = tuple(np.random.default_rng(seed).normal(size=base.z_dim).tolist())
+    config, params = dataclasses.replace(base, latents_mean=means), random_tree(shapes["vae"], seed)
+    if name in parts_module._VISION:
+        params["encoder"] = parts[parts_module._VISION[name]].params
+    (loop / "checkpoints").mkdir(parents=True)
+    return Part(config, params)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Nothing is trained, measured or compiled; a list of the parts that were made."""
+    made = []
+
+    def noting(name, *rest):
+        made.append(name)
+        return made_up(name, *rest)
+
+    def initial(config, key):
+        return random_tree(shapes_of(config), int(jax.random.key_data(key)[1]))
+
+    monkeypatch.setattr(parts_module, "_made", noting)
+    monkeypatch.setattr(parts_module, "_ceiling", lambda part, renders: CEILING)
+    monkeypatch.setattr(parts_module, "_initial", initial)
+    return made
+
+
+def same(parts, others) -> None:
+    assert tuple(parts) == tuple(others) == NAMES
+    for name, part in parts.items():
+        assert (part.config, part.ceiling) == (others[name].config, others[name].ceiling)
+        jax.tree.map(np.testing.assert_array_equal, part.params, others[name].params)
+
+
+def test_parts_are_made_once_and_a_copy_needs_no_more_than_its_files(quick, tmp_path):
+    first = make_parts(tmp_path / "here")
+    assert quick == list(NAMES)
+    assert {name: part.ceiling for name, part in first.items()} == {
+        **dict.fromkeys(NAMES, CEILING), "vision": None, "vision-random": None,
+    }  # fmt: skip
+    shutil.copytree(tmp_path / "here", tmp_path / "there", ignore=shutil.ignore_patterns("loop"))
+    same(make_parts(tmp_path / "there"), first)
+    assert quick == list(NAMES)
+    files = [path for path in (tmp_path / "there").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 20e6
+    assert {path.name for path in files} == {"config.json", "part.npz", "ceiling.json"}
+
+
+def test_parts_that_were_stopped_go_on(quick, tmp_path, monkeypatch):
+    """In the fourth, or while a ceiling is measured: what is done stays."""
+    whole = make_parts(tmp_path / "whole")
+    quick.clear()
+    noting = parts_module._made
+
+    def stopping(name, sizes, loop, parts):
+        if name == "vision-random":
+            raise Stopped(loop, 3)
+        return noting(name, sizes, loop, parts)
+
+    monkeypatch.setattr(parts_module, "_made", stopping)
+    with pytest.raises(Stopped):
+        make_parts(tmp_path / "again")
+    assert quick == ["vae0", "vae1", "vision"]
+    monkeypatch.setattr(parts_module, "_made", noting)
+    (tmp_path / "again/parts/vae0/ceiling.json").unlink()
+    same(make_parts(tmp_path / "again"), whole)
+    assert quick == list(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"autoencoder_steps": 3}, r"parts/vae0 holds .* autoencoder\.steps: 2000 -> 3"),
+        ({"renders": 20}, r"parts/vae0 holds .* renders: 2000 -> 20"),
+        ({"understanding": SMOKE.understanding}, r"parts/vision holds .* understanding\.examples: 24000 -> 60"),
+    ],
+)
+def test_parts_of_other_settings_are_refused(quick, tmp_path, changed, message):
+    make_parts(tmp_path)
+    quick.clear()
+    with pytest.raises(ConfigError, match=message):
+        make_parts(tmp_path, dataclasses.replace(PartSizes(), **changed))
+    assert quick == []
+
+
+def test_a_decoder_depends_on_what_its_encoder_depends_on():
+    """And the second VAE differs from the first in its seed alone."""
+    more = dataclasses.replace(PartSizes(), understanding=SMOKE.understanding)
+    differing = [
+        name for name in NAMES if parts_module.settings(name, more) != parts_module.settings(name, PartSizes())
+    ]
+    assert differing == ["vision", "semantic"]
+    first, second = (parts_module.settings(name, PartSizes()) for name in ("vae0", "vae1"))
+    assert (first["autoencoder"].pop("seed"), second["autoencoder"].pop("seed")) == (0, 1) and first == second
+
+
+@pytest.mark.parametrize("name", list(ARMS))
+def test_an_arm_starts_from_the_parts_and_differs_between_seeds_in_the_rest(quick, tmp_path, name):
+    arm, parts = ARMS[name], make_parts(tmp_path)
+    (config, params), (other_config, other) = (arm_start(arm, parts, seed) for seed in (3, 4))
+    given = factors(shapes_of(arm.config), OptimizerConfig(rates=arm.rates))
+    leaves, others = paths(params), paths(other)
+    assert config == other_config and leaves.keys() == others.keys() == given.rates.keys()
+    for path, leaf in leaves.items():
+        assert np.array_equal(leaf, others[path]) != given.is_trained(path), path
+    codec = parts[codec_name(arm)]
+    assert config == dataclasses.replace(arm.config, vae=codec.config, vlm=config.vlm)
+    expected = {f"vae/{path}": leaf for path, leaf in paths(codec.params).items()}
+    vision = {"beforehand": "vision", "random": "vision-random"}.get(arm.vision)
+    if vision:
+        expected |= {f"vlm/vit/{path}": leaf for path, leaf in paths(parts[vision].params).items()}
+    else:
+        seen = parts["vae1" if arm.twin else "vae0"]
+        copied = [path for path in leaves if path.startswith("vlm/vit/codec/")]
+        expected |= {path: paths(seen.params)[path.removeprefix("vlm/vit/codec/")] for path in copied}
+        assert bool(copied) == (name in ("shared-latent", "twin"))
+        assert not copied or config.vlm.vision_config.codec == seen.config
+    assert {path for path in leaves if not given.is_trained(path)} == expected.keys()
+    for path, leaf in expected.items():
+        np.testing.assert_array_equal(leaves[path], leaf, err_msg=path)
+
+
+def test_features_of_world_pictures_are_normalised_before_a_decoder_is_trained(tmp_path):
+    """Over the pictures that are measured, which are of the next seed."""
+    encoder = VisionConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, patch_size=16, image_size=64
+    )
+    base = dataclasses.replace(
+        ARMS["shared-semantic"].config.vae, encoder=encoder, base_dim=2, latents_mean=(0.0,) * 8, latents_std=(1.0,) * 8
+    )
+    params = jax.jit(VisionTransformer(encoder).init)(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))["params"]
+    config, whole = semantic_autoencoder(base, AutoencoderConfig(steps=1, seed=5), params, tmp_path, measured=32)
+    jax.tree.map(np.testing.assert_array_equal, whole["encoder"], params)
+    source = WorldSource("xs", {"general/picture": 1.0}, seed=6)
+    pictures = np.stack([source.example(n).image.draw(64) for n in range(32)])
+    model = SemanticAutoencoder(config)
+    latents = model.apply({"params": whole}, pictures / np.float32(127.5) - 1, method="encode_latents")
+    values = np.asarray(latents, np.float64).reshape(-1, 8)
+    np.testing.assert_allclose(values.mean(0), 0, atol=1e-3)
+    np.testing.assert_allclose(values.std(0), 1, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_the_command_makes_all_parts(tmp_path, capsys):
+    assert main(parts_module.Arguments(tmp_path, smoke=True)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines if " dB, " in line] == ["vae0", "vae1", "semantic", "semantic-random"]
+    for name in NAMES:
+        shutil.rmtree(tmp_path / "parts" / name / "loop", ignore_errors=True)
+    parts = make_parts(tmp_path, SMOKE)
+    for name, vision in parts_module._VISION.items():
+        jax.tree.map(np.testing.assert_array_equal, parts[name].params["encoder"], parts[vision].params)
+        assert parts[name].ceiling.right.count == 20
+    config, params = arm_start(ARMS["shared-semantic"], parts, 0)
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, param_shapes(config))
