@@ -40,6 +40,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [item for _, _, item in sorted(zip(places, range(len(items)), items, strict=True))]
 
 
+# For a part that takes no other branch for `mlp`: its sizes differ, and the cases of `pipeline` try those in the whole.
+sizes_only = pytest.mark.parametrize("golden", ["base", pytest.param("mlp", marks=pytest.mark.slow)], indirect=True)
+
+
 class Golden:
     """One recorded checkpoint, `base` or `mlp`, and the numbers recorded with it (see goldens/README.md)."""
 

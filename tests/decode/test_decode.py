@@ -21,6 +21,7 @@ from internvlu_jax.models.internvlu import InternVLU, modules
 from internvlu_jax.models.qwen3 import KVCache, Qwen3Output
 from internvlu_jax.presets import debug_config
 from internvlu_jax.processing.tokenizer import SPECIAL_TABLE
+from tests.conftest import sizes_only
 from tests.helpers.measures import assert_close
 
 STOPS, PAD = (0, 1), 2
@@ -103,6 +104,7 @@ def released(golden):
     return golden, model, {"vlm": jax.tree.map(jnp.asarray, params)}
 
 
+@sizes_only
 @pytest.mark.parametrize("name", ["only", "image", "batch", "multi_image", "marks", "beam", "beam_stop"])
 def test_golden_text(released, name):
     golden, model, params = released

@@ -13,6 +13,7 @@ from internvlu_jax.flow.path import interpolate, predict_clean, velocity_target
 from internvlu_jax.flow.sampler import Group, branch_velocities, guided_velocity, sample, sample_step, step_at
 from internvlu_jax.flow.times import LogitNormal, Uniform, shift_sigma
 from internvlu_jax.models.head import Condition
+from tests.conftest import sizes_only
 from tests.helpers.head import load_mmdit, row_inputs
 from tests.helpers.measures import assert_close, channels_first, channels_last, relative_l2
 
@@ -242,6 +243,7 @@ def case_groups(case, mmdit):
     return tuple(groups)
 
 
+@sizes_only
 @pytest.mark.parametrize("name", ["t2i", "edit", "edit_batch"])
 def test_recorded_sampling(golden, name):
     """Step by step: two batched branches for text-to-image, one group with sources and one without for editing."""
@@ -270,6 +272,7 @@ def test_recorded_sampling(golden, name):
     assert_close(channels_first(state.x), case["final_latents"], TRAJECTORY, "final latents")
 
 
+@sizes_only
 def test_recorded_sampling_in_one_scan(golden):
     case, mmdit = golden.case("t2i"), load_mmdit(golden.checkpoint)
     steps = solver.steps(solver.schedule(6, 3.0))

@@ -107,6 +107,7 @@ def next_token(golden, recorded):
     return run, numbers, run(Compute())
 
 
+@one_model  # of the other, `training.losses` is held to them
 def test_next_token_loss_and_gradients_equal_recorded(recorded, next_token):
     _, numbers, (loss, gradients) = next_token
     assert_close(loss, numbers["loss"], what="loss")

@@ -15,6 +15,7 @@ from internvlu_jax.config_files import read_config
 from internvlu_jax.models import vae as vae_module
 from internvlu_jax.models.vae import VAE
 from internvlu_jax.utils.tree import paths
+from tests.conftest import sizes_only
 from tests.helpers.measures import assert_close, channels_first, channels_last
 from tests.helpers.vlm import Memory
 
@@ -38,6 +39,7 @@ def run(model, method: str, x, dtype: str = "float32"):
     return apply({"params": params}, jnp.asarray(x))
 
 
+@sizes_only
 def test_encoding(golden, model):
     want = golden.component("vae")
     pixels = channels_last(want["pixels"])
@@ -47,6 +49,7 @@ def test_encoding(golden, model):
     assert_close(channels_first(run(model, "encode_latents", pixels)), want["normalized"], what="normalised latents")
 
 
+@sizes_only
 def test_decoding(golden, model):
     want = golden.component("vae")
     latents = channels_last(want["latents"])
@@ -55,6 +58,7 @@ def test_decoding(golden, model):
     assert_close(channels_first(pixels), want["pixels_from_normalized"], what="decode_latents")
 
 
+@sizes_only
 def test_bfloat16_is_close(golden, model):
     want = golden.component("vae")
     got = run(model, "encode_latents", channels_last(want["pixels"]), "bfloat16")
@@ -81,6 +85,7 @@ def test_one_frame_of_a_causal_3d_convolution_is_the_2d_one(model):
     assert_close(in_2d, in_3d[:, 0], 1e-6)
 
 
+@sizes_only
 def test_attention_in_pieces_is_the_same(golden, model, monkeypatch):
     pixels = channels_last(golden.component("vae")["pixels"])
     whole = run(model, "encode_latents", pixels)

@@ -7,6 +7,7 @@ from converters.vlm import vlm_rules
 from internvlu_jax.config import Compute
 from internvlu_jax.models.vit import Block
 from internvlu_jax.ops.patches import pixel_shuffle
+from tests.conftest import sizes_only
 from tests.helpers.measures import assert_close, channels_last
 from tests.helpers.vlm import build, cast, layer_of, load, vlm_config
 
@@ -21,6 +22,7 @@ def recorded(golden):
     return vlm_config(golden), load(golden, "vit"), jnp.asarray(channels_last(numbers["pixel_values"])), numbers
 
 
+@sizes_only
 def test_encoder_equals_recorded(recorded):
     cfg, params, pixels, numbers = recorded
     vit, _ = build(cfg, "vit")
@@ -28,6 +30,7 @@ def test_encoder_equals_recorded(recorded):
     assert_close(vit.apply({"params": params}, pixels), numbers["last"][:, 1:], what="last")
 
 
+@sizes_only
 def test_scan_equals_unrolled_and_first_layer_recorded(recorded):
     cfg, params, pixels, numbers = recorded
     vit, _ = build(cfg, "vit")
@@ -40,6 +43,7 @@ def test_scan_equals_unrolled_and_first_layer_recorded(recorded):
     assert_close(x, numbers["last"], what="class token too")
 
 
+@sizes_only
 def test_positions_are_interpolated_for_another_grid(golden, recorded):
     cfg, params, _, _ = recorded
     numbers = golden.component("vit_resized")
@@ -47,6 +51,7 @@ def test_positions_are_interpolated_for_another_grid(golden, recorded):
     assert_close(build(cfg, "vit")[0].apply({"params": params}, pixels), numbers["last"][:, 1:])
 
 
+@sizes_only
 def test_projector_equals_recorded(golden, recorded):
     cfg, _, _, numbers = recorded
     side = cfg.vision_config.image_size // cfg.vision_config.patch_size
