@@ -118,14 +118,14 @@ DESIGNS: Mapping[str, Design] = {
 class Tuning:
     """What is tried for each arm, all of it on `TUNING_SEEDS` and validation cases.
 
-    learning_rates: a factor of two apart; where the best is at an end, the grid grows there by `extensions` at most.
-    flow_weights: of the flow loss, where that of the text is 1; the first is the one that learning rates are tried at.
+    learning_rates: a factor of two apart.
+    flow_weights: of the flow loss, where that of the text is 1; the first is the one that learning rates are tried at,
+        and the others are tried at the best of these and at its half.
     guidance: scale of guidance by everything, at sampling.
     shifts: of the noise levels at sampling, as factors of the one that the arm is trained with.
     """
 
-    learning_rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
-    extensions: int = 2
+    learning_rates: tuple[float, ...] = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
     flow_weights: tuple[float, ...] = (5.0, 1.0, 20.0)
     guidance: tuple[float, ...] = (1.0, 2.0, 3.5)
     shifts: tuple[float, ...] = (0.5, 1.0, 2.0)

@@ -19,13 +19,24 @@ SETS = tuple(name for name, keys in KEYS.items() if set(keys) <= set(ENDPOINTS))
 
 _BY_CATEGORY = ("geneval_seen", "geneval_heldout", "transfer_pictures")  # whose score is a mean over categories
 
+
+def world_of(world: str, name: str) -> str:
+    """The world that the cases of a set are taken from, where training in `world` shows only one of XS and its twin.
+
+    Cases of transfer are those of the world that has some, in both; so are the combinations that neither draws.
+    """
+    if world in ("xs", "xs-transfer") and name.startswith(("transfer_", "geneval_")):
+        return "xs-transfer" if name.startswith("transfer_") else "xs"
+    return world
+
+
 Measured = tuple[dict[str, float], dict[str, Cases]]
 """Endpoints by their names, and the cases of those that are means of cases."""
 
 
 def cases_name(world: str, name: str, count: int, case_seed: int) -> str:
     """Of fixed cases in results: which cases they are, whatever was measured of them."""
-    return f"{world} {name} {count} seed {case_seed}"
+    return f"{world_of(world, name)} {name} {count} seed {case_seed}"
 
 
 def judged(world: str, name: str, count: int, case_seed: int, replies: Sequence[Reply], side: int = 64) -> Measured:
@@ -53,7 +64,7 @@ def judged(world: str, name: str, count: int, case_seed: int, replies: Sequence[
         del left[: len(queries)]
         return taken
 
-    result = run(WORLDS[world], name, count, replayed, side, case_seed)
+    result = run(WORLDS[world_of(world, name)], name, count, replayed, side, case_seed)
     if left:
         raise ValueError(f"{len(replies)} replies to {count} cases of {name}; expected one to each query")
     endpoints = {key: report.score.value for key, report in result.reports.items()} | _relations(name, result.outcomes)

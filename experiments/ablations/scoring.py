@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.ablations.arms import SIDE
-from experiments.ablations.judging import SETS, Measured, cases_name
+from experiments.ablations.judging import SETS, Measured, cases_name, world_of
 from experiments.ablations.losses_of_cases import AnswerLikelihood, FlowLoss
 from experiments.ablations.results import Cases
 from internvlu_jax.config import ConfigError
@@ -75,10 +75,11 @@ class Scorer:
         self.sets = tuple(name for name in scores if name in SETS)
         self._model, self._processor = model, Processor(model.cfg.processor, tokenizer)
         self._case_seed = case_seed
-        self._queries = {name: queries(WORLDS[world], name, count, SIDE, case_seed) for name in self.sets}
+        worlds = {name: WORLDS[world_of(world, name)] for name in self.sets}
+        self._queries = {name: queries(worlds[name], name, count, SIDE, case_seed) for name in self.sets}
         self._losses: dict[str, Callable[[Params], np.ndarray]] = {}
         for name in (name for name in LOSSES if name in scores):
-            examples = cases(WORLDS[world], LOSSES[name], count, case_seed)
+            examples = cases(WORLDS[world_of(world, LOSSES[name])], LOSSES[name], count, case_seed)
             self._losses[name] = (
                 FlowLoss(model, tokenizer, examples, case_seed)
                 if name == "flow_loss"

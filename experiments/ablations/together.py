@@ -70,7 +70,7 @@ class Knobs(NamedTuple):
     steps: Array  # []
 
 
-_PER_MEMBER_KNOBS: Any = Knobs(keys=0, learning_rate=0, weights=0, steps=None)
+_PER_MEMBER_KNOBS: Any = Knobs(0, 0, 0, None)  # type: ignore[arg-type]
 
 
 def knobs_of(step: Step, members: Sequence[Member], steps: int | None = None) -> Knobs:

@@ -40,7 +40,7 @@ def schedule(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
     return risen_and_fallen(cfg, cfg.learning_rate, steps if cfg.decay_steps is None else cfg.decay_steps)
 
 
-def risen_and_fallen(cfg: OptimizerConfig, peak: ArrayLike, last: ArrayLike) -> optax.Schedule:
+def risen_and_fallen(cfg: OptimizerConfig, peak: float | jax.Array, last: float | jax.Array) -> optax.Schedule:
     """The schedule of `cfg` with another highest rate and another step at which the cosine is at 0, traced or not."""
     warmup = cfg.warmup
 

@@ -1,0 +1,118 @@
+"""What there is to run: studies, their arms as they are trained, and budgets. A new study is an entry of `STUDIES`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from experiments.ablations import parts
+from experiments.ablations.arms import ARMS, Arm
+from experiments.ablations.design import JOINT, single_arms
+from experiments.ablations.parts import PartSizes
+from experiments.ablations.pool import KINDS
+from internvlu_jax.config import ConfigError
+
+_READING = ("questions", "answer_log_likelihood", "transfer_questions")
+_DRAWING = ("geneval_heldout", "geneval_seen", "flow_loss", "edits", "transfer_pictures")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An arm of a study.
+
+    arm: its model.
+    kinds: of examples that it is trained on, of `pool.KINDS`.
+    scores: as for `scoring.Scorer`.
+    tuned_as: the arm of the same name in whose tuning its settings were chosen; None where it is tuned itself.
+    """
+
+    name: str
+    arm: Arm
+    kinds: tuple[str, ...] = KINDS
+    scores: tuple[str, ...] = _READING + _DRAWING
+    tuned_as: str | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """Arms in the order in which they are run. tuned_in: the study whose tuning holds here, too; None is its own."""
+
+    name: str
+    world: str
+    variants: tuple[Variant, ...]
+    tuned_in: str | None = None
+
+    def chosen(self, names: tuple[str, ...]) -> tuple[Variant, ...]:
+        """The arms named, in the study's order; all of them where none is.
+
+        Raises:
+            ConfigError: an arm is not known.
+        """
+        known = {variant.name: variant for variant in self.variants}
+        for name in names:
+            if name not in known:
+                raise ConfigError(f"study {self.name} has no arm {name!r}; expected some of {', '.join(known)}")
+        return tuple(variant for variant in self.variants if not names or variant.name in names)
+
+
+def _singles(name: str) -> tuple[Variant, Variant]:
+    """The controls of a joint arm, which are trained on one task alone."""
+    understanding, generation = single_arms(name)
+    return (
+        Variant(understanding, ARMS[name], KINDS[2:], _READING, tuned_as=name),
+        Variant(generation, ARMS[name], KINDS[:2], _DRAWING, tuned_as=name),
+    )
+
+
+_JOINT = tuple(Variant(name, ARMS[name]) for name in JOINT)
+_CONTROLS = tuple(
+    Variant(name, ARMS[name], tuned_as=like)
+    for name, like in {"twin": "shared-latent", "random-semantic": "shared-semantic"}.items()
+)
+
+STUDIES: Mapping[str, Study] = {
+    study.name: study
+    for study in (
+        Study("representations", "xs", (*_JOINT, *_CONTROLS, *(single for name in JOINT for single in _singles(name)))),
+        Study("transfer", "xs-transfer", _JOINT, tuned_in="representations"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much goes into a run.
+
+    rows: of a step, by kind of example. noises: of each picture in a step.
+    examples: of the pool, which is read again and again.
+    warmup: steps in which the learning rate rises. ema: decay of the averaged weights.
+    tuning_steps: of a run of tuning.
+    cases: of each score; tuning_cases: of each in tuning.
+    parts: what goes into what is made before all runs.
+    """
+
+    name: str
+    steps: int
+    rows: tuple[tuple[str, int], ...] = (("pictures", 32), ("edits", 16), ("questions", 8))
+    noises: int = 4
+    examples: int = 24_000
+    warmup: int = 100
+    ema: float = 0.99
+    tuning_steps: int = 500
+    cases: int = 500
+    tuning_cases: int = 500
+    sampler_steps: int = 20
+    parts: PartSizes = PartSizes()
+
+
+BUDGETS: Mapping[str, Budget] = {
+    budget.name: budget
+    for budget in (
+        Budget(
+            "smoke", 2, (("pictures", 2), ("edits", 1), ("questions", 1)), noises=4, examples=240, warmup=1, ema=0.5,
+            tuning_steps=1, cases=8, tuning_cases=8, sampler_steps=2, parts=parts.SMOKE,
+        ),
+        Budget("laptop", 1000),
+        Budget("gpu", 2000),
+    )
+}  # fmt: skip
