@@ -21,7 +21,7 @@ from internvlu_jax.models import slots
 from internvlu_jax.training import losses
 from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig
 from internvlu_jax.training.loop import train
-from tests.helpers.training import TINY, with_data
+from tests.helpers.training import TINY, smaller, with_data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +58,8 @@ def study(monkeypatch):
     monkeypatch.setitem(config.SLOTS["vision_config"], MeanColours.model_type, MeanColours)
     monkeypatch.setitem(slots.MODULES, MeanColours, MeanColourEncoder)
     monkeypatch.setitem(losses.TERMS, "mean_velocity", losses.Term(losses.target_pictures, mean_velocity))
-    debug = presets.debug_config()
-    cfg = dataclasses.replace(debug, vlm=dataclasses.replace(debug.vlm, vision_config=MeanColours()))
+    small = smaller(presets.debug_config())
+    cfg = dataclasses.replace(small, vlm=dataclasses.replace(small.vlm, vision_config=MeanColours()))
     monkeypatch.setitem(presets.PRESETS, "toy", lambda: cfg)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from experiments.configs.debug import TOY
 from experiments.configs.stage1 import HEAD_ONLY
+from internvlu_jax.config import InternVLUConfig, VAEConfig
 from internvlu_jax.data.config import DataConfig
 from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig, TrainConfig
 from tests.conftest import GOLDENS
@@ -29,6 +30,14 @@ TINY = TrainConfig(
 
 def with_data(cfg: TrainConfig, **data) -> TrainConfig:
     return dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, **data))
+
+
+def smaller(cfg: InternVLUConfig) -> InternVLUConfig:
+    """The model with few layers to compile: one block of the head, and an autoencoder of patches."""
+    vae = VAEConfig(base_dim=8, patch_size=4, dim_mult=(1, 2), num_res_blocks=1, temperal_downsample=(False,))
+    head = cfg.generation_decoder
+    dit = dataclasses.replace(head.decoder_config, num_layers=1)
+    return dataclasses.replace(cfg, vae=vae, generation_decoder=dataclasses.replace(head, decoder_config=dit))
 
 
 def leaves_equal(first, second) -> None:

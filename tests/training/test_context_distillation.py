@@ -23,8 +23,8 @@ from tests.conftest import GOLDENS
 
 CHECKPOINT = GOLDENS / "base/checkpoint"
 QUESTIONS = DataConfig(
-    (("world:small/general/conversation", 1.0),), batch_size=2, packed_rows=2, sides=(64,), text_lengths=(256,),
-    pack_length=512, pack_tiles=2, threads=1,
+    (("world:small/general/conversation", 1.0),), batch_size=2, packed_rows=2, sides=(64,), text_lengths=(192,),
+    pack_length=256, pack_tiles=1, threads=1,
 )  # fmt: skip
 PROMPTS = dataclasses.replace(QUESTIONS, sources=(("world:small/general/edit", 1.0),))
 RATES = (("vlm/vit/.*", 0.0), (".*", 1.0))
