@@ -3,12 +3,15 @@
 import dataclasses
 import functools
 import shutil
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.ablations import parts as parts_module
+from experiments.ablations import world
 from experiments.ablations.arms import ARMS
 from experiments.ablations.ceilings import Ceiling
 from experiments.ablations.parts import (
@@ -172,24 +175,32 @@ def test_an_arm_starts_from_the_parts_and_differs_between_seeds_in_the_rest(quic
         np.testing.assert_array_equal(leaves[path], leaf, err_msg=path)
 
 
-def test_features_of_world_pictures_are_normalised_before_a_decoder_is_trained(tmp_path):
+def test_features_of_world_pictures_are_normalised_before_a_decoder_is_trained(tmp_path, monkeypatch):
     """Over the pictures that are measured, which are of the next seed."""
     encoder = VisionConfig(
         hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, patch_size=16, image_size=64
     )
     base = dataclasses.replace(
-        ARMS["shared-semantic"].config.vae, encoder=encoder, base_dim=2, latents_mean=(0.0,) * 8, latents_std=(1.0,) * 8
+        ARMS["shared-semantic"].config.vae, encoder=encoder, latents_mean=(0.0,) * 8, latents_std=(1.0,) * 8
     )
-    params = jax.jit(VisionTransformer(encoder).init)(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))["params"]
-    config, whole = semantic_autoencoder(base, AutoencoderConfig(steps=1, seed=5), params, tmp_path, measured=32)
-    jax.tree.map(np.testing.assert_array_equal, whole["encoder"], params)
     source = WorldSource("xs", {"general/picture": 1.0}, seed=6)
-    pictures = np.stack([source.example(n).image.draw(64) for n in range(32)])
-    model = SemanticAutoencoder(config)
-    latents = model.apply({"params": whole}, pictures / np.float32(127.5) - 1, method="encode_latents")
-    values = np.asarray(latents, np.float64).reshape(-1, 8)
-    np.testing.assert_allclose(values.mean(0), 0, atol=1e-3)
-    np.testing.assert_allclose(values.std(0), 1, atol=1e-3)
+    pictures = jnp.stack([source.example(n).image.draw(64) for n in range(32)]) / 127.5 - 1
+    params = jax.jit(VisionTransformer(encoder).init)(jax.random.key(0), pictures[:1])["params"]
+
+    def trained(config, how, frozen, read, workdir):
+        assert read(3).shape == (32, 64, 64, 3) and not np.array_equal(read(3), read(4))
+        values = jax.jit(partial(SemanticAutoencoder(config).apply, method="encode_latents"))(
+            {"params": {"encoder": frozen}}, pictures
+        )
+        values = np.asarray(values, np.float64).reshape(-1, 8)
+        np.testing.assert_allclose(values.mean(0), 0, atol=1e-3)
+        np.testing.assert_allclose(values.std(0), 1, atol=1e-3)
+        return {"encoder": frozen}
+
+    monkeypatch.setattr(world, "train_decoder", trained)
+    config, whole = semantic_autoencoder(base, AutoencoderConfig(seed=5), params, tmp_path, measured=32)
+    assert whole["encoder"] is params
+    assert config == dataclasses.replace(base, latents_mean=config.latents_mean, latents_std=config.latents_std)
 
 
 @pytest.mark.slow
