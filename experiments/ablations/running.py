@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ _SHOWN = 16  # pictures of an arm that the report shows
 class Bench:
     """What all runs of one arm share on one machine: read once, compiled once.
 
+    model: as it is scored, in float32; step: of training.
     start: from a seed to all parameters of its model.
     read: from the number of a step to its micro-batches.
     row: of `matching`, already held against the reference.
@@ -58,6 +59,7 @@ class Bench:
     variant: Variant
     budget: Budget
     workdir: Path
+    model: InternVLU
     step: Step
     start: Callable[[int], Params]
     read: PooledSteps
@@ -68,16 +70,13 @@ class Bench:
     def results(self) -> Path:
         return self.workdir / "results.jsonl"
 
-    @property
-    def model(self) -> InternVLU:
-        return self.step.objective.model
-
     def run(self, seed: int, settings: Mapping[str, Any], tuning: bool = False) -> Run:
         """One run. settings: beside those that the budget says."""
         budget = self.budget
         fixed = {
             "kinds": list(self.variant.kinds), "rows": dict(budget.rows), "noises": budget.noises,
             "examples": budget.examples, "warmup": budget.warmup, "ema": budget.ema,
+            "dtype": budget.dtype,
         }  # fmt: skip
         return Run(self.study.name, self.variant.name, seed, budget.name, {**fixed, **settings}, tuning)
 
@@ -95,10 +94,11 @@ def bench(study: Study, variant: Variant, budget: Budget, parts: Mapping[str, Pa
     start = partial(_params, variant, parts)
     config, params = arm_start(variant.arm, parts, 0)
     model = InternVLU(config, tokenizer().special_table_ids, Compute(attention="xla"))
+    trained = replace(model, compute=replace(model.compute, dtype=budget.dtype, time="float32"))
     optimizer = OptimizerConfig(
         schedule="cosine", warmup=budget.warmup, b2=0.99, ema=budget.ema, rates=variant.arm.rates
     )
-    objective = Objective(model, ObjectiveConfig((("text", 1.0), ("flow", 1.0)), noises_per_image=budget.noises))
+    objective = Objective(trained, ObjectiveConfig((("text", 1.0), ("flow", 1.0)), noises_per_image=budget.noises))
     step = Step(objective, optimizer, factors(params, optimizer), budget.steps)
     rows = dict(budget.rows)
     whole = {
@@ -107,10 +107,11 @@ def bench(study: Study, variant: Variant, budget: Budget, parts: Mapping[str, Pa
         if name in variant.kinds
     }
     *_, row = matching.parity(list(dict.fromkeys((ARMS["decoupled"], variant.arm))), rows, Sizes(noises=budget.noises))
+    read = PooledSteps(whole, {kind: rows[kind] for kind in variant.kinds})
     limits = parts[codec_name(variant.arm)].ceiling
     assert limits is not None, "an autoencoder has a ceiling"
     return Bench(
-        study, variant, budget, workdir, step, start, PooledSteps(whole, {k: rows[k] for k in variant.kinds}), row,
+        study, variant, budget, workdir, model, step, start, read, row,
         {"reader": limits.right.value, "psnr": limits.psnr.value},
     )  # fmt: skip
 

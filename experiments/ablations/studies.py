@@ -85,6 +85,7 @@ class Budget:
 
     rows: of a step, by kind of example. noises: of each picture in a step.
     examples: of the pool, which is read again and again.
+    dtype: of the activations in training; scores are taken in float32.
     warmup: steps in which the learning rate rises. ema: decay of the averaged weights.
     tuning_steps: of a run of tuning.
     cases: of each score; tuning_cases: of each in tuning.
@@ -96,6 +97,7 @@ class Budget:
     rows: tuple[tuple[str, int], ...] = (("pictures", 32), ("edits", 16), ("questions", 8))
     noises: int = 4
     examples: int = 24_000
+    dtype: str = "float32"
     warmup: int = 100
     ema: float = 0.99
     tuning_steps: int = 500
@@ -113,6 +115,6 @@ BUDGETS: Mapping[str, Budget] = {
             tuning_steps=1, cases=8, tuning_cases=8, sampler_steps=2, parts=parts.SMOKE,
         ),
         Budget("laptop", 1000),
-        Budget("gpu", 2000),
+        Budget("gpu", 2000, dtype="bfloat16"),
     )
 }  # fmt: skip
