@@ -102,6 +102,13 @@ _FIXED_SCHEDULER = {
     "use_beta_sigmas": False,
     "use_lu_lambdas": False,
 }
+# Fields that the released code lacks, for it has only their defaults: left out of the files at these. Models of studies
+# have other values.
+_OURS: dict[type, tuple[str, ...]] = {
+    VAEConfig: ("patch_size",),
+    HeadConfig: ("sources", "positions"),
+    MMDiTConfig: ("gate", "context_norm"),
+}
 # What the released code renders prompts by; here the one template is `processing.chat`.
 _TEMPLATE = "qwen2_5-chat-v3"
 
@@ -172,11 +179,16 @@ def _convert(value: Any, example: Any, where: str) -> Any:
 
 
 def to_json(cfg: Any) -> dict[str, Any]:
-    """The JSON object of one config, with the keys that this code takes for granted spelled out."""
+    """The JSON object of one config, with the keys that this code takes for granted spelled out.
+
+    A key that the released code lacks is left out at its default.
+    """
     keys = [_TYPE_KEYS[slot] for slot, known in SLOTS.items() if type(cfg) in known.values()]
     out: dict[str, Any] = {**{key: cfg.model_type for key in keys}, **_FIXED.get(type(cfg), {})}
     for f in dataclasses.fields(cfg):
         value = getattr(cfg, f.name)
+        if f.name in _OURS.get(type(cfg), ()) and value == f.default:
+            continue
         out[f.name] = to_json(value) if dataclasses.is_dataclass(value) else value
     return json.loads(json.dumps(out))
 
@@ -248,8 +260,10 @@ def check_released(cfg: InternVLUConfig) -> None:
         released, *_ = SLOTS[slot].values()
         if type(part) is not released:
             unknown.append(f"{slot} of type {part.model_type}")
-    if cfg.generation_decoder.sources != "both":
-        unknown.append(f"generation_decoder with sources {cfg.generation_decoder.sources!r}")
+    for part in (cfg.generation_decoder, cfg.generation_decoder.decoder_config):
+        for f in dataclasses.fields(part):
+            if f.name in _OURS.get(type(part), ()) and (value := getattr(part, f.name)) != f.default:
+                unknown.append(f"generation_decoder with {f.name} {value!r}")
     if unknown:
         raise ConfigError(
             f"the released code does not know {' and '.join(unknown)}; such a model is kept in the Orbax layout"
@@ -310,20 +324,13 @@ def _files(cfg: InternVLUConfig) -> dict[str, dict[str, Any]]:
 
 
 def _part_json(part: Any) -> dict[str, Any]:
-    """The JSON object of one file: the inverse of `_released_quirks`.
-
-    A key that the released code lacks is left out at its default.
-    """
+    """The JSON object of one file: the inverse of `_released_quirks`."""
     data = to_json(part)
-    if type(part) is VAEConfig and part.patch_size == 1:
-        del data["patch_size"]
     if type(part) is VLMConfig:
         data["template"] = _TEMPLATE
         data["tie_word_embeddings"] = part.llm_config.tie_word_embeddings
         data["force_image_size"] = part.vision_config.image_size
     if type(part) is HeadConfig:
-        if part.sources == "both":
-            del data["sources"]
         for key in ("video_position_scale_factor", "vlm_cond_position_scale_factor"):
             data[key] = data["decoder_config"][key]
     return data

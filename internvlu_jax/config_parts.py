@@ -100,7 +100,11 @@ class Qwen3Config:
 
 @dataclass(frozen=True)
 class MMDiTConfig:
-    """Gated dual-stream transformer (`decoder_config` of generation_decoder/config.json)."""
+    """Gated dual-stream transformer (`decoder_config` of generation_decoder/config.json).
+
+    gate, context_norm: whether the output of attention is gated, and the context normalised before it is embedded. The
+        released code does both and knows no other way.
+    """
 
     num_layers: int = 20
     num_attention_heads: int = 12
@@ -112,6 +116,8 @@ class MMDiTConfig:
     axes_dims_rope: tuple[int, int, int] = (16, 56, 56)
     video_position_scale_factor: float = 1.0
     vlm_cond_position_scale_factor: float = 0.25
+    gate: bool = True
+    context_norm: bool = True
 
     @property
     def hidden_size(self) -> int:
@@ -119,6 +125,7 @@ class MMDiTConfig:
 
 
 SOURCES = ("both", "context", "latents")
+POSITIONS = ("msrope", "sequence")
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,8 @@ class HeadConfig:
 
     sources: what the head gets of source pictures. "context": they stand in the language model's context alone;
         "latents": their latents alone, and the context leaves the picture tokens out; "both", as released.
+    positions: of its tokens. "sequence": their numbers in the head's order, on all axes alike (with
+        `axes_dims_rope` (h, 0, 0) the rotary positions of a language model); "msrope", as released.
     """
 
     model_type: ClassVar[str] = "internvlu_generation_decoder"
@@ -145,6 +154,7 @@ class HeadConfig:
     logit_std: float = 1.0
     vae_downsample_factor: int = 8
     sources: str = "both"
+    positions: str = "msrope"
 
     @property
     def attention_widths(self) -> tuple[int, ...]:
@@ -187,6 +197,7 @@ class HeadConfig:
             (self.decoder_projector_type in projectors,
              not_one_of("decoder_projector_type", self.decoder_projector_type, projectors)),
             (self.sources in SOURCES, not_one_of("sources", self.sources, SOURCES)),
+            (self.positions in POSITIONS, not_one_of("positions", self.positions, POSITIONS)),
             (dit.joint_attention_dim == projected,
              f"joint_attention_dim {dit.joint_attention_dim} is not the context width {projected}"),
             (sum(dit.axes_dims_rope) == dit.attention_head_dim,

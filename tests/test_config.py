@@ -129,6 +129,28 @@ def test_sources_of_the_head(golden, tmp_path):
         replace(cfg, generation_decoder=HeadConfig(sources="neither"))
 
 
+def test_parts_of_the_head_that_studies_leave_out(golden, tmp_path):
+    """In the files where they are not as released; refused by name where the released code is to read them."""
+    cfg = read_config(golden.checkpoint)
+    write_config(cfg, tmp_path)
+    file = tmp_path / "generation_decoder/config.json"
+    names = {"positions", "gate", "context_norm"}
+    assert not names & {*json.loads(file.read_text()), *json.loads(file.read_text())["decoder_config"]}
+    head = cfg.generation_decoder
+    dit = replace(head.decoder_config, gate=False, context_norm=False)
+    changed = replace(cfg, generation_decoder=replace(head, positions="sequence", decoder_config=dit))
+    write_config(changed, tmp_path)
+    assert names <= {*json.loads(file.read_text()), *json.loads(file.read_text())["decoder_config"]}
+    assert read_config(tmp_path) == changed
+    said = "does not know " + " and ".join(
+        f"generation_decoder with {part}" for part in ("positions 'sequence'", "gate False", "context_norm False")
+    )
+    with pytest.raises(ConfigError, match=said):
+        check_released(changed)
+    with pytest.raises(ConfigError, match="positions is 'learned'; expected one of 'msrope', 'sequence'"):
+        replace(cfg, generation_decoder=replace(head, positions="learned"))
+
+
 def test_what_the_released_code_does_not_know_is_named(golden):
     cfg = read_config(golden.checkpoint)
     check_released(cfg)

@@ -7,6 +7,9 @@ s1, c1, g1, s2, c2, g2 = Linear(SiLU(time)) of the token's stream and LN a Layer
     x <- x + g1 * sigmoid(gate) * Out(Attention(RMS(q), RMS(k), v)),    q, gate, k, v from LN(x) (1 + c1) + s1
     x <- x + g2 * MLP(LN(x) (1 + c2) + s2)
 
+Studies leave out the gate, sigmoid(gate), or the norm of the context (`MMDiTConfig.gate`, `context_norm`); then the
+parameters of these do not exist.
+
 The head returns the velocity of the noisy latents only, so the last block computes queries, output and MLP for these
 alone: there condition and context tokens give keys and values.
 
@@ -56,7 +59,7 @@ class TokenStream(nn.Module):
         width, heads, head_dim = self.cfg.hidden_size, self.cfg.num_attention_heads, self.cfg.attention_head_dim
         dtype = self.compute.dtype
         self.mod = nn.DenseGeneral((6, width), dtype=dtype)
-        self.q = nn.DenseGeneral((heads, 2 * head_dim), dtype=dtype)
+        self.q = nn.DenseGeneral((heads, 2 * head_dim if self.cfg.gate else head_dim), dtype=dtype)
         self.k = nn.DenseGeneral((heads, head_dim), dtype=dtype)
         self.v = nn.DenseGeneral((heads, head_dim), dtype=dtype)
         self.q_norm = RMSNorm()
@@ -68,8 +71,10 @@ class TokenStream(nn.Module):
         """`time` is the time embedding after its SiLU."""
         return Modulation(*rearrange(self.mod(time), "b six d -> six b 1 d"))
 
-    def queries(self, x: Float[Array, "b s d"]) -> tuple[Float[Array, "b s n h"], Float[Array, "b s d"]]:
-        """Normalised queries, and the gate of the attention output before its sigmoid."""
+    def queries(self, x: Float[Array, "b s d"]) -> tuple[Float[Array, "b s n h"], Float[Array, "b s d"] | None]:
+        """Normalised queries, and the gate of the attention output before its sigmoid, where there is one."""
+        if not self.cfg.gate:
+            return self.q_norm(self.q(x)), None
         query, gate = jnp.split(self.q(x), 2, axis=-1)
         return self.q_norm(query), rows_first(rearrange(gate, "b s n h -> b s (n h)"))
 
@@ -80,11 +85,11 @@ class TokenStream(nn.Module):
         self,
         x: Float[Array, "b s d"],
         attended: Float[Array, "b s n h"],
-        gate: Float[Array, "b s d"],
+        gate: Float[Array, "b s d"] | None,
         mod: Modulation,
     ) -> Float[Array, "b s d"]:
         """Both residual updates of the tokens x. The gate acts after the output projection, entry by entry."""
-        x = x + mod.gate1 * jax.nn.sigmoid(gate) * self.out(attended)
+        x = x + (mod.gate1 if gate is None else mod.gate1 * jax.nn.sigmoid(gate)) * self.out(attended)
         return rows_first(x + mod.gate2 * self.mlp(modulate(x, mod.scale2, mod.shift2)))
 
 
@@ -153,7 +158,8 @@ class MMDiT(nn.Module):
     def setup(self) -> None:
         width, dtype = self.cfg.hidden_size, self.compute.dtype
         self.time_embed = MLP(width, width, nn.silu, self.compute)
-        self.context_norm = RMSNorm()
+        if self.cfg.context_norm:
+            self.context_norm = RMSNorm()
         self.context_in = nn.Dense(width, dtype=dtype)
         self.latent_in = nn.Dense(width, dtype=dtype)
         if self.cfg.num_layers > 1:
@@ -166,7 +172,7 @@ class MMDiT(nn.Module):
 
     def embed_context(self, context: Float[Array, "b t e"]) -> Float[Array, "b t d"]:
         """Context -> tokens of the text stream. Does not depend on time, so it is done once per picture."""
-        return self.context_in(self.context_norm(context))
+        return self.context_in(self.context_norm(context) if self.cfg.context_norm else context)
 
     def __call__(
         self,

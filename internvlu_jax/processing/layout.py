@@ -28,6 +28,7 @@ class Layout:
     pictures: rows and columns, in tokens of the head, of the noisy latents and then of the sources.
     tile: rows and columns of a tile's visual tokens.
     latent_scale, visual_scale: see `msrope_positions`.
+    numbered: whether tokens are numbered through, in place of having places in pictures.
     """
 
     span: Int32[np.ndarray, "t"]
@@ -36,9 +37,10 @@ class Layout:
     tile: Grid
     latent_scale: float
     visual_scale: float
+    numbered: bool = False
 
     def positions(self, context_length: int) -> Float32[np.ndarray, "n 3"]:
-        """MSRoPE positions of the head's tokens: noisy latents, source latents, context.
+        """Positions of the head's tokens: noisy latents, source latents, context.
 
         The context is padded on the right to `context_length`; padding has positions 0 and is never attended to.
 
@@ -48,8 +50,12 @@ class Layout:
         missing = context_length - len(self.span)
         if missing < 0:
             raise ValueError(f"a context of {len(self.span)} tokens does not fit the padded length {context_length}")
+        real = self._numbers() if self.numbered else self._places()
+        return np.pad(real, ((0, missing), (0, 0)))
+
+    def _places(self) -> Float32[np.ndarray, "n 3"]:
         drawn, *sources = self.pictures
-        real = msrope_positions(
+        return msrope_positions(
             drawn,
             self.runs,
             condition_grids=sources,
@@ -57,7 +63,11 @@ class Layout:
             latent_scale=self.latent_scale,
             visual_scale=self.visual_scale,
         )
-        return np.pad(real, ((0, missing), (0, 0)))
+
+    def _numbers(self) -> Float32[np.ndarray, "n 3"]:
+        """Of all tokens in their order, from 0, the same on every axis."""
+        count = sum(rows * columns for rows, columns in self.pictures) + len(self.span)
+        return np.repeat(np.arange(count, dtype=np.float32)[:, None], 3, axis=1)
 
 
 def layout(
@@ -99,6 +109,7 @@ def layout(
         tile=(side, side),
         latent_scale=latent_scale,
         visual_scale=visual_scale,
+        numbered=head.positions == "sequence",
     )
 
 

@@ -223,6 +223,36 @@ def test_bfloat16_stays_near_float32(golden):
     assert_close(got, want, 2e-2)
 
 
+def test_without_a_gate_it_is_as_if_every_gate_were_open(small):
+    """The gate's half of the query projection does not exist; a gate of sigmoid(100) is 1 in float32."""
+
+    def split(path, leaf):
+        if path[-2].key != "q":
+            return leaf, leaf
+        query, gate = np.split(np.asarray(leaf), 2, axis=-1)
+        opened = np.full_like(gate, 100.0 if path[-1].key == "bias" else 0.0)
+        return np.concatenate([query, opened], axis=-1), query
+
+    both = jax.tree_util.tree_map_with_path(split, small.params)
+    opened, ungated = (jax.tree.map(lambda p, n=n: p[n], both, is_leaf=lambda p: isinstance(p, tuple)) for n in (0, 1))
+    plain = build_small(replace(small.cfg, gate=False))
+    assert jax.tree.map(jnp.shape, plain.params) == jax.tree.map(jnp.shape, ungated)
+    inputs = random_inputs(small)
+    got, want = (m.apply({"params": p}, **inputs) for m, p in ((plain, ungated), (small, opened)))
+    assert_close(got, want, 1e-6)
+    assert relative_l2(got, apply(small, **inputs)) > 1e-2
+
+
+def test_a_context_that_is_not_normalised(small):
+    plain = build_small(replace(small.cfg, context_norm=False))
+    params = {name: part for name, part in small.params.items() if name != "context_norm"}
+    assert jax.tree.map(jnp.shape, plain.params) == jax.tree.map(jnp.shape, params)
+    context = np.random.default_rng(0).normal(size=(2, 3, 24))
+    kernel, bias = (np.asarray(params["context_in"][name], np.float64) for name in ("kernel", "bias"))
+    embedded = plain.module.apply({"params": params}, jnp.asarray(context, jnp.float32), method="embed_context")
+    assert_close(embedded, context @ kernel + bias, 1e-6)
+
+
 def test_modulation_vectors_are_not_expanded_over_tokens(small):
     """No array of the traced computation is [b, s, 6, d] or larger than the MLP's hidden activations."""
     inputs = random_inputs(small, grid=(8, 8), conditions=())

@@ -2,9 +2,12 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from internvlu_jax.ops.msrope import THETA, msrope_table
+from internvlu_jax.ops.rope import rotary_table
 from internvlu_jax.presets import debug_config
 from internvlu_jax.processing import chat
 from internvlu_jax.processing.layout import layout
@@ -61,6 +64,17 @@ def test_what_the_head_gets_of_source_pictures(sources):
     assert positions.shape == (latents + len(made.span) + 3, 3)
     assert not positions[-3:].any()
     np.testing.assert_array_equal(np.unique(positions[:latents, 0]), np.arange(1 + 2 * as_latents))
+
+
+def test_tokens_that_are_numbered_through_have_the_rotary_positions_of_a_text():
+    made = layout(head_with(positions="sequence"), TOKENIZER, prompt(1), [SOURCE], GRID)
+    count = 4 * 6 + 4 * 4 + len(made.span)
+    positions = made.positions(len(made.span) + 2)
+    np.testing.assert_array_equal(positions, np.repeat([*range(count), 0, 0], 3).reshape(-1, 3))
+    turned = msrope_table(positions, (32, 0, 0))
+    numbers = jnp.asarray(positions[None, :, 0], jnp.int32)
+    for ours, texts in zip(turned, rotary_table(numbers, 32, THETA), strict=True):
+        np.testing.assert_allclose(ours, texts[0], atol=1e-4)  # angles of up to 100 in float32
 
 
 def test_what_was_written_stands_for_no_picture():
