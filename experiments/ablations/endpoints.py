@@ -65,6 +65,8 @@ ENDPOINTS: Mapping[str, Endpoint] = {
     "edit_untouched_psnr": Endpoint("untouched region of edits", "dB", "higher", 1.0, ceiling="psnr"),
     "relations": _share("questions of relation answered", "understanding"),
     "words": _share("words drawn", "generation"),
+    "riddles": _share("riddles drawn without reasoning", "both"),
+    "riddles_reasoned": _share("riddles drawn after reasoning", "both"),
     "reasoning_gain": Endpoint("gain from reasoning", "share", "higher", 0.03, worst=-1.0),
     "transfer_questions": _share("facts that only drawing showed, asked", "both"),
     "transfer_pictures": _share("facts that only questions showed, drawn", "both"),

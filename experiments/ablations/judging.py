@@ -42,7 +42,8 @@ def cases_name(world: str, name: str, count: int, case_seed: int) -> str:
 def judged(world: str, name: str, count: int, case_seed: int, replies: Sequence[Reply], side: int = 64) -> Measured:
     """The endpoints of one set of cases. Arguments and result can go to another process and back.
 
-    "relations" comes with "questions", where the world has such questions.
+    "relations" comes with "questions", where the world has such questions; with the gain from reasoning come the shares
+    that it is the difference of.
 
     Args:
         world: one of `WORLDS`.
@@ -68,6 +69,9 @@ def judged(world: str, name: str, count: int, case_seed: int, replies: Sequence[
     if left:
         raise ValueError(f"{len(replies)} replies to {count} cases of {name}; expected one to each query")
     endpoints = {key: report.score.value for key, report in result.reports.items()} | _relations(name, result.outcomes)
+    if name == "reasoning":
+        parts = result.reports["reasoning_gain"].parts
+        endpoints |= {"riddles": parts["without"].value, "riddles_reasoned": parts["with"].value}
     return endpoints, _cases(name, cases_name(world, name, count, case_seed), result.outcomes)
 
 

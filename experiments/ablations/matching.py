@@ -32,6 +32,7 @@ from internvlu_jax.data.batch import Batch, ImageBatch, TextBatch
 from internvlu_jax.models.copies import copies
 from internvlu_jax.models.internvlu import InternVLU, param_shapes
 from internvlu_jax.models.vlm import NUM_SPECIAL_TOKENS
+from internvlu_jax.processing.layout import takes_latents
 from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig, Rules
 from internvlu_jax.training.losses import Objective
 from internvlu_jax.training.optimizer import factors
@@ -163,7 +164,7 @@ def batch_shapes(cfg: InternVLUConfig, kind: str, sizes: Sizes, rows: int = _ROW
     if packed:
         return Batch(_ints(rows), text)
     places = SIDE // cfg.vae.downsample_factor
-    latents, sources = _floats(rows, places, places, cfg.vae.z_dim), int(kind == "edits")
+    latents, sources = _floats(rows, places, places, cfg.vae.z_dim), int(kind == "edits" and takes_latents(cfg))
     tokens = (1 + sources) * (SIDE // cfg.generation_decoder.pixel_multiple) ** 2 + context
     drawn = ImageBatch(
         target=latents, context_lengths=_ints(rows), positions=_floats(rows, tokens, 3), weight=_floats(rows),

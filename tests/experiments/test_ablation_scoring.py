@@ -233,8 +233,13 @@ def test_relations_are_a_part_of_the_questions():
     assert math.isclose(measured["relations"], 1 - wrong) and math.isclose(measured["questions"], 0.9)
 
 
-def test_gain_from_reasoning_has_no_cases():
-    assert judged("small", "reasoning", 2, 0, right("reasoning", 2, SMALL)) == ({"reasoning_gain": 0.0}, {})
+def test_gain_from_reasoning_comes_with_both_shares_and_has_no_cases():
+    replies = right("reasoning", 2, SMALL)
+    shares = {"riddles": 1.0, "riddles_reasoned": 1.0}
+    assert judged("small", "reasoning", 2, 0, replies) == ({"reasoning_gain": 0.0, **shares}, {})
+    replies[0] = Reply(np.full_like(replies[0].picture, 255))  # the first without reasoning
+    measured, _ = judged("small", "reasoning", 2, 0, replies)
+    assert measured == {"reasoning_gain": 0.5, "riddles": 0.5, "riddles_reasoned": 1.0}
 
 
 def test_judging_needs_no_jax():
