@@ -163,8 +163,8 @@ class MeshExecutor:
         return jax.tree.map(_placed, tree, shardings(tree, self.mesh))
 
     def init(self, function: Callable[..., Tree], *args: Any) -> Tree:
-        where = shardings(jax.eval_shape(function, *args), self.mesh)
-        with tracing_on(self.mesh):
+        with tracing_on(self.mesh):  # for both, so that it is traced once
+            where = shardings(jax.eval_shape(function, *args), self.mesh)
             return block_on_cpu(jax.jit(function, out_shardings=where)(*args))
 
     def abstract(self, shapes: Tree) -> Tree:

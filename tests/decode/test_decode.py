@@ -147,10 +147,15 @@ def test_decoding_is_the_full_forward(tiny):
     model, params = tiny
     prompts = [[10, 20, 30, 40, 50], [7, 8, 9, 10, 11, 12, 13, 14]]
     result = write(model, params, prompts, max_new_tokens=8)
+
+    @jax.jit
+    def full(params, ids):
+        out = model.forward(params, model.embed(params, ids), jnp.arange(ids.shape[1])[None], None, True)
+        return out, model.logits(params, out.last)[0].argmax(-1)
+
     for row, (prompt, text) in enumerate(zip(prompts, texts(result), strict=True)):
         ids = jnp.asarray([prompt + text])
-        out = model.forward(params, model.embed(params, ids), jnp.arange(ids.shape[1])[None], None, True)
-        best = model.logits(params, out.last)[0].argmax(-1)
+        out, best = full(params, ids)
         assert text == best[len(prompt) - 1 : -1].tolist()
         fed = len(text) - 1
         want = out.captured[0, len(prompt) : len(prompt) + fed]

@@ -9,7 +9,7 @@ from PIL import Image
 
 from internvlu_jax import InternVLUPipeline
 from internvlu_jax.inference import programs
-from tests.conftest import GOLDENS
+from tests.conftest import GOLDENS, sizes_only
 from tests.helpers.measures import assert_close, channels_last
 
 CASES = json.loads((GOLDENS / "base/pipeline/meta.json").read_text(encoding="utf-8"))
@@ -56,6 +56,7 @@ def test_case_equals_the_released_code(golden, case):
     assert difference.max() <= 1 and (difference > 0).mean() <= 1e-3
 
 
+@sizes_only
 @pytest.mark.parametrize("case", ["t2i", "edit_resized", "reason_edit"])
 def test_the_loop_in_one_program_gives_the_recorded_pictures(golden, case):
     _, out, recorded = run(golden, case)

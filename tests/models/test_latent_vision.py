@@ -1,6 +1,7 @@
 """The vision encoder on latents: the released blocks, patches of normalised latents, a codec that stays as it is."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ def test_its_parameters_are_the_released_ones_and_an_encoder(params):
 
 def test_patches_are_normalised_latents(params):
     """By hand, in float64: a patch of 16 pixels is 2 x 2 latents, channel by channel."""
-    mean, _ = VAE(CODEC).apply({"params": params["codec"]}, PIXELS, method="encode")
+    mean, _ = jax.jit(partial(VAE(CODEC).apply, method="encode"))({"params": params["codec"]}, PIXELS)
     latents = (np.asarray(mean, np.float64) - CODEC.latents_mean) / CODEC.latents_std
     want = np.empty((2, 9, 12))
     for row, column in np.ndindex(3, 3):
@@ -52,12 +53,13 @@ def test_patches_are_normalised_latents(params):
 
 
 def test_from_the_embedded_tokens_on_it_is_the_released_encoder(params):
-    latent, released = LatentVisionTransformer(CFG), Block(VisionConfig(**FIELDS, patch_size=16, image_size=48))
-    x = latent.apply({"params": params}, PIXELS, method="embed")
+    latent = LatentVisionTransformer(CFG)
+    released = jax.jit(Block(VisionConfig(**FIELDS, patch_size=16, image_size=48)).apply)
+    x = jax.jit(partial(latent.apply, method="embed"))({"params": params}, PIXELS)
     assert x.shape == (2, 1 + 9, 16)
     for layer in range(CFG.num_hidden_layers):
-        x, _ = released.apply({"params": jax.tree.map(lambda leaf, n=layer: leaf[n], params["layers"])}, x)
-    np.testing.assert_allclose(latent.apply({"params": params}, PIXELS), x[:, 1:], rtol=1e-6, atol=1e-6)
+        x, _ = released({"params": jax.tree.map(lambda leaf, n=layer: leaf[n], params["layers"])}, x)
+    np.testing.assert_allclose(jax.jit(latent.apply)({"params": params}, PIXELS), x[:, 1:], rtol=1e-6, atol=1e-6)
 
 
 def test_no_gradient_reaches_the_codec(params):
@@ -68,8 +70,8 @@ def test_no_gradient_reaches_the_codec(params):
 
 
 def test_in_bfloat16_features_are_bfloat16_and_close(params):
-    want = LatentVisionTransformer(CFG).apply({"params": params}, PIXELS)
-    got = LatentVisionTransformer(CFG, Compute("bfloat16")).apply({"params": params}, PIXELS)
+    want = jax.jit(LatentVisionTransformer(CFG).apply)({"params": params}, PIXELS)
+    got = jax.jit(LatentVisionTransformer(CFG, Compute("bfloat16")).apply)({"params": params}, PIXELS)
     assert got.dtype == jnp.bfloat16
     assert np.linalg.norm(got.astype(jnp.float32) - want) < 3e-2 * np.linalg.norm(want)
 

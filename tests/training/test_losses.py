@@ -250,10 +250,15 @@ def test_a_row_of_weight_zero_counts_for_nothing(one):
         picture=batch.picture._replace(weight=keep),
     )
     two = jax.tree.map(lambda a: a[[0, 2]], batch)
-    run = jax.jit(lambda b: objective.means(objective.sums(one.params, b, objective.draw(key, b)), objective.totals(b)))
     key = jax.random.key(0)
-    jax.tree.map(lambda a, b: assert_close(a, b, 1e-6), run(without), run(two))
-    assert relative_l2(run(batch)["flow"], run(two)["flow"]) > 1e-4
+
+    @jax.jit
+    def run(params, b):
+        return objective.means(objective.sums(params, b, objective.draw(key, b)), objective.totals(b))
+
+    alone = run(one.params, two)
+    jax.tree.map(lambda a, b: assert_close(a, b, 1e-6), run(one.params, without), alone)
+    assert relative_l2(run(one.params, batch)["flow"], alone["flow"]) > 1e-4
 
 
 def test_random_numbers_belong_to_rows(one):
@@ -277,12 +282,9 @@ def test_several_noises_of_a_picture_are_several_pictures(one):
     drawn = thrice.draw(key, rows)
     assert drawn.sigma.shape == (9,) and len(np.unique(drawn.sigma)) == 9
 
-    @jax.jit
-    def run(sigma, noise):
-        return once.sums(one.params, rows, NoiseSamples(sigma, noise))
-
-    each = [run(drawn.sigma[g::3], drawn.noise[g::3]) for g in range(3)]
-    both = jax.jit(lambda: thrice.sums(one.params, rows, drawn))()
+    run = jax.jit(once.sums)
+    each = [run(one.params, rows, NoiseSamples(drawn.sigma[g::3], drawn.noise[g::3])) for g in range(3)]
+    both = jax.jit(thrice.sums)(one.params, rows, drawn)
     assert_close(both["flow"], sum(sums["flow"] for sums in each) / 3, 1e-6)
     assert_close(both["text"], each[0]["text"], 1e-6)
     with pytest.raises(ConfigError, match=r"objective\.noises_per_image is 0"):
