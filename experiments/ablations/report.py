@@ -167,7 +167,8 @@ def _curves(sample: Sample, out_dir: Path) -> list[str]:
     for arm in sample.arms:
         planned = sample.planned(arm)
         for record in (r for r in sample.of(arm, "finished") if r.run.seed in planned):
-            for loss, curve in (record.outcome.curves if record.outcome else {}).items():
+            curves = record.outcome.curves if record.outcome else {}
+            for loss, curve in ((name, curve) for name, curve in curves.items() if name.endswith("_loss")):
                 drawable = tuple(point for point in curve if min(point) > 0)  # axes are logarithmic
                 if len(drawable) > 1:
                     panels.setdefault(loss, {}).setdefault(arm, []).append(drawable)

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from experiments.ablations import matching, results
-from experiments.ablations.arms import ARMS
+from experiments.ablations import interference, matching, results
+from experiments.ablations.arms import arms_of
 from experiments.ablations.judging import Measured, judged
 from experiments.ablations.matching import Row, Sizes
 from experiments.ablations.parts import Part, arm_start, codec_name
-from experiments.ablations.pool import PoolConfig, PooledSteps, collated, load_or_draw, with_latents
+from experiments.ablations.pool import KINDS, PoolConfig, PooledSteps, collated, load_or_draw, with_latents
 from experiments.ablations.results import Curve, Outcome, Run
 from experiments.ablations.scoring import Sampling, Scorer
 from experiments.ablations.studies import Budget, Study, Variant
@@ -40,6 +40,7 @@ from internvlu_jax.training.step import Step, TrainState
 from internvlu_jax.utils.files import read_json, write_json
 from internvlu_jax.utils.sheets import save_sheet
 
+_INTERFERENCE = "interference.jsonl"
 _POINTS = 40  # of a curve
 _SHOWN = 16  # pictures of an arm that the report shows
 
@@ -106,7 +107,8 @@ def bench(study: Study, variant: Variant, budget: Budget, parts: Mapping[str, Pa
         for name, batch in pool(study.world, budget.examples, workdir, model).items()
         if name in variant.kinds
     }
-    *_, row = matching.parity(list(dict.fromkeys((ARMS["decoupled"], variant.arm))), rows, Sizes(noises=budget.noises))
+    arms = list(dict.fromkeys((arms_of(study.size)["decoupled"], variant.arm)))
+    *_, row = matching.parity(arms, rows, Sizes(noises=budget.noises))
     read = PooledSteps(whole, {kind: rows[kind] for kind in variant.kinds})
     limits = parts[codec_name(variant.arm)].ceiling
     assert limits is not None, "an autoencoder has a ceiling"
@@ -161,10 +163,12 @@ def train(at: Bench, group: Group, quiet: bool = False) -> TrainState:
         results.begin(at.results, group.runs[n])
     where = directory(at, group)
     before, began = _seconds(where), time.perf_counter()
+    both = not group.runs[0].tuning and at.variant.kinds == KINDS
+    looks = interference.looks(at.step, at.read, group.steps, group.members, where / _INTERFERENCE) if both else {}
     try:
         return train_together(
             at.step, at.start, group.members, at.read, where, {"arm": at.variant.name, "world": at.study.world},
-            count=group.steps, quiet=quiet,
+            looks=looks, count=group.steps, quiet=quiet,
         )  # fmt: skip
     finally:
         where.mkdir(parents=True, exist_ok=True)
@@ -210,6 +214,8 @@ def score(
             continue
         params = final_params(states, n)
         measured = scorer.losses(params)
+        told = interference.told(directory(at, group) / _INTERFERENCE, n)
+        measured[0].update(interference.endpoints(told))
         if bad := [name for name, value in measured[0].items() if not math.isfinite(value)]:
             results.fail(at.results, run, f"{bad[0]} is not finite", trained, group.steps)
             continue
@@ -220,7 +226,8 @@ def score(
                 _show(at, run, replies)
             futures.append(judges.submit(judged, at.study.world, name, *cases, replies))
         seconds = trained + time.perf_counter() - began
-        pending.append(Pending(run, seconds, measured, tuple(futures), _curves(lines, n, at)))
+        curves = _curves(lines, n, at) | interference.curves(told, _operations(at))
+        pending.append(Pending(run, seconds, measured, tuple(futures), curves))
     return pending
 
 
@@ -261,10 +268,15 @@ def _failure(lines: Sequence[Mapping[str, float]], n: int) -> str:
     return "" if step is None else f"the gradient of step {step} is not finite"
 
 
+def _operations(at: Bench) -> float:
+    """Of a step."""
+    rows = dict(at.budget.rows)
+    return sum(rows[kind] * at.row.operations[kind] for kind in at.variant.kinds)
+
+
 def _curves(lines: Sequence[Mapping[str, float]], n: int, at: Bench) -> dict[str, Curve]:
     """Mean losses of member n over equal parts of its run, by operations until the end of each part."""
-    rows = dict(at.budget.rows)
-    a_step = sum(rows[kind] * at.row.operations[kind] for kind in at.variant.kinds)
+    a_step = _operations(at)
     parts = np.array_split(np.arange(len(lines)), min(_POINTS, len(lines)))
     terms = {"text_loss": "questions" in at.variant.kinds, "flow_loss": "pictures" in at.variant.kinds}
     return {

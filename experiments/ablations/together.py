@@ -125,12 +125,15 @@ def step_together(
     step: Step, states: TrainState, batches: tuple[Batch, ...], knobs: Knobs
 ) -> tuple[TrainState, dict[str, Array]]:
     """One step of every member on the same micro-batches; metrics have an entry for each member."""
-    totals = _totals(step, batches)
-    gradients: Gradients | None = None
+    return _update(step, states, gradients_together(step, states, batches, knobs), knobs)
+
+
+def gradients_together(step: Step, states: TrainState, batches: tuple[Batch, ...], knobs: Knobs) -> Gradients:
+    """The gradients of one step, of every member."""
+    totals, gradients = _totals(step, batches), _zeros(step, states)
     for batch in batches:
         gradients = _gradients(step, states, batch, totals, knobs, gradients)
-    assert gradients is not None
-    return _update(step, states, gradients, knobs)
+    return gradients
 
 
 @partial(jax.jit, static_argnums=0)
@@ -139,16 +142,21 @@ def _totals(step: Step, batches: tuple[Batch, ...]) -> Terms:
 
 
 @partial(jax.jit, static_argnums=0)
+def _zeros(step: Step, states: TrainState) -> Gradients:
+    return jax.vmap(step.zeros, in_axes=(_PER_MEMBER,))(states)
+
+
+@partial(jax.jit, static_argnums=0)
 def _gradients(
-    step: Step, states: TrainState, batch: Batch, totals: Terms, knobs: Knobs, before: Gradients | None
+    step: Step, states: TrainState, batch: Batch, totals: Terms, knobs: Knobs, before: Gradients
 ) -> Gradients:
-    """What a micro-batch adds, put to what those before it added."""
+    """What a micro-batch adds, put to what those before it added: one program for a kind, whichever comes first."""
 
     def one(state: TrainState, own: Knobs) -> Gradients:
         return step.gradients(state, batch, totals, own.keys, own.weights)
 
     added = jax.vmap(one, in_axes=(_PER_MEMBER, _PER_MEMBER_KNOBS))(states, knobs)
-    return added if before is None else jax.tree.map(jnp.add, before, added)
+    return jax.tree.map(jnp.add, before, added)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -169,6 +177,7 @@ def train_together(
     workdir: Path,
     settings: Mapping[str, Any],
     *,
+    looks: Mapping[int, Callable[[TrainState], None]] = {},
     count: int | None = None,
     save_every: int = 1000,
     quiet: bool = False,
@@ -181,6 +190,7 @@ def train_together(
 
     Args:
         model: from a seed to all parameters of its model before the first step.
+        looks: what is called with the states after so many steps; not again where a run goes on behind them.
         steps: what is read. count: how many there are, where not as many as `step` says.
         settings: what else the result depends on, as JSON: the data, and what the models are made from.
 
@@ -203,6 +213,8 @@ def train_together(
         with waiting:
             batches = steps(number)
         states, metrics = step_together(step, _restored(state, frozen), batches, knobs)
+        if number + 1 in looks:
+            looks[number + 1](states)
         return _saved(states), _told(step, metrics, len(members))
 
     whole = {
