@@ -175,17 +175,17 @@ def latent_statistics(
     Args:
         params: of the autoencoder; of one around a frozen encoder {"encoder"} is enough.
     """
-    apply = partial(slots.module(cfg, Compute()).apply, {"params": params})
+    model = slots.module(cfg, Compute())
 
     @jax.jit
-    def encode(pixels: Array) -> Any:
-        return apply(pixels, method="features") if isinstance(cfg, SemanticCodec) else apply(pixels, method="encode")[0]
+    def encode(params: Params, pixels: Array) -> Any:
+        if isinstance(cfg, SemanticCodec):
+            return model.apply({"params": params}, pixels, method="features")
+        return cast("tuple[Array, Array]", model.apply({"params": params}, pixels, method="encode"))[0]
 
-    latents = [
-        np.asarray(encode(codec_values(batch, GenerationImageProcessorConfig())), np.float64) for batch in batches
-    ]
-    values = np.concatenate([z.reshape(-1, cfg.z_dim) for z in latents])
-    return values.mean(0), values.std(0)
+    values = [codec_values(batch, GenerationImageProcessorConfig()) for batch in batches]
+    latents = [np.asarray(encode(params, pixels), np.float64).reshape(-1, cfg.z_dim) for pixels in values]
+    return np.concatenate(latents).mean(0), np.concatenate(latents).std(0)
 
 
 def with_statistics(config: InternVLUConfig, mean: np.ndarray, std: np.ndarray) -> InternVLUConfig:
