@@ -28,7 +28,7 @@ from internvlu_jax.training.step import Step
 from internvlu_jax.utils.tree import merge
 from tests.conftest import Golden
 from tests.helpers.measures import assert_close
-from tests.helpers.training import leaves_equal
+from tests.helpers.training import leaves_equal, one_block
 from tests.training.test_losses import objective_for, random_batch, with_latents
 
 SEEDS, STEPS = (4, 9), 4
@@ -37,17 +37,21 @@ RATES = (("head/.*", 1.0), (".*", 0.0))
 
 
 @pytest.fixture(scope="module")
-def step() -> Step:
-    """Of the head alone, on contexts that were computed beforehand."""
-    model = loading.load(Golden("base").checkpoint)
-    cfg = OptimizerConfig(learning_rate=1e-3, warmup=2, weight_decay=0.01, ema=0.8, rates=RATES)
-    return Step(objective_for(model, weights=(("flow", 1.0),)), cfg, factors(model.params, cfg), STEPS)
+def recorded():
+    return one_block(loading.load(Golden("base").checkpoint))
 
 
 @pytest.fixture(scope="module")
-def start():
+def step(recorded) -> Step:
+    """Of the head alone, on contexts that were computed beforehand."""
+    cfg = OptimizerConfig(learning_rate=1e-3, warmup=2, weight_decay=0.01, ema=0.8, rates=RATES)
+    return Step(objective_for(recorded, weights=(("flow", 1.0),)), cfg, factors(recorded.params, cfg), STEPS)
+
+
+@pytest.fixture(scope="module")
+def start(recorded):
     """From a seed to a model: the recorded one, its head moved."""
-    base = loading.load(Golden("base").checkpoint).params
+    base = recorded.params
 
     def model(seed: int):
         rng = np.random.default_rng(seed)

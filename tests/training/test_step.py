@@ -17,6 +17,7 @@ from internvlu_jax.training.tree import numbers
 from internvlu_jax.utils.tree import from_paths, merge, paths, split
 from tests.conftest import Golden
 from tests.helpers.measures import assert_close
+from tests.helpers.training import one_block
 from tests.training.test_losses import objective_for, random_batch, with_latents
 
 HEAD_ONLY = (("head/.*", 1.0), (".*", 0.0))
@@ -26,7 +27,7 @@ KEY = jax.random.key(5)
 
 @pytest.fixture(scope="module")
 def model():
-    return loading.load(Golden("base").checkpoint)
+    return one_block(loading.load(Golden("base").checkpoint))
 
 
 def step_for(model, **optimizer) -> Step:
