@@ -365,4 +365,14 @@ def test_protocol_and_tuning_say_the_same():
     assert all(f"1 : {weight:g}" in tuning for weight in TUNING.flow_weights)
     assert "guidance {:g}, {:g} and {:g}".format(*TUNING.guidance) in tuning
     assert "times\n   {:g}, {:g} and {:g}".format(*TUNING.shifts) in tuning
-    assert f"at most {TUNING.extensions} times" in tuning
+    assert f"validation cases (case seed {CASE_SEEDS['validation']};" in tuning
+
+
+def test_protocol_and_budgets_say_the_same():
+    for name, steps, rows, tuning, cases, *_ in rows_of("Budgets"):
+        budget = BUDGETS[name]
+        assert int(steps.replace(",", "")) == budget.steps and int(tuning) == budget.tuning_steps
+        assert int(cases) == budget.cases
+        if name != "smoke":
+            assert rows == ", ".join(str(count) for _, count in budget.rows) and budget.tuning_steps * 4 == budget.steps
+            assert budget.tuning_cases == budget.cases and f"has {budget.noises} noises" in PROTOCOL

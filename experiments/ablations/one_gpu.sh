@@ -1,0 +1,27 @@
+#!/bin/bash
+# Study `representations` at budget `gpu` on one GPU, the joint arms and their controls in three processes that share it.
+#
+#   experiments/ablations/one_gpu.sh DIR [SECONDS]
+#
+# After SECONDS (default: no limit) the processes are told to save and stop, and the report is of what there is; the same
+# command goes on. What a run needs beforehand (parts, pool) is made first where it is not in DIR: that takes CPU time
+# and next to no GPU, so do it elsewhere, with `--until parts`, where GPU time is short.
+#
+# Compiling is most of a short run's start: products by cuBLAS alone leave little to tune, and a cache that is kept
+# (JAX_COMPILATION_CACHE_DIR) spares it the next time.
+set -u
+dir=${1:?"the work directory is missing: experiments/ablations/one_gpu.sh DIR [SECONDS]"}; seconds=${2:-0}
+export XLA_CLIENT_MEM_FRACTION=${XLA_CLIENT_MEM_FRACTION:-0.28}
+export XLA_FLAGS="${XLA_FLAGS:---xla_gpu_enable_triton_gemm=false --xla_gpu_blas_max_algorithms=16}"
+run() { timeout -s TERM "$seconds" python -m experiments.ablations representations --workdir "$dir" --budget gpu --together 4 "$@"; }
+
+run --until parts || exit
+for arms in "decoupled" "shared-latent twin" "shared-semantic random-semantic"; do
+  joint=${arms%% *}
+  mkdir -p "$dir/logs"
+  # shellcheck disable=SC2086
+  run --judges 3 --arms $arms "$joint-understanding-only" "$joint-generation-only" > "$dir/logs/$joint.log" 2>&1 &
+done
+wait
+tail -n 2 "$dir"/logs/*.log
+python -m experiments.ablations representations --workdir "$dir" --budget gpu --status
