@@ -24,6 +24,7 @@ from experiments.ablations.design import (
 from experiments.ablations.endpoints import ENDPOINTS
 from experiments.ablations.report import write_report
 from experiments.ablations.results import Cases
+from experiments.ablations.studies import BUDGETS
 from tests.helpers.ablations import finished, made_outcome, made_run, made_sample
 
 ROOT = Path(__file__).parent.parent.parent
@@ -359,12 +360,12 @@ def test_protocol_and_endpoints_say_the_same():
 
 
 def test_protocol_and_tuning_say_the_same():
-    tuning = PROTOCOL.partition("## Tuning")[2].partition("\n## ")[0]
+    tuning = " ".join(PROTOCOL.partition("## Tuning")[2].partition("\n## ")[0].split())
     rates = TUNING.learning_rates
     assert f"{', '.join(f'{rate:g}' for rate in rates[:-1])} and {rates[-1]:g}, with text : flow 1 :" in tuning
     assert all(f"1 : {weight:g}" in tuning for weight in TUNING.flow_weights)
     assert "guidance {:g}, {:g} and {:g}".format(*TUNING.guidance) in tuning
-    assert "times\n   {:g}, {:g} and {:g}".format(*TUNING.shifts) in tuning
+    assert "times {:g}, {:g} and {:g}".format(*TUNING.shifts) in tuning
     assert f"validation cases (case seed {CASE_SEEDS['validation']};" in tuning
 
 
