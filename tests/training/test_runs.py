@@ -20,15 +20,17 @@ from experiments.train import Arguments
 from experiments.train import main as command
 from experiments.train import run as run_command
 from internvlu_jax.checkpoints import loading
+from internvlu_jax.checkpoints.model_directory import save_model
 from internvlu_jax.config import ConfigError
 from internvlu_jax.data.plan import DataError
 from internvlu_jax.inference.pipeline import InternVLUPipeline
 from internvlu_jax.training.config import LoraConfig
 from internvlu_jax.training.loop import NotFiniteError, train
 from internvlu_jax.training.reporting import Records
-from tests.helpers.training import CHECKPOINT, TINY, leaves_equal, with_data
+from tests.helpers.training import CHECKPOINT, TINY, leaves_equal, one_block, with_data
 
 ROOT = Path(__file__).parents[2]
+PROMPTS = ("a", "b")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,10 +48,20 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def tiny(tmp_path_factory):
+    """The smallest run, of a head of one block."""
+    model = one_block(loading.load(CHECKPOINT, place=np.asarray))
+    directory = tmp_path_factory.mktemp("start") / "model"
+    save_model(directory, model.config, model.params, model.extras, model.assets)
+    return dataclasses.replace(TINY, start=str(directory))
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
     """The work directory of a run that was never interrupted."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    outcome = train(dataclasses.replace(TINY, sample_every=4, sample_prompts=("a", "b")), workdir, quiet=True)
+    shown = {"sample_every": 4, "sample_prompts": PROMPTS, "sample_steps": 2}
+    outcome = train(dataclasses.replace(tiny, **shown), workdir, quiet=True)
     assert (outcome.steps, outcome.stopped) == (4, False)
     return workdir
 
@@ -70,26 +82,26 @@ def test_what_a_run_writes(whole):
         assert sheet.size == (66, 32)
 
 
-def test_stopped_and_resumed_equals_whole(whole, tmp_path):
+def test_stopped_and_resumed_equals_whole(tiny, whole, tmp_path):
     """Parameters, optimizer, data order and random numbers: bit for bit."""
-    assert train(dataclasses.replace(TINY, steps=2), tmp_path, quiet=True).steps == 2
-    assert train(TINY, tmp_path, quiet=True).steps == 4
+    assert train(dataclasses.replace(tiny, steps=2), tmp_path, quiet=True).steps == 2
+    assert train(tiny, tmp_path, quiet=True).steps == 4
     assert lines(tmp_path) == lines(whole)
     leaves_equal(loading.load(tmp_path).params, loading.load(whole).params)
-    again = train(TINY, tmp_path, quiet=True)
+    again = train(tiny, tmp_path, quiet=True)
     assert (again.steps, again.metrics) == (4, None)
 
 
-def test_a_run_is_a_checkpoint(whole, tmp_path):
+def test_a_run_is_a_checkpoint(tiny, whole, tmp_path):
     """The pipeline draws from it, and converted to the released layout it draws the same."""
     loading.convert(whole, tmp_path / "released", "released")
     options = {"generation_mode": "image", "height": 32, "width": 32, "num_inference_steps": 2, "seed": 1}
     here, there = (
-        InternVLUPipeline.from_pretrained(d)("a red circle", **options).images[0]
-        for d in (whole, tmp_path / "released")
+        InternVLUPipeline.from_pretrained(d)(list(PROMPTS), **options).images for d in (whole, tmp_path / "released")
     )
-    np.testing.assert_array_equal(np.asarray(here), np.asarray(there))
-    start, end = loading.load(CHECKPOINT).params, loading.load(whole).params
+    for one, other in zip(here, there, strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+    start, end = loading.load(tiny.start).params, loading.load(whole).params
     leaves_equal(start["vlm"], end["vlm"])
     leaves_equal(start["vae"], end["vae"])
     assert not np.array_equal(
@@ -97,31 +109,31 @@ def test_a_run_is_a_checkpoint(whole, tmp_path):
     )
 
 
-def test_adapters_train_and_merge(tmp_path):
+def test_adapters_train_and_merge(tiny, tmp_path):
     cfg = dataclasses.replace(
-        TINY,
+        tiny,
         steps=2,
         lora=LoraConfig(rank=2, pattern="head/mmdit/.*/(q|k|v|out|fc1|fc2)"),
-        optimizer=dataclasses.replace(TINY.optimizer, rates=((".*/lora_[ab]", 1.0), (".*", 0.0))),
+        optimizer=dataclasses.replace(tiny.optimizer, rates=((".*/lora_[ab]", 1.0), (".*", 0.0))),
     )
     train(cfg, tmp_path / "run", quiet=True)
-    start, end = loading.load(CHECKPOINT).params, loading.load(tmp_path / "run").params
+    start, end = loading.load(tiny.start).params, loading.load(tmp_path / "run").params
     assert jax.tree.structure(start) == jax.tree.structure(end)
     leaves_equal(start["vlm"]["vit"], end["vlm"]["vit"])
-    q = lambda params: params["head"]["mmdit"]["blocks"]["image"]["q"]["kernel"]  # noqa: E731
+    q = lambda params: params["head"]["mmdit"]["last_block"]["image"]["q"]["kernel"]  # noqa: E731
     assert 0 < np.max(np.abs(q(start) - q(end))) < 0.1
 
 
-def test_precomputed_gives_the_same_losses(whole, tmp_path):
-    (shards,) = precompute.precompute(TINY, tmp_path / "stored")
-    train(with_data(TINY, sources=((str(shards), 1.0),)), tmp_path / "run", quiet=True)
+def test_precomputed_gives_the_same_losses(tiny, whole, tmp_path):
+    (shards,) = precompute.precompute(tiny, tmp_path / "stored")
+    train(with_data(tiny, sources=((str(shards), 1.0),)), tmp_path / "run", quiet=True)
     for got, want in zip(lines(tmp_path / "run"), lines(whole), strict=True):
         for name in ("loss", "grad_norm", "param_norm"):
             assert got[name] == pytest.approx(want[name], rel=1e-5), name
 
 
-def test_a_number_that_is_not_finite_ends_the_run(tmp_path):
-    huge = dataclasses.replace(TINY, optimizer=dataclasses.replace(TINY.optimizer, learning_rate=1e30))
+def test_a_number_that_is_not_finite_ends_the_run(tiny, tmp_path):
+    huge = dataclasses.replace(tiny, optimizer=dataclasses.replace(tiny.optimizer, learning_rate=1e30))
     with pytest.raises(NotFiniteError, match=r"step [234]: .*flow_loss.* is not finite"):
         train(huge, tmp_path, quiet=True)
 
@@ -129,11 +141,11 @@ def test_a_number_that_is_not_finite_ends_the_run(tmp_path):
 # Ended from outside
 
 
-def start_process(workdir: Path, cache: Path, steps: int) -> subprocess.Popen:
+def start_process(workdir: Path, cache: Path, start: str, steps: int) -> subprocess.Popen:
     code = (
         "import dataclasses, sys; from experiments.train import Arguments, run; "
         "from tests.helpers.training import TINY;"
-        f"sys.exit(run(Arguments({str(workdir)!r}, dataclasses.replace(TINY, steps={steps}))))"
+        f"sys.exit(run(Arguments({str(workdir)!r}, dataclasses.replace(TINY, start={start!r}, steps={steps}))))"
     )
     env = {
         **os.environ,
@@ -152,8 +164,8 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 240) -> None
         time.sleep(0.05)
 
 
-def test_sigterm_saves_and_ends_with_status_0(cache, tmp_path):
-    process = start_process(tmp_path, cache, 100_000)
+def test_sigterm_saves_and_ends_with_status_0(tiny, cache, tmp_path):
+    process = start_process(tmp_path, cache, tiny.start, 100_000)
     wait_for(lambda: (tmp_path / "metrics.jsonl").exists() and len(lines(tmp_path)) > 2, process)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=120)[1]
@@ -164,7 +176,7 @@ def test_sigterm_saves_and_ends_with_status_0(cache, tmp_path):
     assert max(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == steps[-1]
 
 
-def test_an_interrupt_saves_after_the_step_in_hand(whole, tmp_path, capsys):
+def test_an_interrupt_saves_after_the_step_in_hand(tiny, whole, tmp_path, capsys):
     """Ctrl-C does as SIGTERM: status 0 and one line at the end; the run then ends as the uninterrupted one did."""
 
     def stop(records, step, *rest):
@@ -173,7 +185,7 @@ def test_an_interrupt_saves_after_the_step_in_hand(whole, tmp_path, capsys):
             signal.raise_signal(signal.SIGINT)
 
     write, before = Records.write, signal.getsignal(signal.SIGINT)
-    rarely = dataclasses.replace(TINY, save_every=100)
+    rarely = dataclasses.replace(tiny, save_every=100)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Records, "write", stop)
         assert run_command(Arguments(tmp_path, rarely)) == 0
@@ -181,23 +193,23 @@ def test_an_interrupt_saves_after_the_step_in_hand(whole, tmp_path, capsys):
     said = capsys.readouterr().err.splitlines()
     assert said[-1].startswith("stopped at step 3; ") and "Traceback" not in "".join(said)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["3"]
-    assert train(TINY, tmp_path, quiet=True).steps == 4
+    assert train(tiny, tmp_path, quiet=True).steps == 4
     assert lines(tmp_path) == lines(whole)
     leaves_equal(loading.load(tmp_path).params, loading.load(whole).params)
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_ends_where_the_uninterrupted_run_does(cache, tmp_path):
+def test_killed_at_any_moment_it_ends_where_the_uninterrupted_run_does(tiny, cache, tmp_path):
     """SIGKILL at 20 random moments of a run that saves every other step."""
     rng, steps = np.random.default_rng(0), 400
-    process = start_process(tmp_path / "whole", cache, steps)
+    process = start_process(tmp_path / "whole", cache, tiny.start, steps)
     assert process.wait(timeout=600) == 0
     for _ in range(20):
-        process = start_process(tmp_path / "killed", cache, steps)
+        process = start_process(tmp_path / "killed", cache, tiny.start, steps)
         time.sleep(rng.uniform(4, 16))
         process.kill()
         process.wait()
-    process = start_process(tmp_path / "killed", cache, steps)
+    process = start_process(tmp_path / "killed", cache, tiny.start, steps)
     assert process.wait(timeout=600) == 0
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
     leaves_equal(loading.load(tmp_path / "killed").params, loading.load(tmp_path / "whole").params)
@@ -206,23 +218,23 @@ def test_killed_at_any_moment_it_ends_where_the_uninterrupted_run_does(cache, tm
 # Bad input: before anything compiles
 
 
-def test_a_work_directory_of_another_configuration(whole):
-    other = dataclasses.replace(TINY, optimizer=dataclasses.replace(TINY.optimizer, learning_rate=2e-3))
+def test_a_work_directory_of_another_configuration(tiny, whole):
+    other = dataclasses.replace(tiny, optimizer=dataclasses.replace(tiny.optimizer, learning_rate=2e-3))
     with pytest.raises(ConfigError, match=r"another configuration: optimizer.learning_rate: 0.001 -> 0.002"):
         train(other, whole)
 
 
-def test_a_dataset_without_a_valid_record(tmp_path):
+def test_a_dataset_without_a_valid_record(tiny, tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"task": "t2i", "prompt": "a", "image": "missing.png"}\n' * 3)
     with pytest.raises(DataError, match=r"3 of the 3 records .*bad.jsonl:\d: .*missing.png"):
-        train(with_data(TINY, sources=((str(tmp_path / "bad.jsonl"), 1.0),)), tmp_path / "run")
+        train(with_data(tiny, sources=((str(tmp_path / "bad.jsonl"), 1.0),)), tmp_path / "run")
 
 
-def test_no_data_at_all(tmp_path):
+def test_no_data_at_all(tiny, tmp_path):
     with pytest.raises(DataError, match=r"data.sources is empty"):
-        train(with_data(TINY, sources=()), tmp_path)
+        train(with_data(tiny, sources=()), tmp_path)
     with pytest.raises(ValueError, match=r"nowhere.jsonl: there is no such file"):
-        train(with_data(TINY, sources=(("nowhere.jsonl", 1.0),)), tmp_path)
+        train(with_data(tiny, sources=(("nowhere.jsonl", 1.0),)), tmp_path)
 
 
 def test_an_unknown_field_names_the_nearest(capsys, tmp_path):
