@@ -1,7 +1,8 @@
 """The report of a file of results: tables, verdicts by the rules of `protocol.md`, and pictures.
 
 `write_report(results, DIR)` writes DIR/report.md and beside it, for each study and budget, STUDY-BUDGET-forest.png and
-STUDY-BUDGET-curves.png. What is not there yet is named in the report.
+STUDY-BUDGET-curves.png. Runs leave STUDY-BUDGET-ARM.png there, of what an arm's first seed drew. What is missing is named
+in the report.
 """
 
 from __future__ import annotations
@@ -109,6 +110,7 @@ def _section(sample: Sample, out_dir: Path) -> list[str]:
     parts += ["### Scores", tables.scores(sample)]
     parts += [f"### Differences to {sample.design.reference}", "Exploratory: no tests.", tables.differences(sample)]
     parts += _forest(sample, out_dir)
+    parts += _pictures(sample, out_dir)
     if sample.design.singles:
         parts += ["### Transfer", tables.transfer(sample)]
     parts += ["### Parity", tables.parity(sample), "### Ceilings", tables.ceilings(sample)]
@@ -160,6 +162,18 @@ def _forest(sample: Sample, out_dir: Path) -> list[str]:
 def _scaled(score: Score, factor: float) -> Score:
     low, high = sorted((score.low * factor, score.high * factor))
     return replace(score, value=score.value * factor, low=low, high=high)
+
+
+def pictures_name(study: str, budget: str, arm: str) -> str:
+    """The file beside the report with pictures of an arm."""
+    return f"{study}-{budget}-{arm}.png"
+
+
+def _pictures(sample: Sample, out_dir: Path) -> list[str]:
+    """What the first seed of each arm drew for the first held-out cases."""
+    names = {arm: pictures_name(sample.study, sample.budget, arm) for arm in sample.arms}
+    rows = [[arm, f"![{arm}]({name})"] for arm, name in names.items() if (out_dir / name).is_file()]
+    return ["### Drawn", tables.table(["arm", "the first held-out cases, one seed"], rows)] if rows else []
 
 
 def _curves(sample: Sample, out_dir: Path) -> list[str]:

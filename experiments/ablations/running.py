@@ -21,10 +21,12 @@ from PIL import Image
 
 from experiments.ablations import interference, matching, results
 from experiments.ablations.arms import arms_of
+from experiments.ablations.design import SEEDS
 from experiments.ablations.judging import Measured, judged
 from experiments.ablations.matching import Row, Sizes
 from experiments.ablations.parts import Part, arm_start, codec_name
-from experiments.ablations.pool import KINDS, PoolConfig, PooledSteps, collated, load_or_draw, with_latents
+from experiments.ablations.pool import KINDS, Pool, PoolConfig, PooledSteps, collated, load_or_draw, with_latents
+from experiments.ablations.report import pictures_name
 from experiments.ablations.results import Curve, Outcome, Run
 from experiments.ablations.scoring import Sampling, Scorer
 from experiments.ablations.studies import Budget, Study, Variant
@@ -123,13 +125,14 @@ def _params(variant: Variant, parts: Mapping[str, Part], seed: int) -> Params:
 
 
 @cache
-def _pool(world: str, examples: int, workdir: Path) -> Any:
+def drawn(world: str, examples: int, workdir: Path) -> Pool:
+    """The examples of a world, drawn into `workdir` or taken from there."""
     return load_or_draw(PoolConfig(sources(world), examples), workdir / f"pool-{world}-{examples}")
 
 
 def pool(world: str, examples: int, workdir: Path, model: InternVLU) -> dict[str, Any]:
-    """The batches of all kinds, drawn into `workdir` or taken from there."""
-    return collated(_pool(world, examples, workdir), model.cfg, tokenizer(), DATA)
+    """The batches of all kinds as a model takes them."""
+    return collated(drawn(world, examples, workdir), model.cfg, tokenizer(), DATA)
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +225,7 @@ def score(
         futures = []
         for name in scorer.sets:
             replies = scorer.replies(params, name, sampling)
-            if name == "geneval_heldout" and not run.tuning and n == 0:
+            if name == "geneval_heldout" and not run.tuning and run.seed == SEEDS[0]:
                 _show(at, run, replies)
             futures.append(judges.submit(judged, at.study.world, name, *cases, replies))
         seconds = trained + time.perf_counter() - began
@@ -252,10 +255,10 @@ def finish(at: Bench, pending: Sequence[Pending], steps: int) -> None:
 
 
 def _show(at: Bench, run: Run, replies: Sequence[Reply]) -> None:
-    """The first pictures of the arm's first run in a row, as the report shows them."""
+    """The first pictures of the arm's first seed in a row, as the report shows them."""
     pictures = [reply.picture for reply in replies[:_SHOWN] if reply.picture is not None]
     sheet = Image.fromarray(np.concatenate(pictures, axis=1))
-    save_sheet(sheet, at.workdir / f"{at.study.name}-{at.budget.name}-{run.arm}.png")
+    save_sheet(sheet, at.workdir / pictures_name(run.study, run.budget, run.arm))
 
 
 def _metrics(where: Path) -> list[dict[str, float]]:

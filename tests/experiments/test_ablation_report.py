@@ -22,7 +22,7 @@ from experiments.ablations.design import (
     TUNING_SEEDS,
 )
 from experiments.ablations.endpoints import ENDPOINTS
-from experiments.ablations.report import write_report
+from experiments.ablations.report import pictures_name, write_report
 from experiments.ablations.results import Cases
 from experiments.ablations.studies import BUDGETS
 from tests.helpers.ablations import finished, made_outcome, made_run, made_sample
@@ -291,6 +291,15 @@ def test_report_of_a_whole_study(path, tmp_path):
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "report.md", "representations-laptop-forest.png", "representations-laptop-curves.png",
     }  # fmt: skip
+
+
+def test_pictures_that_runs_left_are_in_the_report(path, tmp_path):
+    begun(path, made_run("decoupled", 0))
+    name = pictures_name("representations", "laptop", "twin")
+    Image.new("RGB", (64, 8)).save(tmp_path / name)
+    Image.new("RGB", (64, 8)).save(tmp_path / pictures_name("representations", "gpu", "decoupled"))
+    report = write_report(path, tmp_path).read_text(encoding="utf-8")
+    assert row(report, "twin", f"![twin]({name})") and "gpu-decoupled" not in report
 
 
 def test_report_of_nothing_and_of_little(path, tmp_path):
