@@ -1,8 +1,8 @@
 """The report of a file of results: tables, verdicts by the rules of `protocol.md`, and pictures.
 
 `write_report(results, DIR)` writes DIR/report.md and beside it, for each study and budget, STUDY-BUDGET-forest.png and
-STUDY-BUDGET-curves.png. Runs leave STUDY-BUDGET-ARM.png there, of what an arm's first seed drew. What is missing is named
-in the report.
+STUDY-BUDGET-curves.png. Runs leave STUDY-BUDGET-ARM.png there, of what an arm's first seed drew. What is missing is
+named in the report.
 """
 
 from __future__ import annotations
