@@ -9,6 +9,7 @@ DIR and a machine. `--status` says what is done and what the rest will take, and
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -16,15 +17,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Literal
+from types import FrameType
+from typing import Annotated, Literal, NoReturn
 
+import jax
 import tyro
 
 from experiments.ablations import results
 from experiments.ablations.design import CASE_SEEDS, DESIGNS, SEEDS
 from experiments.ablations.parts import make_parts
 from experiments.ablations.report import write_report
-from experiments.ablations.running import Bench, Group, Pending, bench, finish, open_runs, score, train
+from experiments.ablations.running import Bench, Group, Pending, bench, drawn, finish, open_runs, score, train
 from experiments.ablations.studies import BUDGETS, STUDIES, Budget, Study, Variant
 from experiments.ablations.tuning import Settings, chosen, tune
 from internvlu_jax.config import ConfigError
@@ -34,7 +37,7 @@ from internvlu_jax.utils.compilation import enable_cache
 
 @dataclass(frozen=True)
 class Arguments:
-    study: Annotated[Literal["representations", "transfer"], tyro.conf.Positional]
+    study: Annotated[Literal["representations", "transfer", "representations-s"], tyro.conf.Positional]
     """What is run, of `studies.STUDIES`."""
     workdir: Path
     budget: Literal["smoke", "laptop", "gpu"] = "smoke"
@@ -53,7 +56,7 @@ class Arguments:
 
     @property
     def of(self) -> Study:
-        return STUDIES[self.study]
+        return STUDIES[self.study].at(self.size)
 
     @cached_property
     def size(self) -> Budget:
@@ -76,16 +79,23 @@ def main(arguments: Arguments) -> int:
             print(status(arguments, variants))
             return 0
         enable_cache()
-        with _judges(arguments.judges) as judges:
-            run(arguments, variants, judges)
+        jax.config.update("jax_disable_most_optimizations", not arguments.size.optimized)
+        signal.signal(signal.SIGTERM, _leave)
+        try:
+            with _judges(arguments.judges) as judges:
+                run(arguments, variants, judges)
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
         print(write_report(arguments.workdir / "results.jsonl", arguments.workdir))
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return 0
     except (ValueError, FileExistsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    """Between trainings, which take the signal themselves: what is being judged is still written down."""
+    sys.exit(128 + number)
 
 
 def _judges(count: int) -> Executor:
@@ -96,7 +106,8 @@ def _judges(count: int) -> Executor:
 
 def run(arguments: Arguments, variants: tuple[Variant, ...], judges: Executor) -> None:
     """All that is missing of some arms of a study. Raises as `bench`, `tune` and `train` do."""
-    parts = make_parts(arguments.workdir, arguments.size.parts)
+    parts = make_parts(arguments.workdir, arguments.size.parts, arguments.of.size)
+    drawn(arguments.of.world, arguments.size.examples, arguments.workdir)
     if arguments.until == "parts":
         return
     for variant in variants:
@@ -120,14 +131,16 @@ def count(arguments: Arguments, at: Bench, settings: Settings, judges: Executor)
     budget, pending = at.budget, list[Pending]()
     cases = (budget.cases, CASE_SEEDS["test"])
     scorer = None
-    for group in groups(arguments, at, settings):
-        if open_runs(at.results, group.runs):
-            scorer = scorer or at.scorer(at.variant.scores, *cases)
-            states = train(at, group)
-            waiting = score(at, group, states, scorer, settings.sampling(budget), judges, cases)
-            finish(at, pending, budget.steps)
-            pending = waiting
-    finish(at, pending, budget.steps)
+    try:
+        for group in groups(arguments, at, settings):
+            if open_runs(at.results, group.runs):
+                scorer = scorer or at.scorer(at.variant.scores, *cases)
+                states = train(at, group)
+                waiting = score(at, group, states, scorer, settings.sampling(budget), judges, cases)
+                judged, pending = pending, waiting
+                finish(at, judged, budget.steps)
+    finally:
+        finish(at, pending, budget.steps)
 
 
 def groups(arguments: Arguments, at: Bench, settings: Settings) -> Iterator[Group]:

@@ -1,4 +1,4 @@
-"""The arms of the study "decoupled or shared?" at size XS: what the language model sees, and what the head generates.
+"""The arms of the study "decoupled or shared?" what the language model sees, and what the head generates.
 
     arm                the language model sees             the head generates
     decoupled          a ViT on pixels                     latents of a VAE
@@ -21,7 +21,10 @@ for a patch of latents takes fewer parameters to embed than one of pixels. `matc
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -48,7 +51,7 @@ from internvlu_jax.utils.tree import Tree, paths
 SIDE = 64
 _PATCH = 16  # pixels a side of a token, everywhere
 _CHANNELS = 8  # of a latent of the VAE
-_FEATURE = 64  # width of the vision encoder
+_HEAD_DIM = 32
 _HALF = (0.5, 0.5, 0.5)
 _SHIFT = 1.0  # of the noise levels of the VAE's latents
 _VOCABULARY = 704  # the tokenizer of world XS has 654 tokens
@@ -124,20 +127,58 @@ def shift_for(dimension: int, known: int, shift: float) -> float:
     return shift * math.sqrt(dimension / known)
 
 
+@dataclass(frozen=True)
+class Size:
+    """Layers and widths of all arms of one size. Heads of attention are 32 wide, and so say how wide a part is.
+
+    vision: (layers, heads) of the vision encoder; mlp: its hidden widths on pixels and on latents, which make up for
+        patch embeddings of different sizes.
+    language: (layers, heads, heads of keys and values, hidden width of the MLPs). head: (layers, heads).
+    vae: (base_dim, patch_size, dim_mult), as in `VAEConfig`; decoder: the same of the decoder of features.
+    """
+
+    name: str
+    vision: tuple[int, int]
+    mlp: tuple[int, int]
+    language: tuple[int, int, int, int]
+    head: tuple[int, int]
+    vae: tuple[int, int, tuple[int, ...]]
+    decoder: tuple[int, int, tuple[int, ...]]
+
+
+XS = Size(
+    "xs", vision=(2, 2), mlp=(128, 272), language=(2, 3, 3, 256), head=(4, 3),
+    vae=(16, 4, (1, 2)), decoder=(6, 4, (3, 4, 4)),
+)  # fmt: skip
+"""One to two million parameters."""
+
+S = replace(
+    XS, name="s", vision=(3, 3), mlp=(288, 320), language=(4, 4, 2, 384), head=(6, 6), decoder=(11, 4, (2, 2, 2))
+)
+"""About the size of the model that the package brings; its VAE is that of XS, which loses next to nothing."""
+
+TINY = replace(
+    XS, name="tiny", vision=(1, 2), mlp=(128, 425), language=(1, 3, 3, 1024), head=(1, 3),
+    vae=(16, 8, (1,)), decoder=(6, 16, (1,)),
+)  # fmt: skip
+"""One layer of everything, for programs that compile in seconds; widths only make up for one another."""
+
+
 def _dimensions(vae: Any) -> int:
     return (SIDE // vae.downsample_factor) ** 2 * vae.z_dim
 
 
-def _model(vision: VisionConfig, vae: Any) -> InternVLUConfig:
-    """A model of size XS around two encoders; language model and head are the same in all arms."""
-    width, factor = 96, vae.downsample_factor
+def _model(size: Size, vision: VisionConfig, vae: Any) -> InternVLUConfig:
+    """A model around two encoders; language model and head are the same in all arms of a size."""
+    layers, heads, groups, mlp = size.language
+    width, factor = _HEAD_DIM * heads, vae.downsample_factor
     llm = Qwen3Config(
-        vocab_size=_VOCABULARY, hidden_size=width, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=3,
-        head_dim=32, intermediate_size=256, rope_theta=1e4, tie_word_embeddings=True,
+        vocab_size=_VOCABULARY, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=groups, head_dim=_HEAD_DIM, intermediate_size=mlp, rope_theta=1e4, tie_word_embeddings=True,
     )  # fmt: skip
     patch = _PATCH // factor
     dit = MMDiTConfig(
-        num_layers=4, num_attention_heads=3, attention_head_dim=32, patch_size=patch,
+        num_layers=size.head[0], num_attention_heads=size.head[1], attention_head_dim=_HEAD_DIM, patch_size=patch,
         in_channels=vae.z_dim * patch**2, out_channels=vae.z_dim, joint_attention_dim=2 * width,
         axes_dims_rope=(8, 12, 12), vlm_cond_position_scale_factor=1.0,
     )  # fmt: skip
@@ -146,7 +187,7 @@ def _model(vision: VisionConfig, vae: Any) -> InternVLUConfig:
     head = HeadConfig(
         decoder_config=dit, input_hidden_size=2 * width, output_hidden_size=2 * width, max_sequence_length=128,
         gen_image_height=SIDE, gen_image_width=SIDE, vae_downsample_factor=factor,
-        flow_shift=shift_for(_dimensions(vae), _dimensions(_VAE), _SHIFT),
+        flow_shift=shift_for(_dimensions(vae), _dimensions(_vae(size)), _SHIFT),
     )  # fmt: skip
     places = (SIDE // factor) ** 2
     pictures = GenerationImageProcessorConfig(
@@ -163,34 +204,46 @@ def _model(vision: VisionConfig, vae: Any) -> InternVLUConfig:
     )
 
 
-def _vision(mlp: int) -> dict[str, Any]:
-    """Fields of a vision encoder. mlp: hidden width, which makes up for patch embeddings of different sizes."""
+def _vision(size: Size, mlp: int) -> dict[str, Any]:
+    """Fields of a vision encoder."""
+    layers, heads = size.vision
     return {
-        "hidden_size": _FEATURE, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": mlp,
-        "patch_size": _PATCH, "image_size": SIDE,
+        "hidden_size": _HEAD_DIM * heads, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "intermediate_size": mlp, "patch_size": _PATCH, "image_size": SIDE,
     }  # fmt: skip
 
 
-_VAE = VAEConfig(
-    base_dim=16, patch_size=4, z_dim=_CHANNELS, dim_mult=(1, 2), num_res_blocks=1, temperal_downsample=(False,),
-    latents_mean=(0.0,) * _CHANNELS, latents_std=(1.0,) * _CHANNELS,
-)  # fmt: skip
-_PIXELS = VisionConfig(**_vision(mlp=128))
-_FEATURES = SemanticCodec(
-    encoder=_PIXELS, base_dim=6, patch_size=4, dim_mult=(3, 4, 4), num_res_blocks=1,
-    latents_mean=(0.0,) * _FEATURE, latents_std=(1.0,) * _FEATURE,
-)  # fmt: skip
+def _vae(size: Size) -> VAEConfig:
+    base, patch, multiples = size.vae
+    return VAEConfig(
+        base_dim=base, patch_size=patch, z_dim=_CHANNELS, dim_mult=multiples, num_res_blocks=1,
+        temperal_downsample=(False,) * (len(multiples) - 1),
+        latents_mean=(0.0,) * _CHANNELS, latents_std=(1.0,) * _CHANNELS,
+    )  # fmt: skip
 
-_SHARED_LATENT = _model(LatentVision(**_vision(mlp=272), codec=_VAE), _VAE)
-_SHARED_SEMANTIC = _model(_PIXELS, _FEATURES)
 
-ARMS: dict[str, Arm] = {
-    arm.name: arm
-    for arm in (
-        Arm("decoupled", _model(_PIXELS, _VAE)),
-        Arm("shared-latent", _SHARED_LATENT),
-        Arm("shared-semantic", _SHARED_SEMANTIC, vision="beforehand"),
-        Arm("twin", _SHARED_LATENT, twin=True),
-        Arm("random-semantic", _SHARED_SEMANTIC, vision="random"),
+def _features(size: Size, encoder: VisionConfig) -> SemanticCodec:
+    base, patch, multiples = size.decoder
+    return SemanticCodec(
+        encoder=encoder, base_dim=base, patch_size=patch, dim_mult=multiples, num_res_blocks=1,
+        latents_mean=(0.0,) * encoder.hidden_size, latents_std=(1.0,) * encoder.hidden_size,
+    )  # fmt: skip
+
+
+@cache
+def arms_of(size: Size) -> Mapping[str, Arm]:
+    """All arms of a size, by name."""
+    pixels, vae = VisionConfig(**_vision(size, size.mlp[0])), _vae(size)
+    shared_latent = _model(size, LatentVision(**_vision(size, size.mlp[1]), codec=vae), vae)
+    shared_semantic = _model(size, pixels, _features(size, pixels))
+    arms = (
+        Arm("decoupled", _model(size, pixels, vae)),
+        Arm("shared-latent", shared_latent),
+        Arm("shared-semantic", shared_semantic, vision="beforehand"),
+        Arm("twin", shared_latent, twin=True),
+        Arm("random-semantic", shared_semantic, vision="random"),
     )
-}
+    return MappingProxyType({arm.name: arm for arm in arms})
+
+
+ARMS = arms_of(XS)

@@ -44,18 +44,19 @@ def ceiling(
     """
     source = WorldSource(world, {"general/picture": 1.0}, seed=seed, split="seen", side=side)
     scenes = [source.example(n).image for n in range(count)]
-    there_and_back = jax.jit(partial(_there_and_back, model, {"vae": params["vae"]}))
     decibels, rights = list[float](), list[bool]()
     everywhere = np.ones((side, side), bool)
     for first in range(0, count, batch):
         chunk = [scene for scene in scenes[first : first + batch] if isinstance(scene, Scene)]
         drawn = np.stack([scene.draw(side) for scene in chunk])
         padded = np.pad(drawn, ((0, batch - len(drawn)), (0, 0), (0, 0), (0, 0)))
-        for scene, before, after in zip(chunk, drawn, np.asarray(there_and_back(padded)), strict=False):
+        renders = np.asarray(_there_and_back(model, {"vae": params["vae"]}, padded))
+        for scene, before, after in zip(chunk, drawn, renders, strict=False):
             decibels.append(psnr(after, before, everywhere))
             rights.append(score(world, described(scene), after).right)
     return Ceiling(mean(decibels), share(rights))
 
 
+@partial(jax.jit, static_argnums=0)
 def _there_and_back(model: InternVLU, params: Params, pictures: jax.Array) -> jax.Array:
     return model.decode(params, model.encode(params, pictures))

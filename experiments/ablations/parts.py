@@ -6,7 +6,8 @@
     vision, vision-random       a vision encoder trained on questions (`understanding`), and a random one
     semantic, semantic-random   a decoder of the features of each; its statistics are measured before it is trained
 
-In DIR/parts/NAME, small enough to be copied to another machine, where nothing is made again:
+In DIR/parts/NAME, or DIR/parts-SIZE/NAME for another size than XS, small enough to be copied to another machine, where
+nothing is made again:
 
     config.json     all that the part depends on; where that differs, the part is refused
     part.npz        its parameters, and what normalises its latents
@@ -28,16 +29,16 @@ import jax
 import numpy as np
 import tyro
 
-from experiments.ablations.arms import ARMS, Arm, check_frozen_parts, with_frozen_parts
+from experiments.ablations.arms import TINY, XS, Arm, Size, arms_of, check_frozen_parts, with_frozen_parts
 from experiments.ablations.ceilings import RENDERS, Ceiling, ceiling
 from experiments.ablations.understanding import UnderstandingConfig, train_vision, understanding_settings
 from experiments.ablations.world import MEASURED, autoencoder, semantic_autoencoder
-from internvlu_jax.config import Compute, InternVLUConfig
+from internvlu_jax.config import Compute, InternVLUConfig, VAEConfig
 from internvlu_jax.evaluation.scores import Score
 from internvlu_jax.models.internvlu import InternVLU, Params, init_params
 from internvlu_jax.models.slots import module
 from internvlu_jax.models.vlm import NUM_SPECIAL_TOKENS
-from internvlu_jax.small_world import XS
+from internvlu_jax.small_world import WORLDS
 from internvlu_jax.training.autoencoder import AutoencoderConfig
 from internvlu_jax.training.resuming import check_settings, has_settings
 from internvlu_jax.utils.compilation import enable_cache
@@ -47,7 +48,6 @@ from internvlu_jax.utils.tree import from_paths, paths
 NAMES = ("vae0", "vae1", "vision", "vision-random", "semantic", "semantic-random")
 """Of all parts; each needs at most those before it."""
 
-_VAE, _SEMANTIC = ARMS["decoupled"].config.vae, ARMS["shared-semantic"].config.vae
 _VISION = {"semantic": "vision", "semantic-random": "vision-random"}
 _STATISTICS = ("latents_mean", "latents_std")
 _RANDOM = 0  # key of the random vision encoder
@@ -55,7 +55,9 @@ _RANDOM = 0  # key of the random vision encoder
 
 @dataclass(frozen=True)
 class PartSizes:
-    """How much goes into the parts. measured: pictures that statistics are taken from. renders: of a ceiling."""
+    """How much goes into the parts. measured: pictures that statistics are taken from, or 0 for
+    latents as they are. renders: of a ceiling.
+    """
 
     autoencoder_steps: int = 2000
     understanding: UnderstandingConfig = UnderstandingConfig()
@@ -63,8 +65,8 @@ class PartSizes:
     renders: int = RENDERS
 
 
-SMOKE = PartSizes(2, UnderstandingConfig(steps=2, rows=1, examples=60), measured=32, renders=20)
-"""As little as runs every line."""
+SMOKE = PartSizes(2, UnderstandingConfig(steps=2, rows=1, examples=60), measured=0, renders=20)
+"""As little as runs, with one scale of latents for all, so that arms share what is compiled."""
 
 
 @dataclass(frozen=True)
@@ -80,50 +82,52 @@ class Part:
     ceiling: Ceiling | None = None
 
 
-def make_parts(workdir: Path, sizes: PartSizes = PartSizes()) -> dict[str, Part]:
-    """All parts by name, those taken that are there.
+def make_parts(workdir: Path, sizes: PartSizes = PartSizes(), size: Size = XS) -> dict[str, Part]:
+    """All parts of models of a size by name, those taken that are there.
 
     Raises:
         ConfigError: one in `workdir` was made, or begun, under other settings.
         Stopped: a signal ended a training; the same call goes on.
     """
     parts: dict[str, Part] = {}
+    folder = Path(workdir) / ("parts" if size == XS else f"parts-{size.name}")
     for name in NAMES:
-        parts[name] = _taken_or_made(name, Path(workdir) / "parts" / name, sizes, parts)
+        parts[name] = _taken_or_made(name, folder / name, sizes, size, parts)
     return parts
 
 
-def _taken_or_made(name: str, directory: Path, sizes: PartSizes, parts: Mapping[str, Part]) -> Part:
-    told = settings(name, sizes)
+def _taken_or_made(name: str, directory: Path, sizes: PartSizes, size: Size, parts: Mapping[str, Part]) -> Part:
+    told = settings(name, sizes, size)
     if has_settings(directory):
         check_settings(directory, told)
     else:
         write_json(directory / "config.json", told)
     if not (directory / "part.npz").is_file():
-        save(directory, _made(name, sizes, directory / "loop", parts))
-    part = load(name, directory)
+        save(directory, _made(name, sizes, size, directory / "loop", parts))
+    part = load(name, directory, size)
     if part.ceiling is not None or "renders" not in told:
         return part
-    scores = _ceiling(part, sizes.renders)
+    scores = _ceiling(part, sizes.renders, size)
     write_json(directory / "ceiling.json", dataclasses.asdict(scores))
     return dataclasses.replace(part, ceiling=scores)
 
 
-def settings(name: str, sizes: PartSizes) -> dict[str, Any]:
+def settings(name: str, sizes: PartSizes, size: Size = XS) -> dict[str, Any]:
     """Everything that a part depends on, as JSON."""
     if name == "vision":
-        return understanding_settings(sizes.understanding)
-    config = dataclasses.asdict(_base(name))
+        return understanding_settings(sizes.understanding, size)
+    config = dataclasses.asdict(_base(name, size))
     if name == "vision-random":
         return {"config": config, "key": _RANDOM}
-    encoder = {"encoder": settings(_VISION[name], sizes)} if name in _VISION else {}
+    encoder = {"encoder": settings(_VISION[name], sizes, size)} if name in _VISION else {}
     how = {"autoencoder": dataclasses.asdict(_how(name, sizes)), "measured": sizes.measured, "renders": sizes.renders}
     return {"config": config, **how, **encoder}
 
 
-def _base(name: str) -> Any:
+def _base(name: str, size: Size = XS) -> Any:
     """The config of a part before anything is measured."""
-    return _VAE if name.startswith("vae") else _SEMANTIC if name in _VISION else _SEMANTIC.encoder
+    codec = arms_of(size)["decoupled" if name.startswith("vae") else "shared-semantic"].config.vae
+    return codec.encoder if name.startswith("vision") else codec
 
 
 def _how(name: str, sizes: PartSizes) -> AutoencoderConfig:
@@ -131,11 +135,11 @@ def _how(name: str, sizes: PartSizes) -> AutoencoderConfig:
     return AutoencoderConfig(sizes.autoencoder_steps, seed=int(name == "vae0"))
 
 
-def _made(name: str, sizes: PartSizes, loop: Path, parts: Mapping[str, Part]) -> Part:
+def _made(name: str, sizes: PartSizes, size: Size, loop: Path, parts: Mapping[str, Part]) -> Part:
     """Makes a part out of those before it."""
-    config = _base(name)
+    config = _base(name, size)
     if name == "vision":
-        return Part(config, train_vision(sizes.understanding, loop))
+        return Part(config, train_vision(sizes.understanding, loop, size))
     if name == "vision-random":
         return Part(config, _random(config))
     if name in _VISION:
@@ -149,10 +153,10 @@ def _random(config: Any) -> Params:
     return jax.jit(module(config, Compute()).init)(jax.random.key(_RANDOM), pixels)["params"]
 
 
-def _ceiling(part: Part, renders: int) -> Ceiling:
-    arm = ARMS["decoupled" if isinstance(part.config, type(_VAE)) else "shared-semantic"]
+def _ceiling(part: Part, renders: int, size: Size) -> Ceiling:
+    arm = arms_of(size)["decoupled" if isinstance(part.config, VAEConfig) else "shared-semantic"]
     model = InternVLU(dataclasses.replace(arm.config, vae=part.config), tuple(range(NUM_SPECIAL_TOKENS)))
-    return ceiling(model, {"vae": part.params}, XS, renders)
+    return ceiling(model, {"vae": part.params}, WORLDS["xs"], renders)
 
 
 def save(directory: Path, part: Part) -> None:
@@ -163,7 +167,7 @@ def save(directory: Path, part: Part) -> None:
         np.savez(path, **arrays)
 
 
-def load(name: str, directory: Path) -> Part:
+def load(name: str, directory: Path, size: Size = XS) -> Part:
     """The part that `save` wrote, with its ceiling if that was measured."""
     with np.load(directory / "part.npz") as file:
         arrays = dict(file)
@@ -172,7 +176,7 @@ def load(name: str, directory: Path) -> Part:
     measured, scores = directory / "ceiling.json", None
     if measured.is_file():
         scores = Ceiling(**{key: Score(**value) for key, value in read_json(measured).items()})
-    return Part(dataclasses.replace(_base(name), **statistics), params, scores)
+    return Part(dataclasses.replace(_base(name, size), **statistics), params, scores)
 
 
 # What an arm makes of them
@@ -209,13 +213,14 @@ def _initial(config: InternVLUConfig, key: jax.Array) -> Params:
 class Arguments:
     workdir: Path
     smoke: bool = False
-    """As little as runs every line, in place of what studies use."""
+    """As little as runs every line, at size TINY, in place of what studies use."""
 
 
 def main(arguments: Arguments) -> int:
     """Makes the parts, and prints the ceilings."""
     enable_cache()
-    for name, part in make_parts(arguments.workdir, SMOKE if arguments.smoke else PartSizes()).items():
+    how = (SMOKE, TINY) if arguments.smoke else (PartSizes(), XS)
+    for name, part in make_parts(arguments.workdir, *how).items():
         if part.ceiling is not None:
             print(f"{name}: {part.ceiling.psnr.value:.2f} dB, {part.ceiling.right.value:.1%} right")
     return 0

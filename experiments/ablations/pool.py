@@ -198,15 +198,20 @@ def with_latents(batch: Batch, model: InternVLU, params: Params, rows: int = 64)
     """
     if batch.picture is None:
         return batch
-    encode = jax.jit(partial(model.encode, {"vae": params["vae"]}))
 
     def latents(pictures: np.ndarray) -> np.ndarray:
         chunks = [pictures[first : first + rows] for first in range(0, len(pictures), rows)]
         padded = [np.pad(chunk, ((0, rows - len(chunk)), (0, 0), (0, 0), (0, 0))) for chunk in chunks]
-        return np.concatenate([np.asarray(encode(chunk)) for chunk in padded])[: len(pictures)]
+        encoded = [np.asarray(_encoded(model, {"vae": params["vae"]}, chunk)) for chunk in padded]
+        return np.concatenate(encoded)[: len(pictures)]
 
     target, sources = batch.picture.target, batch.picture.sources
     return batch._replace(picture=batch.picture._replace(target=latents(target), sources=tuple(map(latents, sources))))
+
+
+@partial(jax.jit, static_argnums=0)
+def _encoded(model: InternVLU, params: Params, pictures: jax.Array) -> jax.Array:
+    return model.encode(params, pictures)
 
 
 class PooledSteps:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from experiments.ablations import parts
-from experiments.ablations.arms import ARMS, Arm
-from experiments.ablations.design import JOINT, single_arms
+from experiments.ablations.arms import TINY, XS, Arm, S, Size, arms_of
+from experiments.ablations.design import JOINT, TUNING, Tuning, single_arms
 from experiments.ablations.parts import PartSizes
 from experiments.ablations.pool import KINDS
 from internvlu_jax.config import ConfigError
@@ -35,12 +35,21 @@ class Variant:
 
 @dataclass(frozen=True)
 class Study:
-    """Arms in the order in which they are run. tuned_in: the study whose tuning holds here, too; None is its own."""
+    """What is compared.
+
+    variants: from the arms of a size (`arms.arms_of`) to those of the study, in the order in which they are run.
+    tuned_in: the study whose tuning holds here, too; None is its own.
+    """
 
     name: str
     world: str
-    variants: tuple[Variant, ...]
+    variants: Callable[[Mapping[str, Arm]], tuple[Variant, ...]]
     tuned_in: str | None = None
+    size: Size = XS
+
+    def at(self, budget: Budget) -> Study:
+        """The study at the size that the budget says, if it says one."""
+        return self if budget.size is None else replace(self, size=budget.size)
 
     def chosen(self, names: tuple[str, ...]) -> tuple[Variant, ...]:
         """The arms named, in the study's order; all of them where none is.
@@ -48,33 +57,38 @@ class Study:
         Raises:
             ConfigError: an arm is not known.
         """
-        known = {variant.name: variant for variant in self.variants}
+        known = {variant.name: variant for variant in self.variants(arms_of(self.size))}
         for name in names:
             if name not in known:
                 raise ConfigError(f"study {self.name} has no arm {name!r}; expected some of {', '.join(known)}")
-        return tuple(variant for variant in self.variants if not names or variant.name in names)
+        return tuple(variant for variant in known.values() if not names or variant.name in names)
 
 
-def _singles(name: str) -> tuple[Variant, Variant]:
+def _joint(arms: Mapping[str, Arm]) -> tuple[Variant, ...]:
+    return tuple(Variant(name, arms[name]) for name in JOINT)
+
+
+def _singles(name: str, arm: Arm) -> tuple[Variant, Variant]:
     """The controls of a joint arm, which are trained on one task alone."""
     understanding, generation = single_arms(name)
     return (
-        Variant(understanding, ARMS[name], KINDS[2:], _READING, tuned_as=name),
-        Variant(generation, ARMS[name], KINDS[:2], _DRAWING, tuned_as=name),
+        Variant(understanding, arm, KINDS[2:], _READING, tuned_as=name),
+        Variant(generation, arm, KINDS[:2], _DRAWING, tuned_as=name),
     )
 
 
-_JOINT = tuple(Variant(name, ARMS[name]) for name in JOINT)
-_CONTROLS = tuple(
-    Variant(name, ARMS[name], tuned_as=like)
-    for name, like in {"twin": "shared-latent", "random-semantic": "shared-semantic"}.items()
-)
+def _representations(arms: Mapping[str, Arm]) -> tuple[Variant, ...]:
+    like = {"twin": "shared-latent", "random-semantic": "shared-semantic"}
+    controls = (Variant(name, arms[name], tuned_as=other) for name, other in like.items())
+    return *_joint(arms), *controls, *(single for name in JOINT for single in _singles(name, arms[name]))
+
 
 STUDIES: Mapping[str, Study] = {
     study.name: study
     for study in (
-        Study("representations", "xs", (*_JOINT, *_CONTROLS, *(single for name in JOINT for single in _singles(name)))),
-        Study("transfer", "xs-transfer", _JOINT, tuned_in="representations"),
+        Study("representations", "xs", _representations),
+        Study("transfer", "xs-transfer", _joint, tuned_in="representations"),
+        Study("representations-s", "xs", _joint, size=S),
     )
 }
 
@@ -90,6 +104,9 @@ class Budget:
     tuning_steps: of a run of tuning.
     cases: of each score; tuning_cases: of each in tuning.
     parts: what goes into what is made before all runs.
+    tuning: what is tried.
+    size: of the models, where it is not the study's.
+    optimized: whether programs are compiled to run fast, or to be there soon.
     """
 
     name: str
@@ -105,16 +122,20 @@ class Budget:
     tuning_cases: int = 500
     sampler_steps: int = 20
     parts: PartSizes = PartSizes()
+    tuning: Tuning = TUNING
+    size: Size | None = None
+    optimized: bool = True
 
 
 BUDGETS: Mapping[str, Budget] = {
     budget.name: budget
     for budget in (
         Budget(
-            "smoke", 2, (("pictures", 2), ("edits", 1), ("questions", 1)), noises=4, examples=240, warmup=1, ema=0.5,
+            "smoke", 2, (("pictures", 2), ("edits", 1), ("questions", 1)), noises=2, examples=240, warmup=1, ema=0.5,
             tuning_steps=1, cases=8, tuning_cases=8, sampler_steps=2, parts=parts.SMOKE,
+            tuning=Tuning((1e-3, 2e-3), (5.0, 1.0), guidance=(2.0,), shifts=(1.0,)), size=TINY, optimized=False,
         ),
-        Budget("laptop", 1000),
-        Budget("gpu", 2000, dtype="bfloat16"),
+        Budget("laptop", 600, (("pictures", 16), ("edits", 8), ("questions", 4)), tuning_steps=150),
+        Budget("gpu", 1500, tuning_steps=375, dtype="bfloat16"),
     )
 }  # fmt: skip

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.ablations import results
-from experiments.ablations.design import CASE_SEEDS, TUNING, TUNING_SEEDS
+from experiments.ablations.design import CASE_SEEDS, TUNING_SEEDS
 from experiments.ablations.judging import judged
 from experiments.ablations.results import Outcome, Record, Run
 from experiments.ablations.running import Bench, Group, finish, open_runs, score, train
@@ -50,10 +50,11 @@ def tune(at: Bench, judges: Executor, together: int, quiet: bool = False) -> Set
     Raises:
         ValueError: no run of tuning was finite. Stopped: a signal came; the same call goes on.
     """
-    first = [(rate, TUNING.flow_weights[0]) for rate in TUNING.learning_rates]
+    tried = at.budget.tuning
+    first = [(rate, tried.flow_weights[0]) for rate in tried.learning_rates]
     groups = _trained(at, judges, "rates", first, together, quiet)
     rate, _ = _best_trained(at, first)
-    second = [(r, weight) for r in (rate, rate / 2) for weight in TUNING.flow_weights[1:]]
+    second = [(r, weight) for r in (rate, rate / 2) for weight in tried.flow_weights[1:]]
     groups |= _trained(at, judges, "weights", second, together, quiet)
     best = _best_trained(at, first + second)
     _sampled(at, judges, groups[best], best, quiet)
@@ -73,7 +74,7 @@ def chosen(path: Path, study: str, arm: str, budget: Budget) -> Settings:
         and (record.run.study, record.run.arm, record.run.budget, record.run.tuning) == (study, arm, budget.name, True)
         and "guidance" in (s := record.run.settings)
     }
-    if len(tried) < len(TUNING.guidance) * len(TUNING.shifts):
+    if len(tried) < len(budget.tuning.guidance) * len(budget.tuning.shifts):
         raise ValueError(f"{path}: arm {arm} of {study} is not tuned at budget {budget.name}; run that arm first")
     best = max(tried, key=lambda key: (tried[key], -key[2], -abs(math.log(key[3]))))
     return Settings(*best)
@@ -131,9 +132,8 @@ def _worth(record: Record | None) -> float:
 
 def _sampled(at: Bench, judges: Executor, place: tuple[Group, int], pair: _Pair, quiet: bool) -> None:
     """Draws the validation cases of the best model in all ways; each is a line of the results."""
-    ways = [
-        Sampling(g, s, at.budget.sampler_steps, at.budget.tuning_cases) for g in TUNING.guidance for s in TUNING.shifts
-    ]
+    tried, steps, count = at.budget.tuning, at.budget.sampler_steps, at.budget.tuning_cases
+    ways = [Sampling(g, s, steps, count) for g in tried.guidance for s in tried.shifts]
     runs = [_run(at, pair, way) for way in ways]
     missing = open_runs(at.results, runs)
     if not missing:

@@ -14,19 +14,19 @@ from typing import Any
 
 import jax
 
-from experiments.ablations.arms import ARMS
+from experiments.ablations.arms import ARMS, XS, Size, arms_of
 from experiments.ablations.design import PILOT_SEEDS
 from experiments.ablations.pool import PoolConfig, PooledSteps, collated, draw
 from experiments.ablations.together import Member, final_params, train_together
 from experiments.ablations.world import DATA, tokenizer
-from internvlu_jax.config import Compute
+from internvlu_jax.config import Compute, InternVLUConfig
 from internvlu_jax.models.internvlu import InternVLU, Params, init_params, param_shapes
 from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig
 from internvlu_jax.training.losses import Objective
 from internvlu_jax.training.optimizer import factors
 from internvlu_jax.training.step import Step
 
-_ARM = ARMS["decoupled"]
+_ARM = "decoupled"
 _QUESTIONS = tuple(
     (f"world:xs/general/{task}", weight)
     for task, weight in {"conversation": 3.0, "question": 1.0, "description": 0.5}.items()
@@ -43,47 +43,47 @@ class UnderstandingConfig:
     examples: int = 24_000
     optimizer: OptimizerConfig = OptimizerConfig(
         learning_rate=2e-3, schedule="cosine", warmup=100, b2=0.99, ema=0.99,
-        rates=(("head/.*", 0.0), *_ARM.rates),
+        rates=(("head/.*", 0.0), *ARMS[_ARM].rates),
     )  # fmt: skip
     seed: int = PILOT_SEEDS[0]
     save_every: int = 250
 
 
-def understanding_settings(how: UnderstandingConfig) -> dict[str, Any]:
+def understanding_settings(how: UnderstandingConfig, size: Size = XS) -> dict[str, Any]:
     """Everything that the encoder depends on, as JSON."""
     return {
         "understanding": dataclasses.asdict(how),
         "sources": _QUESTIONS,
         "pool_seed": _POOL_SEED,
-        "vision": dataclasses.asdict(_ARM.config.vlm.vision_config),
+        "vision": dataclasses.asdict(arms_of(size)[_ARM].config.vlm.vision_config),
     }
 
 
-def train_vision(how: UnderstandingConfig, workdir: Path, quiet: bool = False) -> Params:
-    """Trains the encoder in `workdir`, or goes on with it; returns its averaged parameters.
+def train_vision(how: UnderstandingConfig, workdir: Path, size: Size = XS, quiet: bool = False) -> Params:
+    """Trains the encoder of models of a size in `workdir`, or goes on with it; returns its averaged parameters.
 
     Raises:
         ConfigError: the one in `workdir` began under other settings.
         Stopped: a signal ended the training; the same call goes on.
     """
-    words = tokenizer()
-    model = InternVLU(_ARM.config, words.special_table_ids, Compute(attention="xla"))
+    words, config = tokenizer(), arms_of(size)[_ARM].config
+    model = InternVLU(config, words.special_table_ids, Compute(attention="xla"))
     objective = Objective(model, ObjectiveConfig((("text", 1.0),)))
-    step = Step(objective, how.optimizer, factors(param_shapes(_ARM.config), how.optimizer), how.steps)
+    step = Step(objective, how.optimizer, factors(param_shapes(config), how.optimizer), how.steps)
     pool = draw(PoolConfig(_QUESTIONS, how.examples, _POOL_SEED))
-    steps = PooledSteps(collated(pool, _ARM.config, words, DATA), {"questions": how.rows})
+    steps = PooledSteps(collated(pool, config, words, DATA), {"questions": how.rows})
     states = train_together(
         step,
-        _initial,
+        partial(_initial, config),
         (Member(how.seed),),
         steps,
         workdir,
-        understanding_settings(how),
+        understanding_settings(how, size),
         save_every=how.save_every,
         quiet=quiet,
     )
     return final_params(states, 0)["vlm"]["vit"]
 
 
-def _initial(seed: int) -> Params:
-    return jax.jit(partial(init_params, _ARM.config))(jax.random.key(seed))
+def _initial(config: InternVLUConfig, seed: int) -> Params:
+    return jax.jit(partial(init_params, config))(jax.random.key(seed))

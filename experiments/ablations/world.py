@@ -75,13 +75,16 @@ def autoencoder(
 ) -> tuple[VAEConfig, Params]:
     """A VAE for pictures of XS, trained in `workdir` or taken from there; and its config, with the latents' scale.
 
-    All channels have one scale: those that say little would be blown up, and cost the head as much as others.
+    All channels have one scale: those that say little would be blown up, and cost the head as much as others. Where no
+    pictures are `measured` latents stay as they are.
 
     Raises:
         ConfigError: the one in `workdir` began under other settings.
         Stopped: a signal ended the training; the same call goes on.
     """
     params = train_autoencoder(cfg, how, lambda step: _crops(how.seed, step), workdir)
+    if not measured:
+        return cfg, params
     mean, std = latent_statistics(cfg, params, _measured(how.seed, measured))
     scale = float(np.sqrt(np.mean(np.square(std))))
     return replace(cfg, latents_mean=tuple(map(float, mean)), latents_std=(scale,) * cfg.z_dim), params
@@ -102,8 +105,9 @@ def semantic_autoencoder(
         ConfigError: the one in `workdir` began under other settings.
         Stopped: a signal ended the training; the same call goes on.
     """
-    mean, std = latent_statistics(cfg, {"encoder": encoder}, _measured(how.seed, measured))
-    cfg = replace(cfg, latents_mean=tuple(map(float, mean)), latents_std=tuple(map(float, std)))
+    if measured:
+        mean, std = latent_statistics(cfg, {"encoder": encoder}, _measured(how.seed, measured))
+        cfg = replace(cfg, latents_mean=tuple(map(float, mean)), latents_std=tuple(map(float, std)))
     return cfg, train_decoder(cfg, how, encoder, lambda step: _whole(how.seed, step), workdir)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from experiments.ablations import parts as parts_module
 from experiments.ablations import world
-from experiments.ablations.arms import ARMS
+from experiments.ablations.arms import ARMS, TINY, arms_of
 from experiments.ablations.ceilings import Ceiling
 from experiments.ablations.parts import (
     NAMES,
@@ -48,10 +48,10 @@ def random_tree(shapes, seed: int):
 shapes_of = functools.cache(param_shapes)  # tracing takes seconds
 
 
-def made_up(name, sizes, loop, parts):
+def made_up(name, sizes, size, loop, parts):
     """A part in no time: random numbers; a decoder's encoder is the part before it, as it has to be."""
-    seed, base = NAMES.index(name), parts_module._base(name)
-    shapes = shapes_of(ARMS["decoupled" if name.startswith("vae") else "shared-semantic"].config)
+    seed, base = NAMES.index(name), parts_module._base(name, size)
+    shapes = shapes_of(arms_of(size)["decoupled" if name.startswith("vae") else "shared-semantic"].config)
     if name.startswith("vision"):
         return Part(base, random_tree(shapes["vlm"]["vit"], seed))
     means = tuple(np.random.default_rng(seed).normal(size=base.z_dim).tolist())
@@ -75,7 +75,7 @@ def quick(monkeypatch):
         return random_tree(shapes_of(config), int(jax.random.key_data(key)[1]))
 
     monkeypatch.setattr(parts_module, "_made", noting)
-    monkeypatch.setattr(parts_module, "_ceiling", lambda part, renders: CEILING)
+    monkeypatch.setattr(parts_module, "_ceiling", lambda part, renders, size: CEILING)
     monkeypatch.setattr(parts_module, "_initial", initial)
     return made
 
@@ -107,10 +107,10 @@ def test_parts_that_were_stopped_go_on(quick, tmp_path, monkeypatch):
     quick.clear()
     noting = parts_module._made
 
-    def stopping(name, sizes, loop, parts):
+    def stopping(name, sizes, size, loop, parts):
         if name == "vision-random":
             raise Stopped(loop, 3)
-        return noting(name, sizes, loop, parts)
+        return noting(name, sizes, size, loop, parts)
 
     monkeypatch.setattr(parts_module, "_made", stopping)
     with pytest.raises(Stopped):
@@ -209,10 +209,10 @@ def test_the_command_makes_all_parts(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines if " dB, " in line] == ["vae0", "vae1", "semantic", "semantic-random"]
     for name in NAMES:
-        shutil.rmtree(tmp_path / "parts" / name / "loop", ignore_errors=True)
-    parts = make_parts(tmp_path, SMOKE)
+        shutil.rmtree(tmp_path / "parts-tiny" / name / "loop", ignore_errors=True)
+    parts = make_parts(tmp_path, SMOKE, TINY)
     for name, vision in parts_module._VISION.items():
         jax.tree.map(np.testing.assert_array_equal, parts[name].params["encoder"], parts[vision].params)
         assert parts[name].ceiling.right.count == 20
-    config, params = arm_start(ARMS["shared-semantic"], parts, 0)
+    config, params = arm_start(arms_of(TINY)["shared-semantic"], parts, 0)
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, param_shapes(config))
