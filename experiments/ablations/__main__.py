@@ -1,6 +1,6 @@
 """A study from nothing to its report: what is made beforehand, tuning, training, scores, tables and pictures.
 
-    python -m experiments.ablations representations --workdir DIR [--budget smoke|laptop|gpu] [--arms NAME ...]
+    python -m experiments.ablations STUDY --workdir DIR [--budget smoke|laptop|gpu] [--arms NAME ...]
 
 The same command goes on where it was stopped, run by run. DIR/report.md has the tables and pictures, DIR/results.jsonl
 one line for each run that was started and one for each that ended. Several commands with different `--arms` may share
@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,11 +24,11 @@ import jax
 import tyro
 
 from experiments.ablations import results
-from experiments.ablations.design import CASE_SEEDS, DESIGNS, SEEDS
+from experiments.ablations.design import CASE_SEEDS
 from experiments.ablations.parts import make_parts
 from experiments.ablations.report import write_report
 from experiments.ablations.running import Bench, Group, Pending, bench, drawn, finish, open_runs, score, train
-from experiments.ablations.studies import BUDGETS, STUDIES, Budget, Study, Variant
+from experiments.ablations.studies import BUDGETS, STUDIES, Budget, Study, Variant, design_of, designs
 from experiments.ablations.tuning import Settings, chosen, tune
 from internvlu_jax.config import ConfigError
 from internvlu_jax.training.resuming import Stopped
@@ -37,7 +37,9 @@ from internvlu_jax.utils.compilation import enable_cache
 
 @dataclass(frozen=True)
 class Arguments:
-    study: Annotated[Literal["representations", "transfer", "representations-s"], tyro.conf.Positional]
+    study: Annotated[
+        str, tyro.conf.Positional, tyro.conf.arg(constructor=tyro.extras.literal_type_from_choices(tuple(STUDIES)))
+    ]
     """What is run, of `studies.STUDIES`."""
     workdir: Path
     budget: Literal["smoke", "laptop", "gpu"] = "smoke"
@@ -56,7 +58,7 @@ class Arguments:
 
     @property
     def of(self) -> Study:
-        return STUDIES[self.study].at(self.size)
+        return STUDIES[self.study].at(self.size.size)
 
     @cached_property
     def size(self) -> Budget:
@@ -64,8 +66,7 @@ class Arguments:
 
     def planned(self, arm: str) -> tuple[int, ...]:
         """Seeds of an arm."""
-        design = DESIGNS.get(self.study)
-        seeds = SEEDS if design is None else design.seeds[arm]
+        seeds = design_of(self.of).seeds[arm]
         return seeds[: (1 if self.budget == "smoke" else None) if self.seeds is None else self.seeds]
 
 
@@ -86,7 +87,7 @@ def main(arguments: Arguments) -> int:
                 run(arguments, variants, judges)
         except Stopped as stopped:
             print(stopped, file=sys.stderr)
-        print(write_report(arguments.workdir / "results.jsonl", arguments.workdir))
+        print(write_report(arguments.workdir / "results.jsonl", arguments.workdir, designs()))
     except (ValueError, FileExistsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -107,7 +108,8 @@ def _judges(count: int) -> Executor:
 def run(arguments: Arguments, variants: tuple[Variant, ...], judges: Executor) -> None:
     """All that is missing of some arms of a study. Raises as `bench`, `tune` and `train` do."""
     parts = make_parts(arguments.workdir, arguments.size.parts, arguments.of.size)
-    drawn(arguments.of.world, arguments.size.examples, arguments.workdir)
+    for mixture in dict.fromkeys(variant.mixture for variant in variants):
+        drawn(arguments.of.world, mixture, arguments.size.examples, arguments.workdir)
     if arguments.until == "parts":
         return
     for variant in variants:
@@ -123,7 +125,8 @@ def settings_of(arguments: Arguments, variant: Variant) -> Settings | None:
     if variant.tuned_as is None and study.tuned_in is None:
         return None
     path = arguments.workdir / "results.jsonl"
-    return chosen(path, study.tuned_in or study.name, variant.tuned_as or variant.name, arguments.size)
+    settings = chosen(path, study.tuned_in or study.name, variant.tuned_as or variant.name, arguments.size)
+    return settings if variant.flow_weight is None else replace(settings, flow_weight=variant.flow_weight)
 
 
 def count(arguments: Arguments, at: Bench, settings: Settings, judges: Executor) -> None:

@@ -50,6 +50,7 @@ class Design:
     counted_budgets: those whose verdicts are given.
     spaces: what the head of an arm generates; arms that are not named have one of their own.
     singles: by arm, the arms trained on understanding alone and on generation alone.
+    tuned_in: the study whose tuning holds here, too.
     """
 
     reference: str
@@ -58,6 +59,7 @@ class Design:
     counted_budgets: tuple[str, ...] = ("laptop", "gpu")
     spaces: Mapping[str, str] = field(default_factory=dict)
     singles: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    tuned_in: str | None = None
 
     def comparable(self, arm: str, other: str) -> bool:
         """Whether two arms generate in one space."""
@@ -100,7 +102,10 @@ REPRESENTATIONS = Design(
     singles={arm: single_arms(arm) for arm in JOINT},
 )
 
-TRANSFER = Design(REPRESENTATIONS.reference, dict.fromkeys(JOINT, CONTROL_SEEDS), spaces=REPRESENTATIONS.spaces)
+TRANSFER = Design(
+    REPRESENTATIONS.reference, dict.fromkeys(JOINT, CONTROL_SEEDS), spaces=REPRESENTATIONS.spaces,
+    tuned_in="representations",
+)  # fmt: skip
 """The joint arms in a world some of whose facts only drawing shows, and others only questions."""
 
 LARGER = Design(REPRESENTATIONS.reference, dict.fromkeys(JOINT, SEEDS[:3]), spaces=REPRESENTATIONS.spaces)

@@ -61,6 +61,11 @@ class Sizes:
     questions: tuple[int, int] = (400, 4)
     noises: int = 4
 
+    @property
+    def contexts(self) -> tuple[int, ...]:
+        """The lengths that conditions of the head are padded to, as `DataConfig.text_lengths`."""
+        return tuple(sorted({self.picture[1], self.edit[1]}))
+
 
 @dataclass(frozen=True)
 class Row:

@@ -78,6 +78,10 @@ class Pool:
             entry["task"], f"pool/{self.cfg.seed}:{index}", entry["prompt"], entry["reasoning"], image, sources, turns
         )
 
+    def without_reasoning(self) -> Pool:
+        """The same examples, without the words that lead to a picture."""
+        return Pool(self.cfg, [{**entry, "reasoning": None} for entry in self._entries], self._pictures)
+
     def _picture(self, name: str, number: int) -> PictureFile:
         height, width = self._pictures.shape[1:3]
         return drawn_picture(name, partial(self._pictures.__getitem__, number), (height, width))

@@ -74,7 +74,7 @@ def missing(sample: Sample) -> list[str]:
     for name in ("ceilings", "curves", "cases"):
         if finished and not any(getattr(outcome, name) for outcome in finished):
             said.append(f"{name}: in no run")
-    if not sample.tuning:
+    if not sample.tuning and sample.design.tuned_in is None:
         said.append("tuning: no run")
     return list(dict.fromkeys(said))
 
@@ -116,8 +116,13 @@ def _section(sample: Sample, out_dir: Path) -> list[str]:
     parts += ["### Parity", tables.parity(sample), "### Ceilings", tables.ceilings(sample)]
     parts += ["### Losses against operations", *_curves(sample, out_dir)]
     parts += ["### Cases of one seed", "Intervals over cases. They say nothing about seeds.", tables.one_seed(sample)]
-    parts += ["### Tuning", "Never counted.", tables.tuning(sample.tuning)]
-    return parts
+    return [*parts, "### Tuning", *_tuning(sample)]
+
+
+def _tuning(sample: Sample) -> list[str]:
+    if sample.design.tuned_in is not None:
+        return [f"None: the settings are those of {sample.design.tuned_in}."]
+    return ["Never counted.", tables.tuning(sample.tuning)]
 
 
 def _machines(sample: Sample) -> str:

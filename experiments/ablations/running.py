@@ -1,7 +1,8 @@
 """Runs of one arm: several train together, every one is scored, and each writes its line of results.
 
-In WORKDIR: parts/ (see `parts`), pool-WORLD-COUNT.npz, results.jsonl, and for each group of runs a directory
-runs/STUDY/BUDGET/ARM/GROUP as `together.train_together` has it.
+In WORKDIR: parts/ (see `parts`), pool-WORLD-COUNT.npz or, of another mixture than the general one,
+pool-WORLD-MIXTURE-COUNT.npz, results.jsonl, and for each group of runs a directory runs/STUDY/BUDGET/ARM/GROUP as
+`together.train_together` has it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from experiments.ablations import interference, matching, results
 from experiments.ablations.arms import arms_of
 from experiments.ablations.design import SEEDS
 from experiments.ablations.judging import Measured, judged
-from experiments.ablations.matching import Row, Sizes
+from experiments.ablations.matching import Row
 from experiments.ablations.parts import Part, arm_start, codec_name
 from experiments.ablations.pool import KINDS, Pool, PoolConfig, PooledSteps, collated, load_or_draw, with_latents
 from experiments.ablations.report import pictures_name
@@ -35,7 +36,7 @@ from experiments.ablations.world import DATA, sources, tokenizer
 from internvlu_jax.config import Compute
 from internvlu_jax.models.internvlu import InternVLU, Params
 from internvlu_jax.small_world.scoring.suite import Reply
-from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig
+from internvlu_jax.training.config import OptimizerConfig
 from internvlu_jax.training.losses import Objective
 from internvlu_jax.training.optimizer import factors
 from internvlu_jax.training.step import Step, TrainState
@@ -54,7 +55,7 @@ class Bench:
     model: as it is scored, in float32; step: of training.
     start: from a seed to all parameters of its model.
     read: from the number of a step to its micro-batches.
-    row: of `matching`, already held against the reference.
+    row: of `matching`, already held against the reference where the study wants that.
     ceilings: by the names of `endpoints.CEILINGS`.
     """
 
@@ -79,7 +80,7 @@ class Bench:
         fixed = {
             "kinds": list(self.variant.kinds), "rows": dict(budget.rows), "noises": budget.noises,
             "examples": budget.examples, "warmup": budget.warmup, "ema": budget.ema,
-            "dtype": budget.dtype,
+            "dtype": budget.dtype, **self.variant.told(),
         }  # fmt: skip
         return Run(self.study.name, self.variant.name, seed, budget.name, {**fixed, **settings}, tuning)
 
@@ -91,7 +92,7 @@ def bench(study: Study, variant: Variant, budget: Budget, parts: Mapping[str, Pa
     """Reads the pool and prepares the step.
 
     Raises:
-        ValueError: the arm is not like the reference (`matching.parity`), or a part does not fit it.
+        ValueError: the arm is not like the reference (`matching.parity`) and has to be, or a part does not fit it.
         ConfigError: the pool in `workdir` is another one, or too small.
     """
     start = partial(_params, variant, parts)
@@ -101,16 +102,17 @@ def bench(study: Study, variant: Variant, budget: Budget, parts: Mapping[str, Pa
     optimizer = OptimizerConfig(
         schedule="cosine", warmup=budget.warmup, b2=0.99, ema=budget.ema, rates=variant.arm.rates
     )
-    objective = Objective(trained, ObjectiveConfig((("text", 1.0), ("flow", 1.0)), noises_per_image=budget.noises))
+    objective = Objective(trained, variant.objective(budget.noises))
     step = Step(objective, optimizer, factors(params, optimizer), budget.steps)
     rows = dict(budget.rows)
     whole = {
         name: with_latents(batch, model, params)
-        for name, batch in pool(study.world, budget.examples, workdir, model).items()
+        for name, batch in pool(study, variant, budget.examples, workdir, model).items()
         if name in variant.kinds
     }
-    arms = list(dict.fromkeys((arms_of(study.size)["decoupled"], variant.arm)))
-    *_, row = matching.parity(arms, rows, Sizes(noises=budget.noises))
+    reference = [arms_of(study.size)["decoupled"]] if study.matched else []
+    arms = list(dict.fromkeys((*reference, variant.arm)))
+    *_, row = matching.parity(arms, rows, replace(study.sizes, noises=budget.noises))
     read = PooledSteps(whole, {kind: rows[kind] for kind in variant.kinds})
     limits = parts[codec_name(variant.arm)].ceiling
     assert limits is not None, "an autoencoder has a ceiling"
@@ -125,14 +127,17 @@ def _params(variant: Variant, parts: Mapping[str, Part], seed: int) -> Params:
 
 
 @cache
-def drawn(world: str, examples: int, workdir: Path) -> Pool:
-    """The examples of a world, drawn into `workdir` or taken from there."""
-    return load_or_draw(PoolConfig(sources(world), examples), workdir / f"pool-{world}-{examples}")
+def drawn(world: str, mixture: str, examples: int, workdir: Path) -> Pool:
+    """The examples of a mixture, drawn into `workdir` or taken from there."""
+    name = f"pool-{world}-{examples}" if mixture == "general" else f"pool-{world}-{mixture}-{examples}"
+    return load_or_draw(PoolConfig(sources(world, mixture), examples), workdir / name)
 
 
-def pool(world: str, examples: int, workdir: Path, model: InternVLU) -> dict[str, Any]:
-    """The batches of all kinds as a model takes them."""
-    return collated(drawn(world, examples, workdir), model.cfg, tokenizer(), DATA)
+def pool(study: Study, variant: Variant, examples: int, workdir: Path, model: InternVLU) -> dict[str, Any]:
+    """The batches of all kinds as the arm's model takes them."""
+    every = drawn(study.world, variant.mixture, examples, workdir)
+    data = replace(DATA, text_lengths=study.sizes.contexts)
+    return collated(every if variant.reasoned else every.without_reasoning(), model.cfg, tokenizer(), data)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -47,13 +47,21 @@ DATA = DataConfig(
 holds two conversations and a question."""
 
 
-def sources(world: str = "xs") -> Mixture:
-    """What a pool is drawn from, of XS or "xs-transfer". How many rows of each a step reads is said elsewhere."""
-    weights = {
-        "picture": 4.0, "picture/single": 1.0, "picture/counting": 1.0, "edit": 3.0, "conversation": 3.0,
-        "question": 1.0, "description": 0.5,
-    }  # fmt: skip
-    return tuple((f"world:{world}/general/{task}", weight) for task, weight in weights.items())
+_GENERAL = {
+    "general/picture": 4.0, "general/picture/single": 1.0, "general/picture/counting": 1.0, "general/edit": 3.0,
+    "general/conversation": 3.0, "general/question": 1.0, "general/description": 0.5,
+}  # fmt: skip
+
+MIXTURES: Mapping[str, Mapping[str, float]] = {
+    "general": _GENERAL,
+    "reasoning": {**_GENERAL, "reasoning/picture": 2.0, "reasoning/steps": 2.0},
+}
+"""Tasks that a pool is drawn from, with their weights. How many rows of each kind a step reads is said elsewhere."""
+
+
+def sources(world: str = "xs", mixture: str = "general") -> Mixture:
+    """What a pool is drawn from, of XS or "xs-transfer". mixture: of `MIXTURES`."""
+    return tuple((f"world:{world}/{task}", weight) for task, weight in MIXTURES[mixture].items())
 
 
 @cache
