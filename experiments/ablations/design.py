@@ -51,6 +51,7 @@ class Design:
     spaces: what the head of an arm generates; arms that are not named have one of their own.
     singles: by arm, the arms trained on understanding alone and on generation alone.
     tuned_in: the study whose tuning holds here, too.
+    matched: whether arms have to be like the reference in parameters and operations; else these are listed alone.
     """
 
     reference: str
@@ -60,6 +61,7 @@ class Design:
     spaces: Mapping[str, str] = field(default_factory=dict)
     singles: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     tuned_in: str | None = None
+    matched: bool = True
 
     def comparable(self, arm: str, other: str) -> bool:
         """Whether two arms generate in one space."""

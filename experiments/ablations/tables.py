@@ -166,6 +166,7 @@ def parity(sample: Sample) -> str:
     rows = []
     for arm in sample.arms:
         for name, sizes in _parity(sample, arm).items():
+            limit = PARITY[name] if sample.design.matched else None
             if len(sizes) > 1:
                 rows.append([arm, name, " and ".join(f"{size:,.0f}" for size in sizes), NOTHING, "differs over seeds"])
                 continue
@@ -174,7 +175,7 @@ def parity(sample: Sample) -> str:
             if len(base) != 1 or not base[0]:
                 rows.append([*cells, NOTHING, "nothing to compare with"])
                 continue
-            rows.append([*cells, f"{100 * (size / base[0] - 1):+.2f}%", _within(size / base[0] - 1, PARITY[name])])
+            rows.append([*cells, f"{100 * (size / base[0] - 1):+.2f}%", _within(size / base[0] - 1, limit)])
     return table(["arm", "quantity", "value", f"beside {sample.design.reference}", "within the limit"], rows)
 
 

@@ -204,11 +204,13 @@ def test_a_study_without_a_plan_is_described(tmp_path):
         for arm, loss in losses.items():
             run = made_run(arm, seed, study="objective")
             results.begin(path, run)
-            results.finish(path, run, made_outcome({"flow_loss": loss + seed / 100}))
+            parity = {"parameters": 100.0 if arm == "decoupled" else 80.0}
+            results.finish(path, run, made_outcome({"flow_loss": loss + seed / 100}, parity=parity))
     text = write_report(path, tmp_path, designs()).read_text()
     section = text.partition("## objective, budget laptop")[2].partition("\n## ")[0]
     assert "None were fixed for this study." in section and "### Differences to decoupled" in section
     assert "arm uniform: no run" in section and "arm shift-3: seeds 2, 3 have not ended" in section
     assert "the settings are those of representations" in section and "tuning: no run" not in section
+    assert "| shift-3 | parameters | 80 | -20.00% | – |" in section, "listed, and held to nothing"
     assert (tmp_path / "objective-laptop-forest.png").is_file()
     assert "- head; planned are" in text

@@ -31,6 +31,7 @@ def design_of(study: Study) -> Design:
         seeds={variant.name: CONTROL_SEEDS for variant in variants},
         spaces={variant.name: codec_name(variant.arm) for variant in variants},
         tuned_in=study.tuned_in,
+        matched=study.matched,
     )
 
 

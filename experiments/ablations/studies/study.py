@@ -63,7 +63,7 @@ class Study:
     variants: from the arms of a size (`arms.arms_of`) to those of the study, in the order in which they are run; the
         first is the reference.
     tuned_in: the study whose tuning holds here, too; None is its own.
-    matched: whether arms have to be like the reference in parameters and operations; else these are listed alone.
+    matched: as in `Design`; where it is so, a run does not start of an arm that is not like the reference.
     sizes: of what is read, but for the number of noises.
     """
 
