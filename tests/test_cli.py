@@ -73,7 +73,7 @@ def test_convert_there_and_back(elsewhere):
 
 def test_converted_checkpoint_draws_the_same(elsewhere):
     assert main(["convert", CHECKPOINT, "ours", "--to", "orbax"]) == 0
-    draw = ["image", "a cat", "--steps", "2", "--seed", "3"]
+    draw = ["image", "a cat", "--height", "48", "--width", "80", "--steps", "2", "--seed", "3"]
     assert main([*draw, "--out", "a.png", *MODEL]) == 0
     assert main([*draw, "--out", "b.png", "--checkpoint", "ours"]) == 0
     assert (elsewhere / "a.png").read_bytes() == (elsewhere / "b.png").read_bytes()

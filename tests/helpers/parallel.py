@@ -33,7 +33,7 @@ from internvlu_jax.flow import solver
 from internvlu_jax.flow.guidance import Scales
 from internvlu_jax.inference import programs
 from internvlu_jax.inference.drawing import Branch, PictureInputs, groups, noise
-from internvlu_jax.models.internvlu import InternVLU, init_params
+from internvlu_jax.models.internvlu import InternVLU, modules
 from internvlu_jax.models.mmdit import MMDiT
 from internvlu_jax.models.qwen3 import Qwen3
 from internvlu_jax.parallel.config import MeshConfig
@@ -237,10 +237,13 @@ def two_processes() -> dict[str, np.ndarray]:
 
 
 def sampler() -> dict[str, np.ndarray]:
-    """Three pictures by one device, by a mesh and by pmap: the sizes do not divide."""
+    """Three pictures by one device, by a mesh and by pmap: the sizes do not divide. The head has one block."""
     cfg = debug_config()
-    model, head = InternVLU(cfg, tuple(range(10))), cfg.generation_decoder
-    params = {"head": jax.jit(lambda key: init_params(cfg, key)["head"])(jax.random.key(0))}
+    dit = dataclasses.replace(cfg.generation_decoder.decoder_config, num_layers=1)
+    head = dataclasses.replace(cfg.generation_decoder, decoder_config=dit)
+    cfg = dataclasses.replace(cfg, generation_decoder=head)
+    model, init = InternVLU(cfg, tuple(range(10))), partial(modules(cfg)["head"].init, method="build")
+    params = {"head": jax.jit(init)(jax.random.key(0))["params"]}
     rng, tile = np.random.default_rng(0), (cfg.vlm.tokens_per_side,) * 2
 
     def branch(length: int) -> Branch:
