@@ -4,13 +4,23 @@ import re
 from collections import Counter
 
 import numpy as np
+import pytest
 
 from internvlu_jax.small_world.scenes.marks import WHITE, mixed
 from internvlu_jax.small_world.scenes.scene import COLOURS
 from internvlu_jax.small_world.tasks.domains.spatial.turns import Turned
 from internvlu_jax.small_world.tasks.things import Drawing
+from tests.helpers.unchecked import shapes_unchecked
 from tests.helpers.world import examples
 from tests.small_world.tasks.domains.test_science import inked, list_of
+
+
+@pytest.fixture(autouse=True)
+def many_polygons():
+    """The marks that make up pictures are drawn with their shapes checked in `test_things`; here there are 40,000."""
+    with shapes_unchecked():
+        yield
+
 
 # Blocks
 
