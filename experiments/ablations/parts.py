@@ -6,8 +6,8 @@
     vision, vision-random       a vision encoder trained on questions (`understanding`), and a random one
     semantic, semantic-random   a decoder of the features of each; its statistics are measured before it is trained
 
-In DIR/parts/NAME, or DIR/parts-SIZE/NAME for another size than XS, small enough to be copied to another machine, where
-nothing is made again:
+Those of the studies at XS are in kept_parts/, and are not made again. In DIR/parts/NAME, or DIR/parts-SIZE/NAME for
+another size than XS, small enough to be copied to another machine:
 
     config.json     all that the part depends on; where that differs, the part is refused
     part.npz        its parameters, and what normalises its latents
@@ -18,10 +18,10 @@ nothing is made again:
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,12 @@ import tyro
 
 from experiments.ablations.arms import TINY, XS, Arm, Size, arms_of, check_frozen_parts, with_frozen_parts
 from experiments.ablations.ceilings import RENDERS, Ceiling, ceiling
-from experiments.ablations.understanding import UnderstandingConfig, train_vision, understanding_settings
+from experiments.ablations.understanding import UnderstandingConfig, initial, train_vision, understanding_settings
 from experiments.ablations.world import MEASURED, autoencoder, semantic_autoencoder
+from internvlu_jax.checkpoints.run_directory import config_differences
 from internvlu_jax.config import Compute, InternVLUConfig, VAEConfig
 from internvlu_jax.evaluation.scores import Score
-from internvlu_jax.models.internvlu import InternVLU, Params, init_params
+from internvlu_jax.models.internvlu import InternVLU, Params
 from internvlu_jax.models.slots import module
 from internvlu_jax.models.vlm import NUM_SPECIAL_TOKENS
 from internvlu_jax.small_world import WORLDS
@@ -49,6 +50,9 @@ NAMES = ("vae0", "vae1", "vision", "vision-random", "semantic", "semantic-random
 """Of all parts; each needs at most those before it."""
 
 _VISION = {"semantic": "vision", "semantic-random": "vision-random"}
+KEPT = Path(__file__).parent / "kept_parts"
+"""Those that counted runs start from, whoever makes them: taken where the settings are these."""
+
 _STATISTICS = ("latents_mean", "latents_std")
 _RANDOM = 0  # key of the random vision encoder
 
@@ -102,6 +106,8 @@ def _taken_or_made(name: str, directory: Path, sizes: PartSizes, size: Size, par
         check_settings(directory, told)
     else:
         write_json(directory / "config.json", told)
+    if not (directory / "part.npz").is_file() and _is_kept(name, told):
+        shutil.copytree(KEPT / name, directory, dirs_exist_ok=True)
     if not (directory / "part.npz").is_file():
         save(directory, _made(name, sizes, size, directory / "loop", parts))
     part = load(name, directory, size)
@@ -110,6 +116,10 @@ def _taken_or_made(name: str, directory: Path, sizes: PartSizes, size: Size, par
     scores = _ceiling(part, sizes.renders, size)
     write_json(directory / "ceiling.json", dataclasses.asdict(scores))
     return dataclasses.replace(part, ceiling=scores)
+
+
+def _is_kept(name: str, told: dict[str, Any]) -> bool:
+    return has_settings(KEPT / name) and not config_differences(KEPT / name, told)
 
 
 def settings(name: str, sizes: PartSizes, size: Size = XS) -> dict[str, Any]:
@@ -195,18 +205,13 @@ def arm_start(arm: Arm, parts: Mapping[str, Part], seed: int) -> tuple[InternVLU
     """
     codec, second = parts[codec_name(arm)], parts["vae1"]
     config = dataclasses.replace(arm.config, vae=codec.config)
-    params = {**_initial(arm.config, jax.random.key(seed)), "vae": codec.params}
+    params = {**initial(arm.config, seed), "vae": codec.params}
     if arm.vision != "trained":
         params["vlm"] = {**params["vlm"], "vit": codec.params["encoder"]}
     twin = (second.config, second.params) if arm.twin else None
     config, params = with_frozen_parts(arm, config, params, twin)
     check_frozen_parts(arm, config, params)
     return config, params
-
-
-@partial(jax.jit, static_argnums=0)
-def _initial(config: InternVLUConfig, key: jax.Array) -> Params:
-    return init_params(config, key)
 
 
 @dataclass(frozen=True)

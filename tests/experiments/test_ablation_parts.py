@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import shutil
+from pathlib import Path
 from functools import partial
 
 import jax
@@ -15,6 +16,7 @@ from experiments.ablations import world
 from experiments.ablations.arms import ARMS, TINY, arms_of
 from experiments.ablations.ceilings import Ceiling
 from experiments.ablations.parts import (
+    KEPT,
     NAMES,
     SMOKE,
     Part,
@@ -64,19 +66,20 @@ def made_up(name, sizes, size, loop, parts):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Nothing is trained, measured or compiled; a list of the parts that were made."""
+    """Nothing is kept, trained, measured or compiled; a list of the parts that were made."""
     made = []
+    monkeypatch.setattr(parts_module, "KEPT", Path("nowhere"))
 
     def noting(name, *rest):
         made.append(name)
         return made_up(name, *rest)
 
-    def initial(config, key):
-        return random_tree(shapes_of(config), int(jax.random.key_data(key)[1]))
+    def initial(config, seed):
+        return {name: tree for name, tree in random_tree(shapes_of(config), seed).items() if name != "vae"}
 
     monkeypatch.setattr(parts_module, "_made", noting)
     monkeypatch.setattr(parts_module, "_ceiling", lambda part, renders, size: CEILING)
-    monkeypatch.setattr(parts_module, "_initial", initial)
+    monkeypatch.setattr(parts_module, "initial", initial)
     return made
 
 
@@ -216,3 +219,16 @@ def test_the_command_makes_all_parts(tmp_path, capsys):
         assert parts[name].ceiling.right.count == 20
     config, params = arm_start(arms_of(TINY)["shared-semantic"], parts, 0)
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, param_shapes(config))
+
+
+def test_parts_of_the_studies_are_kept_and_not_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts_module, "_made", None)
+    made = make_parts(tmp_path)
+    assert set(made) == set(NAMES)
+    for name, part in made.items():
+        assert (tmp_path / "parts" / name / "part.npz").read_bytes() == (KEPT / name / "part.npz").read_bytes()
+        assert (part.ceiling is None) == name.startswith("vision")
+    for semantic, vision in (("semantic", "vision"), ("semantic-random", "vision-random")):
+        encoder = paths(made[semantic].params["encoder"])
+        for path, leaf in paths(made[vision].params).items():
+            np.testing.assert_array_equal(leaf, encoder[path])
