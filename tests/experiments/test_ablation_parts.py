@@ -3,8 +3,8 @@
 import dataclasses
 import functools
 import shutil
-from pathlib import Path
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
