@@ -29,7 +29,7 @@ from rich.table import Table
 from experiments.costs import Case
 from experiments.flops import case_for
 from experiments.traced import Part, Traced
-from internvlu_jax.config import Compute
+from internvlu_jax.config import Attention, Compute
 from internvlu_jax.ops.attention import attention, resolve_implementation
 from internvlu_jax.presets import PRESETS
 from internvlu_jax.utils.devices import bfloat16_peak
@@ -49,7 +49,7 @@ class Arguments:
     """t2i-N, t2i-HxW, edit-N, edit-HxW (pixels), text."""
     preset: Literal["internvl-u-4b", "debug", "small"] = "internvl-u-4b"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    attention: Literal["auto", "xla", "cudnn"] = "auto"
+    attention: Attention = "auto"
     repeats: int = 5
     json: Path | None = None
     """Where settings and figures go, as one JSON object."""

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from internvlu_jax.config import Attention
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -30,7 +32,7 @@ class Model:
     InternVL-U/InternVL-U. Default: the small model in the box, which knows coloured shapes and short words."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Default: float32 on a CPU, bfloat16 on an accelerator."""
-    attention: Literal["auto", "xla", "cudnn"] = "auto"
+    attention: Attention = "auto"
 
     def load(self) -> InternVLUPipeline:
         from internvlu_jax.inference.pipeline import InternVLUPipeline

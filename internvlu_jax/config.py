@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from internvlu_jax.config_parts import (
+    Attention,
     Compute,
     ConfigError,
     HeadConfig,
@@ -30,6 +31,7 @@ from internvlu_jax.config_variants import LatentVision, SemanticCodec
 
 __all__ = [
     "SLOTS",
+    "Attention",
     "Compute",
     "ConfigError",
     "GenerationImageProcessorConfig",

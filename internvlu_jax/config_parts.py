@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
+
+Attention = Literal["auto", "xla", "chunked", "cudnn", "splash"]
 
 
 class ConfigError(ValueError):
@@ -15,7 +17,7 @@ class Compute:
     """How a module computes, as against what it computes.
 
     dtype: of activations and matrix products, "float32" or "bfloat16"; norms, softmax and rotary stay in float32.
-    attention: "xla", "cudnn", or "auto" (cuDNN where it can run, XLA elsewhere), see `ops.attention`.
+    attention: how it is computed, or "auto", which takes what is best where it runs, see `ops.attention`.
     remat: what a block keeps for its backward pass: "none" (recompute nothing), "dots" (keep matrix products), "full".
     time: what the head's diffusion time is rounded to; None is `dtype`, as the released weights were trained. A model
         trained in bfloat16 that is to draw in float32 has never seen the times between: it takes "float32" here.
@@ -28,7 +30,7 @@ class Compute:
 
     def __post_init__(self) -> None:
         one_of("dtype", self.dtype, ("float32", "bfloat16", "float16"))
-        one_of("attention", self.attention, ("auto", "xla", "cudnn"))
+        one_of("attention", self.attention, get_args(Attention))
         one_of("remat", self.remat, ("none", "dots", "full"))
         one_of("time", self.time, (None, "float32", "bfloat16", "float16"))
 

@@ -79,7 +79,7 @@ class InternVLUPipeline:
             path: None is the small model in the box, which draws coloured shapes at 64 x 64.
             dtype: of the computation, by name or as a dtype. None: float32 on a CPU, bfloat16 on an accelerator.
                 Parameters keep the dtype of the checkpoint unless that is wider.
-            attention: "auto", "xla" or "cudnn", see `ops.attention`.
+            attention: "auto", "xla", "chunked", "cudnn" or "splash", see `ops.attention`.
 
         Raises:
             ValueError: the checkpoint does not exist, is incomplete, or is of another model; everything that is wrong

@@ -113,10 +113,9 @@ class InternVLU:
         """
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-        mask = None if segments is None else segments[:, :, None] == segments[:, None, :]
         layers = self.cfg.generation_decoder.vlm_select_layer if capture else ()
         return self._apply(
-            "vlm", params, x, positions, mask=mask, cache=cache, return_kv=return_kv, capture=layers
+            "vlm", params, x, positions, segments=segments, cache=cache, return_kv=return_kv, capture=layers
         )  # fmt: skip
 
     def logits(self, params: Params, last: Float[Array, "b s d"]) -> Float[Array, "b s v"]:

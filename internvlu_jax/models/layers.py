@@ -11,15 +11,12 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from internvlu_jax.config import Compute
+from internvlu_jax.ops.axes import GROUP_ROWS, ROWS, VOCABULARY
 from internvlu_jax.ops.norms import layer_norm, rms_norm
 
-# Logical names of axes. They mean nothing here: an executor that runs on several devices binds them to the axes of its
-# mesh (`parallel.mesh`), and everywhere else what follows returns its array as it is. The compiler has to be told in a
-# few places: where weights are cut for storage it would otherwise cut the activations in the same way, and send those
-# around instead of the weights.
-ROWS = "rows"
-GROUP_ROWS = "group_rows"
-VOCABULARY = "vocabulary"
+# The compiler has to be told how to share out activations in a few places: where weights are cut for storage it would
+# otherwise cut the activations in the same way, and send those around instead of the weights. Without a mesh they
+# stay as they are.
 
 
 def rows_first(x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:

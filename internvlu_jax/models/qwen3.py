@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from internvlu_jax.config import Compute, Qwen3Config
 from internvlu_jax.models.layers import RMSNorm, by_vocabulary, linear, merge_heads, rows_first, stacked, whole_group
@@ -55,11 +55,11 @@ class Outputs:
 
 
 class Shared(NamedTuple):
-    """What every layer gets: positions, their rotary table, the caller's mask, and what it asks for."""
+    """What every layer gets: positions, their rotary table, the segments of packed rows, and what is asked for."""
 
     positions: Int[Array, "b s"]
     rope: Table
-    mask: Bool[Array, "b s s"] | None
+    segments: Int[Array, "b s"] | None
     outputs: Outputs
 
 
@@ -82,7 +82,7 @@ class SelfAttention(nn.Module):
         k = apply_half(RMSNorm(cfg.rms_norm_eps, name="k_norm")(k), shared.rope)
         kv = KVCache(k, v)
         if cache is None:
-            out = attention(q, k, v, causal=True, mask=shared.mask, implementation=compute.attention)
+            out = attention(q, k, v, causal=True, segment_ids=shared.segments, implementation=compute.attention)
         else:
             kv = _write(cache, kv, layer, shared.positions)
             out = _attend_to_cache(q, KVCache(kv.k[layer], kv.v[layer]), shared.positions)
@@ -181,16 +181,16 @@ class Qwen3(nn.Module):
         x: Float[Array, "b s d"],
         positions: Int[Array, "b s"],
         *,
-        mask: Bool[Array, "b s s"] | None = None,
+        segments: Int[Array, "b s"] | None = None,
         cache: KVCache | None = None,
         return_kv: bool = False,
         capture: tuple[int, ...] = (),
     ) -> Qwen3Output:
         """Runs the layers over embeddings x at `positions`.
 
-        Without a cache the tokens attend to one another in causal order, and only where `mask` (query, key) is True:
-        for rows padded on the left, or several sequences packed into one row. `return_kv` then gives the keys and
-        values [l b s m h] as `kv`.
+        Without a cache the tokens attend to one another in causal order, and only within equal `segments`: for rows
+        padded on the left, or several sequences packed into one row. `return_kv` then gives the keys and values
+        [l b s m h] as `kv`.
 
         With a cache the new keys and values go to the slots that `positions` names, row by row, and every token sees
         the slots up to its own; the updated cache comes back as `kv`. So rows are padded on the right: what padding
@@ -199,17 +199,17 @@ class Qwen3(nn.Module):
 
         `capture` lists hidden states to return, counted as the module says, negative numbers from the end.
 
-        Raises ValueError if both mask and cache are given, or if `capture` names a state that does not exist.
+        Raises ValueError if both segments and cache are given, or if `capture` names a state that does not exist.
         """
-        if mask is not None and cache is not None:
-            raise ValueError("mask and cache together: with a cache, positions alone say what is seen")
+        if segments is not None and cache is not None:
+            raise ValueError("segments and cache together: with a cache, positions alone say what is seen")
         cfg = self.cfg
         x = rows_first(x.astype(self.compute.dtype))
         states = _states(capture, cfg.num_hidden_layers)
         inner = tuple(state for state in states if state < cfg.num_hidden_layers)
         captured = jnp.zeros((len(inner), *x.shape), x.dtype) if inner else None
         rope = rotary_table(positions, cfg.head_dim, cfg.rope_theta)
-        shared = Shared(positions, rope, mask, Outputs(inner, return_kv))
+        shared = Shared(positions, rope, segments, Outputs(inner, return_kv))
         stream, fresh = self.layers(LayerCarry(x, captured, cache), jnp.arange(cfg.num_hidden_layers), shared)
         last = self.norm(stream.x)
         return Qwen3Output(

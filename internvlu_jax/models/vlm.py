@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from internvlu_jax.config import Compute, VLMConfig
 from internvlu_jax.models import slots
@@ -75,12 +75,12 @@ class VLM(nn.Module):
         x: Float[Array, "b s d"],
         positions: Int[Array, "b s"],
         *,
-        mask: Bool[Array, "b s s"] | None = None,
+        segments: Int[Array, "b s"] | None = None,
         cache: KVCache | None = None,
         return_kv: bool = False,
         capture: tuple[int, ...] = (),
     ) -> Qwen3Output:
-        return self.llm(x, positions, mask=mask, cache=cache, return_kv=return_kv, capture=capture)
+        return self.llm(x, positions, segments=segments, cache=cache, return_kv=return_kv, capture=capture)
 
     def build(self) -> None:
         """Touches every parameter once; used to initialise."""

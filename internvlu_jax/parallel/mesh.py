@@ -17,12 +17,12 @@ from flax import linen as nn
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from internvlu_jax.models.layers import GROUP_ROWS, ROWS, VOCABULARY
+from internvlu_jax.ops.axes import GROUP_ROWS, HEADS, ROWS, VOCABULARY
 from internvlu_jax.parallel.config import MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
 ROW_AXES = ("data", "fsdp")
-_LOGICAL = ((ROWS, ROW_AXES), (GROUP_ROWS, ("data",)), (VOCABULARY, ("fsdp", "tensor")))
+_LOGICAL = ((ROWS, ROW_AXES), (GROUP_ROWS, ("data",)), (HEADS, ("tensor",)), (VOCABULARY, ("fsdp", "tensor")))
 
 
 def initialise(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
@@ -107,7 +107,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 @contextmanager
 def tracing_on(mesh: Mesh) -> Iterator[None]:
-    """Gives the models' logical names of axes (`models.layers`) their meaning while a program is traced."""
+    """Gives the models' logical names of axes (`ops.axes`) their meaning while a program is traced."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(_LOGICAL):
         yield
 

@@ -44,10 +44,9 @@ def apply(recorded, x, positions=None, *, compute=Compute(), params=None, captur
 
 
 def left_padding(attention_mask):
-    """(positions, mask) of rows in which `attention_mask` is 1 where there is a token."""
-    valid = jnp.asarray(attention_mask, bool)
-    mask = jnp.broadcast_to(valid[:, None, :], (*valid.shape, valid.shape[1]))
-    return jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0), mask
+    """(positions, segments) of rows in which `attention_mask` is 1 where there is a token."""
+    segments = jnp.asarray(attention_mask, jnp.int32)
+    return jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0), segments
 
 
 def some_ids(recorded, shape, seed=0):
@@ -58,9 +57,11 @@ def test_hidden_states_and_logits_equal_recorded(golden, recorded):
     numbers = golden.component("llm")
     valid = numbers["attention_mask"] == 1
     assert not valid[:, 0].all(), "one row is padded on the left"
-    positions, mask = left_padding(valid)
+    positions, segments = left_padding(valid)
     states = numbers["hidden"]
-    out = apply(recorded, jnp.asarray(numbers["input_ids"]), positions, mask=mask, capture=tuple(range(len(states))))
+    out = apply(
+        recorded, jnp.asarray(numbers["input_ids"]), positions, segments=segments, capture=tuple(range(len(states)))
+    )
     got = np.split(np.asarray(out.captured), len(states), axis=-1)
     for i, want in enumerate(states):
         assert_close(got[i][valid], want[valid], what=f"hidden state {i}")
@@ -83,10 +84,10 @@ def test_capture_keeps_the_order_asked_and_counts_from_both_ends(recorded):
         apply(recorded, x, capture=(layers + 1,))
 
 
-def cross_entropy(llm, variables, ids, labels, positions, mask):
+def cross_entropy(llm, variables, ids, labels, positions, segments):
     """Mean next-token loss over the labels that are not -100; position i predicts label i + 1."""
     x = llm.apply(variables, ids, method="embed")
-    logits = llm.apply(variables, llm.apply(variables, x, positions, mask=mask).last, method="logits")[:, :-1]
+    logits = llm.apply(variables, llm.apply(variables, x, positions, segments=segments).last, method="logits")[:, :-1]
     target, counted = labels[:, 1:], labels[:, 1:] != -100
     log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.where(counted, target, 0)[..., None], axis=-1)
     return -jnp.sum(log_p[..., 0] * counted) / jnp.sum(counted)
@@ -96,12 +97,12 @@ def cross_entropy(llm, variables, ids, labels, positions, mask):
 def next_token(golden, recorded):
     """compute -> (loss, gradients) on the recorded batch, and the recorded numbers."""
     numbers = golden.component("ntp_grad")
-    positions, mask = left_padding(numbers["attention_mask"])
+    positions, segments = left_padding(numbers["attention_mask"])
     ids, labels = jnp.asarray(numbers["input_ids"]), jnp.asarray(numbers["labels"])
 
     def run(compute):
         llm, _ = build(recorded[0], "llm", compute)
-        loss = jax.value_and_grad(lambda p: cross_entropy(llm, {"params": p}, ids, labels, positions, mask))
+        loss = jax.value_and_grad(lambda p: cross_entropy(llm, {"params": p}, ids, labels, positions, segments))
         return jax.jit(loss)(recorded[1])
 
     return run, numbers, run(Compute())
@@ -200,10 +201,10 @@ def test_cache_is_updated_in_place(recorded):
 def test_left_padding_changes_nothing(recorded):
     ids = some_ids(recorded, (1, 6))
     padded = jnp.concatenate([jnp.full((1, 4), 3), ids], axis=1)
-    positions, mask = left_padding(jnp.arange(10)[None] >= 4)
-    got = apply(recorded, padded, positions, mask=mask, capture=(-2,))
+    positions, segments = left_padding(jnp.arange(10)[None] >= 4)
+    got = apply(recorded, padded, positions, segments=segments, capture=(-2,))
     want = apply(recorded, ids, capture=(-2,))
-    assert np.isfinite(np.asarray(got.last)).all(), "rows that see nothing are finite"
+    assert np.isfinite(np.asarray(got.last)).all(), "what padding computes is finite"
     assert_close(got.last[:, 4:], want.last)
     assert_close(got.captured[:, 4:], want.captured)
 
@@ -212,20 +213,19 @@ def test_left_padding_changes_nothing(recorded):
 def test_packed_rows_equal_separate_rows(recorded):
     lengths = (5, 3, 5)
     parts = [some_ids(recorded, (1, n), seed=n) for n in lengths]
-    segments = np.repeat(np.arange(3), lengths)
+    segments = jnp.asarray(np.repeat(np.arange(3), lengths))[None]
     positions = np.concatenate([np.arange(n) for n in lengths])
-    mask = jnp.asarray(segments[:, None] == segments)[None]
-    packed = apply(recorded, jnp.concatenate(parts, axis=1), jnp.asarray(positions)[None], mask=mask)
+    packed = apply(recorded, jnp.concatenate(parts, axis=1), jnp.asarray(positions)[None], segments=segments)
     separate = [apply(recorded, part).last for part in parts]
     assert_close(packed.last, np.concatenate(separate, axis=1))
 
 
 @one_model
-def test_mask_and_cache_together_are_refused(recorded):
+def test_segments_and_cache_together_are_refused(recorded):
     ids = some_ids(recorded, (1, 2))
     kv = apply(recorded, ids, return_kv=True).kv
-    with pytest.raises(ValueError, match="mask and cache together"):
-        apply(recorded, ids, mask=jnp.ones((1, 2, 2), bool), cache=kv)
+    with pytest.raises(ValueError, match="segments and cache together"):
+        apply(recorded, ids, segments=jnp.ones((1, 2), jnp.int32), cache=kv)
 
 
 @one_model

@@ -3,8 +3,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from internvlu_jax.ops import attention as attention_file
-from internvlu_jax.ops.attention import attention, resolve_implementation
 from internvlu_jax.ops.norms import layer_norm, rms_norm
 from internvlu_jax.ops.patches import interpolate_positions, patchify, pixel_shuffle, unpatchify
 from internvlu_jax.ops.rope import apply_half, apply_interleaved, rotary_table
@@ -13,112 +11,6 @@ from tests.helpers.measures import assert_close
 
 def random(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)
-
-
-def reference_attention(q, k, v, causal=False, lengths=None, mask=None):
-    """One query at a time, in float64."""
-    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
-    out = np.zeros_like(q)
-    batch, queries, heads, width = q.shape
-    for b, i, j in np.ndindex(batch, queries, heads):
-        kv = j // (heads // k.shape[2])
-        seen = np.ones(k.shape[1], bool)
-        if causal:
-            seen[i + 1 :] = False
-        if lengths is not None:
-            seen[lengths[b] :] = False
-        if mask is not None:
-            seen &= np.broadcast_to(mask, (batch, queries, k.shape[1]))[b, i]
-        scores = k[b, seen, kv] @ q[b, i, j] / np.sqrt(width)
-        weights = np.exp(scores - scores.max())
-        out[b, i, j] = weights @ v[b, seen, kv] / weights.sum()
-    return out
-
-
-MASK = np.random.default_rng(0).random((2, 5, 7)) < 0.5
-MASK[:, :, 0] = True
-CASES = {
-    "all keys": {},
-    "causal": {"causal": True},
-    "lengths": {"lengths": np.array([3, 7])},
-    "mask": {"mask": MASK},
-    "mask for all rows": {"mask": MASK[:1]},
-    "mask for all queries": {"mask": MASK[:, :1]},
-    "all of them": {"causal": True, "lengths": np.array([2, 6]), "mask": MASK},
-}
-
-
-@pytest.mark.parametrize("heads", [(4, 4), (6, 2)], ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_attention_equals_reference(heads, case):
-    q, k, v = random(0, 2, 5, heads[0], 8), random(1, 2, 7, heads[1], 8), random(2, 2, 7, heads[1], 8)
-    args = dict(CASES[case])
-    want = reference_attention(q, k, v, **args)
-    lengths, mask = args.pop("lengths", None), args.pop("mask", None)
-    lengths = None if lengths is None else jnp.asarray(lengths)
-    mask = None if mask is None else jnp.asarray(mask)
-    assert_close(attention(q, k, v, key_lengths=lengths, mask=mask, **args), want, 1e-6)
-
-
-def test_a_query_that_sees_no_key_is_finite_and_so_is_its_gradient():
-    q, k, v = (random(i, 1, 3, 2, 8) for i in range(3))
-    lengths = jnp.array([0])
-    out, pull = jax.vjp(lambda *qkv: attention(*qkv, key_lengths=lengths), q, k, v)
-    for array in (out, *pull(jnp.ones_like(out))):
-        assert np.isfinite(np.asarray(array)).all()
-
-
-def test_attention_in_bfloat16_has_a_float32_softmax():
-    q, k, v = (random(i, 1, 64, 2, 16) for i in range(3))
-    low = [x.astype(jnp.bfloat16) for x in (q, k, v)]
-    got = attention(*low)
-    assert got.dtype == jnp.bfloat16
-    assert_close(got.astype(jnp.float32), reference_attention(*low), 5e-3)
-
-
-def test_heads_that_do_not_divide_are_refused():
-    with pytest.raises(ValueError, match="5 query heads are not a multiple of 2"):
-        attention(random(0, 1, 2, 5, 8), random(1, 1, 2, 2, 8), random(2, 1, 2, 2, 8))
-
-
-def test_implementation_is_resolved_by_what_can_run(monkeypatch):
-    assert resolve_implementation("auto", jnp.bfloat16, 128, False) == "xla"
-    with pytest.raises(ValueError, match="CUDA device"):
-        resolve_implementation("cudnn", jnp.bfloat16, 128, False)
-    with pytest.raises(ValueError, match="expected 'auto', 'xla' or 'cudnn'"):
-        resolve_implementation("flash", jnp.bfloat16, 128, False)
-    monkeypatch.setattr(attention_file, "_cuda_capability", lambda: 9.0)
-    assert resolve_implementation("auto", jnp.bfloat16, 128, False) == "cudnn"
-    assert resolve_implementation("xla", jnp.bfloat16, 128, False) == "xla"
-    cannot = [
-        ((jnp.float32, 128, False), "bfloat16 or float16"),
-        ((jnp.bfloat16, 12, False), "multiple of 8"),
-        ((jnp.bfloat16, 256, False), "at most 128"),
-        ((jnp.bfloat16, 128, True), "explicit mask"),
-    ]
-    for args, reason in cannot:
-        assert resolve_implementation("auto", *args) == "xla"
-        with pytest.raises(ValueError, match=reason):
-            resolve_implementation("cudnn", *args)
-    monkeypatch.setattr(attention_file, "_cuda_capability", lambda: 7.5)
-    assert resolve_implementation("auto", jnp.bfloat16, 128, False) == "xla"
-
-
-def test_cudnn_is_given_the_same_problem(monkeypatch):
-    """cuDNN needs a GPU; JAX's XLA path takes the same arguments, so it stands in for it."""
-    in_jax = jax.nn.dot_product_attention
-
-    def stand_in(*args, implementation, **kwargs):
-        assert implementation == "cudnn"
-        return in_jax(*args, implementation="xla", **kwargs)
-
-    monkeypatch.setattr(attention_file, "_cuda_capability", lambda: 9.0)
-    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
-    q, k, v = (random(i, 2, 5, n, 8).astype(jnp.bfloat16) for i, n in enumerate((4, 2, 2)))
-    for args in ({}, {"causal": True}, {"key_lengths": jnp.array([2, 5])}):
-        got = attention(q, k, v, implementation="cudnn", **args)
-        want = attention(q, k, v, implementation="xla", **args)
-        assert_close(got.astype(jnp.float32), want.astype(jnp.float32), 5e-3)
 
 
 def test_rms_norm_casts_before_it_multiplies():

@@ -1,0 +1,92 @@
+"""Which way of computing attention runs."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+
+from internvlu_jax.config import Attention
+from internvlu_jax.ops.attention.blocks import CHUNKED_KEYS, CHUNKED_SCORES, SPLASH_KEYS
+
+_MASK = "it takes lengths, segments and causal order, and this call has an explicit mask"
+
+
+def resolve_implementation(
+    requested: str,
+    dtype: Any,
+    head_dim: int,
+    has_mask: bool,
+    *,
+    has_segments: bool = False,
+    keys: int = 0,
+    scores: int = 0,
+) -> str:
+    """The implementation that runs, "xla", "chunked", "cudnn" or "splash".
+
+    "auto" takes cuDNN where it can run, splash where that can run and there are enough keys, chunks where there are too
+    many scores (`keys`, and `scores` over batch, heads, queries and keys; thresholds in `blocks`), and plain XLA
+    elsewhere.
+
+    Raises ValueError if `requested` is unknown or cannot run: the message says why.
+    """
+    if requested not in get_args(Attention):
+        *names, last = map(repr, get_args(Attention))
+        raise ValueError(f"attention implementation {requested!r}; expected {', '.join(names)} or {last}")
+    if requested == "xla":
+        return "xla"
+    obstacles = {
+        "cudnn": _cudnn_obstacle(jnp.dtype(dtype), head_dim, has_mask, has_segments),
+        "splash": _splash_obstacle(head_dim, has_mask),
+        "chunked": _MASK if has_mask else None,
+    }
+    if requested != "auto":
+        if obstacles[requested] is None:
+            return requested
+        why = f"attention={requested!r} cannot run here: {obstacles[requested]}"
+        raise ValueError(f"{why}. Use attention='xla', or 'auto' to choose")
+    worth = {
+        "cudnn": True,
+        "splash": keys >= SPLASH_KEYS,
+        "chunked": keys > CHUNKED_KEYS and scores > CHUNKED_SCORES,
+    }
+    return next((name for name in worth if worth[name] and obstacles[name] is None), "xla")
+
+
+def _cudnn_obstacle(dtype: jnp.dtype, head_dim: int, has_mask: bool, has_segments: bool) -> str | None:
+    """Why cuDNN attention cannot run, or None if it can."""
+    if dtype not in (jnp.bfloat16, jnp.float16):
+        return f"it needs bfloat16 or float16, and the arrays are {dtype.name}"
+    if head_dim % 8 or head_dim > 128:
+        return f"it needs a head width that is a multiple of 8 and at most 128, and this one is {head_dim}"
+    if has_mask or has_segments:
+        given = "an explicit mask" if has_mask else "segments"
+        return f"it takes lengths and causal order, and this call has {given}"
+    if _cuda_capability() < 8.0:
+        return f"it needs a CUDA device of compute capability 8.0 or later, and JAX runs on {jax.devices()[0]}"
+    return None
+
+
+def _splash_obstacle(head_dim: int, has_mask: bool) -> str | None:
+    """Why splash attention cannot run, or None if it can."""
+    if head_dim % 64:
+        return f"it needs a head width that is a multiple of 64, and this one is {head_dim}"
+    if has_mask:
+        return _MASK
+    if not _on_tpu():
+        return f"it needs a TPU, and JAX runs on {jax.devices()[0]}"
+    return None
+
+
+def _on_tpu() -> bool:
+    return jax.default_backend() == "tpu"
+
+
+def _cuda_capability() -> float:
+    """Compute capability of the default device; 0 where it is no CUDA device."""
+    if jax.default_backend() != "gpu":
+        return 0.0
+    capability = str(getattr(jax.devices()[0], "compute_capability", ""))  # ROCm says "gfx942" here
+    return float(capability) if re.fullmatch(r"\d+\.\d+", capability) else 0.0
