@@ -20,7 +20,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Literal, NoReturn
 
-import jax
 import tyro
 
 from experiments.ablations import results
@@ -32,7 +31,7 @@ from experiments.ablations.studies import BUDGETS, STUDIES, Budget, Study, Varia
 from experiments.ablations.tuning import Settings, chosen, tune
 from internvlu_jax.config import ConfigError
 from internvlu_jax.training.resuming import Stopped
-from internvlu_jax.utils.compilation import enable_cache
+from internvlu_jax.utils.compilation import compile_quickly, enable_cache
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,8 @@ def main(arguments: Arguments) -> int:
             print(status(arguments, variants))
             return 0
         enable_cache()
-        jax.config.update("jax_disable_most_optimizations", not arguments.size.optimized)
+        if not arguments.size.optimized:
+            compile_quickly()
         signal.signal(signal.SIGTERM, _leave)
         try:
             with _judges(arguments.judges) as judges:

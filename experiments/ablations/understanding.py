@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax import linen as nn
 
 from experiments.ablations.arms import ARMS, XS, Size, arms_of
 from experiments.ablations.design import PILOT_SEEDS
@@ -20,7 +21,7 @@ from experiments.ablations.pool import PoolConfig, PooledSteps, collated, draw
 from experiments.ablations.together import Member, final_params, train_together
 from experiments.ablations.world import DATA, tokenizer
 from internvlu_jax.config import Compute, InternVLUConfig
-from internvlu_jax.models.internvlu import InternVLU, Params, init_params, param_shapes
+from internvlu_jax.models.internvlu import InternVLU, Params, modules, param_shapes
 from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig
 from internvlu_jax.training.losses import Objective
 from internvlu_jax.training.optimizer import factors
@@ -74,7 +75,7 @@ def train_vision(how: UnderstandingConfig, workdir: Path, size: Size = XS, quiet
     steps = PooledSteps(collated(pool, config, words, DATA), {"questions": how.rows})
     states = train_together(
         step,
-        partial(_initial, config),
+        partial(initial, config),
         (Member(how.seed),),
         steps,
         workdir,
@@ -85,5 +86,16 @@ def train_vision(how: UnderstandingConfig, workdir: Path, size: Size = XS, quiet
     return final_params(states, 0)["vlm"]["vit"]
 
 
-def _initial(config: InternVLUConfig, seed: int) -> Params:
-    return jax.jit(partial(init_params, config))(jax.random.key(seed))
+def initial(config: InternVLUConfig, seed: int) -> Params:
+    """What `init_params` gives for a seed, but for the autoencoder, which is made elsewhere.
+
+    A program for each part: the time to compile one grows faster than the parameters in it, and arms share parts.
+    """
+    every = modules(config)
+    keys = dict(zip(every, jax.random.split(jax.random.key(seed), len(every)), strict=True))
+    return {name: _initial(every[name], keys[name]) for name in ("vlm", "head")}
+
+
+@partial(jax.jit, static_argnums=0)
+def _initial(module: nn.Module, key: jax.Array) -> Params:
+    return module.init(key, method="build")["params"]

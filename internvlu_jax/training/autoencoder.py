@@ -119,12 +119,14 @@ def _train(
 ) -> Params:
     """All parameters, of which those in `frozen` are not trained."""
 
+    alike, key = dataclasses.replace(how, seed=0), jax.random.key(how.seed)  # runs of all seeds share what is compiled
+
     def step(state: LoopState, number: int) -> tuple[LoopState, dict[str, Array]]:
-        state, loss = _step(cfg, how, state, frozen, pictures(number), jnp.int32(number))
+        state, loss = _step(cfg, alike, state, frozen, pictures(number), jnp.int32(number), key)
         return state, {"loss": loss}
 
     state = run_steps(
-        workdir, {"autoencoder": dataclasses.asdict(how), **settings}, lambda: _start(cfg, how), step,
+        workdir, {"autoencoder": dataclasses.asdict(how), **settings}, lambda: _start(cfg, alike, key), step,
         steps=how.steps, save_every=how.save_every, may_change=("autoencoder.save_every",), quiet=quiet,
     )  # fmt: skip
     return merge(state.trained["vae"], frozen)
@@ -134,8 +136,8 @@ _ENCODER = "encoder"  # the parameters of a `SemanticAutoencoder` that are not t
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _start(cfg: VAEConfig | SemanticCodec, how: AutoencoderConfig) -> LoopState:
-    params = slots.module(cfg, Compute()).init(jax.random.key(how.seed), method="build")["params"]
+def _start(cfg: VAEConfig | SemanticCodec, how: AutoencoderConfig, key: PRNGKeyArray) -> LoopState:
+    params = slots.module(cfg, Compute()).init(key, method="build")["params"]
     if isinstance(cfg, SemanticCodec):
         params, _ = split(params, lambda path: not path.startswith(f"{_ENCODER}/"))
     trained = {"vae": params}
@@ -150,13 +152,14 @@ def _step(
     frozen: Params,
     batch: UInt8[Array, "b y x 3"],
     number: Array,
+    key: PRNGKeyArray,
 ) -> tuple[LoopState, Array]:
-    """Step `number` from 0, and its loss."""
+    """Step `number` from 0, and its loss. key: of the run."""
     pixels = jnp.asarray(codec_values(batch, GenerationImageProcessorConfig()))
-    key = jax.random.fold_in(jax.random.key(how.seed), number)
+    noise_key = jax.random.fold_in(key, number)
 
     def loss_of(trained: Params) -> Array:
-        return autoencoder_loss(cfg, how, merge(trained["vae"], frozen), pixels, key)
+        return autoencoder_loss(cfg, how, merge(trained["vae"], frozen), pixels, noise_key)
 
     loss, gradient = jax.value_and_grad(loss_of)(state.trained)
     updates, opt_state = _transform(how, state.trained).update(gradient, state.opt_state, state.trained)

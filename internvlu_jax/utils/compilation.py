@@ -1,4 +1,4 @@
-"""JAX's persistent compilation cache: on by default, in a directory that the user can change."""
+"""How programs are compiled: kept on disk, in a directory that the user can change, or at the least cost."""
 
 from __future__ import annotations
 
@@ -27,3 +27,15 @@ def enable_cache(directory: str | Path | None = None) -> Path:
     # Many functions of a small model compile in under JAX's default second; together they are the start-up.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     return Path(directory)
+
+
+def compile_quickly() -> None:
+    """From here on programs are compiled at the least cost: they are there soon, and run slowly.
+
+    For processes whose programs run a few times. To be called before anything is computed.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    if jax.__version_info__ < (0, 11):  # later ones end at a flag that they do not know
+        # On a CPU the emitters that are used by default take two thirds of the time, ten milliseconds a kernel.
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false".strip()
