@@ -21,7 +21,8 @@ from jaxtyping import install_import_hook  # noqa: E402
 # Plain types are mypy's; checked at every call as well, they take as long as all else in what draws and reads pictures.
 _PACKAGE = Path(__file__).parent.parent / "internvlu_jax"
 _WITH_SHAPES = [path for path in _PACKAGE.rglob("*.py") if "from jaxtyping import" in path.read_text(encoding="utf-8")]
-_HOOKED = [".".join(path.relative_to(_PACKAGE.parent).with_suffix("").parts) for path in _WITH_SHAPES]
+_NAMES = [".".join(path.relative_to(_PACKAGE.parent).with_suffix("").parts) for path in _WITH_SHAPES]
+_HOOKED = [name.removesuffix(".__init__") for name in _NAMES]
 # Where a user's values arrive a wrong type is for our own checks to find.
 install_import_hook([name for name in _HOOKED if name != "internvlu_jax.inference.pipeline"], "beartype.beartype")
 
