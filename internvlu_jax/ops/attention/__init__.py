@@ -10,12 +10,11 @@
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from internvlu_jax.ops.attention.choice import resolve_implementation
 from internvlu_jax.ops.attention.chunked import chunked_attention
+from internvlu_jax.ops.attention.cudnn import cudnn_attention
 from internvlu_jax.ops.attention.plain import plain_attention
 from internvlu_jax.ops.attention.splash import splash_attention
 
@@ -55,17 +54,9 @@ def attention(
     )  # fmt: skip
     match chosen:
         case "cudnn":
-            return _cudnn_attention(q, k, v, causal, key_lengths)
+            return cudnn_attention(q, k, v, causal, key_lengths)
         case "splash":
             return splash_attention(q, k, v, causal, key_lengths, segment_ids)
         case "chunked":
             return chunked_attention(q, k, v, causal, key_lengths, segment_ids)
     return plain_attention(q, k, v, causal, key_lengths, segment_ids, mask)
-
-
-def _cudnn_attention(q: Array, k: Array, v: Array, causal: bool, key_lengths: Array | None) -> Array:
-    # An empty row would divide by a sum over nothing; one garbage key keeps it finite.
-    lengths = None if key_lengths is None else jnp.maximum(key_lengths, 1).astype(jnp.int32)
-    return jax.nn.dot_product_attention(
-        q, k, v, is_causal=causal, key_value_seq_lengths=lengths, implementation="cudnn"
-    )
