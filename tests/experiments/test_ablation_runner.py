@@ -3,6 +3,8 @@
 Models are made up: a member's scores are a function of its settings, so that what is best is known.
 """
 
+import subprocess
+import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -297,3 +299,29 @@ def test_an_arm_made_worse_is_found_worse_and_an_equal_one_is_not(machine, judge
     assert said == {
         ("questions answered", "shared-latent"): "**worse**", ("questions answered", "shared-semantic"): "**equal**",
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_smoke_run_is_a_whole_study(tmp_path):
+    """Every arm and control is trained, sampled and scored, alike in size; a second command finds nothing to do."""
+    arms = {variant.name for variant in STUDIES["representations"].all()}
+    ask = [sys.executable, "-m", "experiments.ablations", "representations", "--workdir", str(tmp_path)]
+    subprocess.run(ask, check=True, timeout=1200)
+    assert outcomes(tmp_path) == {(arm, 0): "finished" for arm in arms} and len(arms) == 11
+    lines = (tmp_path / "results.jsonl").read_text(encoding="utf-8")
+    for record in results.read(tmp_path / "results.jsonl").records:
+        if not record.run.tuning:
+            alone = record.run.arm.endswith("-only")
+            drawn, read = (f"{task}-only" not in record.run.arm for task in ("understanding", "generation"))
+            scored = record.outcome.endpoints.keys()
+            assert ({"geneval_heldout", "flow_loss", "edits_done", "transfer_pictures"} <= scored) == drawn
+            assert ({"questions", "answer_log_likelihood", "transfer_questions"} <= scored) == read
+            assert ("interference_cosine" in scored) == (not alone)
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    listed = {cell.strip() for line in report.splitlines() if line.startswith("|") for cell in line.split("|")}
+    assert arms <= listed and "**over" not in report and "budget smoke shows that the code runs" in report
+    assert {f"![{arm}](" in report for arm in arms if not arm.endswith("understanding-only")} == {True}
+    subprocess.run(ask, check=True, timeout=300)
+    assert (tmp_path / "results.jsonl").read_text(encoding="utf-8") == lines
+    left = subprocess.run([*ask, "--status"], check=True, capture_output=True, text=True).stdout
+    assert "0 runs are left" in left
