@@ -4,8 +4,8 @@
 
 Simulates the devices on the CPU, lays the state out as the run would, and compiles the step of each kind of micro-batch
 (text to image at 512 pixels in stage 1; in stage 3 at 1024, edits too, and packed conversations) without allocating
-anything. `temporaries` is what XLA's CPU compiler sets aside while a step runs. On a CPU it holds attention's scores
-and float32 copies of bfloat16 weights, which a GPU with flash attention does not.
+anything. `temporaries` is what XLA's CPU compiler sets aside while a step runs. On a CPU these hold float32 copies of
+bfloat16 weights, which accelerators do not.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
+from jax.sharding import NamedSharding, PartitionSpec
 
 from internvlu_jax.config import Compute
 from internvlu_jax.data.batch import Batch, TextBatch
@@ -36,9 +37,11 @@ from internvlu_jax.inference.drawing import Branch, PictureInputs, groups, noise
 from internvlu_jax.models.internvlu import InternVLU, modules
 from internvlu_jax.models.mmdit import MMDiT
 from internvlu_jax.models.qwen3 import Qwen3
+from internvlu_jax.ops.attention.plain import plain_attention
+from internvlu_jax.ops.attention.splash import splash_attention
 from internvlu_jax.parallel.config import MeshConfig
 from internvlu_jax.parallel.executors import MeshExecutor, PmapExecutor, SingleExecutor, make_executor
-from internvlu_jax.parallel.mesh import initialise, tracing_on
+from internvlu_jax.parallel.mesh import initialise, make_mesh, rows_sharding, tracing_on
 from internvlu_jax.parallel.sampler import mesh_sampler, pmap_sampler
 from internvlu_jax.presets import debug_config
 from internvlu_jax.processing.layout import Layout
@@ -310,6 +313,25 @@ def communication() -> dict[str, np.ndarray]:
     return found
 
 
+def kernel() -> dict[str, np.ndarray]:
+    """Attention by the TPU's kernel, interpreted: values and gradients on a mesh, XLA's, and what is exchanged."""
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    q, k, v, d_out = (jax.random.normal(jax.random.key(i), (4, 40, heads, 64)) for i, heads in enumerate((4, 2, 2, 4)))
+    segments = jnp.tile(jnp.repeat(jnp.arange(2), jnp.array([15, 25]))[None], (4, 1))
+
+    def run(function, q, k, v, d_out, segments):
+        out, pull = jax.vjp(lambda *qkv: function(*qkv, True, None, segments), q, k, v)
+        return out, *pull(d_out)
+
+    where = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "tensor"))
+    given = (*jax.device_put((q, k, v, d_out), where), jax.device_put(segments, rows_sharding(mesh)))
+    with tracing_on(mesh):
+        program = jax.jit(partial(run, partial(splash_attention, interpret=True))).lower(*given).compile()
+    want = jax.jit(partial(run, partial(plain_attention, mask=None)))(q, k, v, d_out, segments)
+    arrays = {f"{way} {i}": x for way, made in (("mesh", program(*given)), ("one", want)) for i, x in enumerate(made)}
+    return arrays | {"exchanged": np.array(exchanged(program.as_text()))}
+
+
 def exchanged(program: str) -> list[str]:
     """Results of the collectives of a compiled program, like "f32[24,20,64]"."""
     names = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
@@ -317,7 +339,7 @@ def exchanged(program: str) -> list[str]:
     return sorted({shape for result in results for shape in re.findall(r"\w+\[[\d,]*\]", result)})
 
 
-PARTS = {part.__name__: part for part in (executors, two_processes, sampler, communication)}
+PARTS = {part.__name__: part for part in (executors, two_processes, sampler, communication, kernel)}
 
 if __name__ == "__main__":
     if len(sys.argv) > 3:

@@ -147,6 +147,13 @@ def test_the_output_layer_stays_and_its_rows_travel(run):
     assert not [shape for shape in shapes if "512" in shape], "neither the layer nor scores of the vocabulary of 512"
 
 
+def test_each_device_runs_the_attention_kernel_on_its_own_rows_and_heads(run):
+    arrays = run("kernel")
+    for i, what in enumerate(("value", "dq", "dk", "dv")):
+        assert_close(arrays[f"mesh {i}"], arrays[f"one {i}"], 2e-6, what=what)
+    assert not arrays["exchanged"].size
+
+
 # Where parameters lie
 
 
