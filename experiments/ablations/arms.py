@@ -1,4 +1,4 @@
-"""The arms of the study "decoupled or shared?" what the language model sees, and what the head generates.
+"""The arms of the study "decoupled or shared?": what the language model sees, and what the head generates.
 
     arm                the language model sees             the head generates
     decoupled          a ViT on pixels                     latents of a VAE
@@ -155,7 +155,8 @@ XS = Size(
 S = replace(
     XS, name="s", vision=(3, 3), mlp=(288, 320), language=(4, 4, 2, 384), head=(6, 6), decoder=(11, 4, (2, 2, 2))
 )
-"""About the size of the model that the package brings; its VAE is that of XS, which loses next to nothing."""
+"""About the size of the model that the package brings, ten million parameters; its VAE is that of XS, which loses next
+to nothing."""
 
 TINY = replace(
     XS, name="tiny", vision=(1, 2), mlp=(128, 425), language=(1, 3, 3, 1024), head=(1, 3),

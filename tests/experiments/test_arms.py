@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.ablations.arms import ARMS, Arm, check_frozen_parts, shift_for, with_frozen_parts
+from experiments.ablations.arms import ARMS, TINY, XS, Arm, S, arms_of, check_frozen_parts, shift_for, with_frozen_parts
 from experiments.ablations.matching import Sizes, batch_shapes, parity
 from experiments.costs import vae_encode
 from internvlu_jax.checkpoints.model_directory import load_model, save_model
@@ -108,6 +108,24 @@ def test_an_arm_that_does_not_match_is_named(rows):
         ValueError, match=r"wide has 1,941,920 learned parameters, decoupled 1,915,008: \+1.4%, where 1%"
     ):
         unchecked(parity, [ARMS["decoupled"], wide], {"questions": 1.0})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "parameters"), [(TINY, 0.93e6), (S, 9.9e6)])
+def test_arms_of_other_sizes_match_as_well(size, parameters):
+    arms = arms_of(size)
+    assert arms.keys() == ARMS.keys() == arms_of(XS).keys()
+    rows = unchecked(parity, [arms[name] for name in ENCODERS])
+    for row in rows:
+        assert row.learned == pytest.approx(parameters, rel=0.01) and row.tokens == (16, 16)
+        assert abs(row.learned / rows[0].learned - 1) <= 0.01 and abs(row.decoder / rows[0].decoder - 1) <= 0.01
+        assert abs(row.mean / rows[0].mean - 1) <= 0.02
+    for name, arm in arms.items():
+        own, other = arm.config, ARMS[name].config
+        assert (arm.vision, arm.twin, arm.frozen) == (ARMS[name].vision, ARMS[name].twin, ARMS[name].frozen)
+        assert own.processor == other.processor and own.vlm.llm_config.vocab_size == other.vlm.llm_config.vocab_size
+        dimensions = own.vae.z_dim * (64 // own.vae.downsample_factor) ** 2
+        assert own.generation_decoder.flow_shift == pytest.approx(math.sqrt(dimensions / 512))
 
 
 def test_more_dimensions_need_more_noise():
