@@ -224,6 +224,16 @@ def test_a_token_stays_when_another_segment_moves(path):
         assert not np.array_equal(a, b)
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_a_row_without_keys_is_finite_and_so_are_gradients(path):
+    """And the other row does not see that it is there."""
+    arguments, lengths = inputs(50, (4, 2), 64), jnp.array([0, 50])
+    got = value_and_gradients(path, *arguments, False, lengths, None)
+    assert all(np.isfinite(x).all() for x in got)
+    for x, want in zip(got, reference_gradients(*(x[1:] for x in arguments)), strict=True):
+        assert_close(x[1:], want, 2e-6)
+
+
 def test_chunks_pass_over_blocks_that_nobody_sees():
     """What stands in them is not even looked at."""
     q, k, v, _ = inputs(50, (4, 2), 64)
