@@ -5,7 +5,9 @@
     "cudnn"    cuDNN's flash kernel: CUDA, half precision
     "splash"   Pallas' flash kernel (`splash`): TPU
 
-`choice` says which one "auto" takes. Axes: b batch, s queries, t keys, n query heads, m key/value heads, h head width.
+`choice` says which one "auto" takes. Derivatives in forward mode (`jax.jvp`) go through "xla" alone.
+
+Axes: b batch, s queries, t keys, n query heads, m key/value heads, h head width.
 """
 
 from __future__ import annotations
