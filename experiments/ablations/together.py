@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -136,6 +137,18 @@ def gradients_together(step: Step, states: TrainState, batches: tuple[Batch, ...
     return gradients
 
 
+def compile_together(step: Step, states: TrainState, batches: tuple[Batch, ...], knobs: Knobs) -> None:
+    """Compiles what `step_together` runs, a thread for each program: XLA leaves Python to the others meanwhile."""
+    totals, zeros = _totals(step, batches), _zeros(step, states)
+    with ThreadPoolExecutor() as threads:
+        ready = [
+            threads.submit(_gradients.lower(step, states, batch, totals, knobs, zeros).compile) for batch in batches
+        ]
+        ready.append(threads.submit(_update.lower(step, states, zeros, knobs).compile))
+        for program in ready:
+            program.result()
+
+
 @partial(jax.jit, static_argnums=0)
 def _totals(step: Step, batches: tuple[Batch, ...]) -> Terms:
     return step.totals(batches)
@@ -201,7 +214,7 @@ def train_together(
     if not members or len(set(members)) != len(members):
         raise ConfigError(f"members are {list(members)}; expected each once, and at least one")
     count = step.steps if count is None else count
-    knobs, frozen, waiting = knobs_of(step, members, count), None, Waiting()
+    knobs, frozen, waiting, compiled = knobs_of(step, members, count), None, Waiting(), False
 
     def init() -> LoopState:
         nonlocal frozen
@@ -210,9 +223,14 @@ def train_together(
         return _saved(states)
 
     def advance(state: LoopState, number: int) -> tuple[LoopState, dict[str, Array]]:
+        nonlocal compiled
         with waiting:
             batches = steps(number)
-        states, metrics = step_together(step, _restored(state, frozen), batches, knobs)
+        before = _restored(state, frozen)
+        if not compiled:
+            compile_together(step, before, batches, knobs)
+            compiled = True
+        states, metrics = step_together(step, before, batches, knobs)
         if number + 1 in looks:
             looks[number + 1](states)
         return _saved(states), _told(step, metrics, len(members))
