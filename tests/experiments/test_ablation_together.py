@@ -11,6 +11,7 @@ import pytest
 
 from experiments.ablations.together import (
     Member,
+    compile_together,
     final_params,
     first_states,
     knobs_of,
@@ -159,12 +160,15 @@ def test_a_seed_that_is_not_finite_stays_where_it_is_and_the_others_go_on(step, 
         assert_close(one, other, 1e-5)
 
 
-def test_members_differ_in_rates_weights_and_length_without_another_program(step, start, steps):
+def test_members_differ_in_rates_weights_and_length_without_another_program(step, start, steps, caplog):
     """As a step that was made with these numbers, and compiled for them."""
     members = (Member(4, 2e-3), Member(4, 5e-4, (("flow", 3.0),)))
     states, knobs = first_states(step, [start(4), start(4)]), knobs_of(step, members, steps=9)
-    for number in range(2):
-        states, _ = step_together(step, states, steps(number), knobs)
+    compile_together(step, states, steps(0), knobs)
+    with jax.log_compiles():
+        for number in range(2):
+            states, _ = step_together(step, states, steps(number), knobs)
+    assert "compilation of jit(_gradients)" not in caplog.text and "compilation of jit(_update)" not in caplog.text
     for n, member in enumerate(members):
         cfg = replace(step.objective.cfg, weights=member.weights or step.objective.cfg.weights)
         own = replace(
