@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from internvlu_jax.ops.attention import attention, blocks, choice, resolve_implementation
 from internvlu_jax.ops.attention.chunked import chunked_attention
@@ -246,6 +247,12 @@ def test_chunks_pass_over_blocks_that_nobody_sees():
     assert np.isfinite(np.asarray(chunked(q, k, v, False, None, apart))[:, :32]).all()
 
 
+def largest(function, *shapes):
+    """Entries of the largest array in a program."""
+    sizes = re.findall(r"tensor<((?:\d+x)+)[a-z]\w+>", jax.jit(function).trace(*shapes).lower().as_text())
+    return max(math.prod(map(int, size.split("x")[:-1])) for size in sizes)
+
+
 def test_chunks_hold_no_array_of_all_scores():
     tokens = 4096
     shapes = [jax.ShapeDtypeStruct((1, tokens, heads, 64), jnp.bfloat16) for heads in (2, 1, 1, 2)]
@@ -253,13 +260,25 @@ def test_chunks_hold_no_array_of_all_scores():
     def run(path, q, k, v, d_out):
         return jax.vjp(lambda *qkv: PATHS[path](*qkv, True, None, None), q, k, v)[1](d_out)
 
-    def largest(path):
-        program = jax.jit(partial(run, path)).trace(*shapes).lower().as_text()
-        sizes = re.findall(r"tensor<((?:\d+x)+)\w+>", program)
-        return max(math.prod(map(int, size.split("x")[:-1])) for size in sizes)
+    assert largest(partial(run, "xla"), *shapes) == 2 * tokens**2
+    assert largest(partial(run, "chunked"), *shapes) <= 2 * tokens * 64
 
-    assert largest("xla") == 2 * tokens**2
-    assert largest("chunked") <= 2 * tokens * 64
+
+def test_a_scan_over_layers_stacks_no_masks_of_chunks():
+    """JAX takes out of a scan what is the same in every layer, and of lengths alone that would be every mask."""
+    tokens = 2048
+
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x, lengths):
+            x = x * self.param("scale", nn.initializers.ones, (64,))
+            return chunked_attention(x, x, x, False, lengths, None), None
+
+    scanned = nn.scan(Layer, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=3)
+    shapes = jax.ShapeDtypeStruct((1, tokens, 1, 64), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
+    params = jax.eval_shape(scanned().init, jax.random.key(0), *shapes)
+    gradient = jax.grad(lambda *args: scanned().apply(*args)[0].sum())
+    assert largest(gradient, params, *shapes) <= 3 * tokens * 64
 
 
 def test_chunks_in_bfloat16_sum_in_float32():

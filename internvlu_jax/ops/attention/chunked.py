@@ -94,6 +94,7 @@ def _attend(causal: bool, q: Array, k: Array, v: Array, tokens: Tokens) -> Float
 
 def _forward(causal: bool, q: Array, k: Array, v: Array, tokens: Tokens) -> tuple[Array, Any]:
     """The output, and what the backward pass needs: all arguments, the output, and log sum exp(score) [i b m g p]."""
+    q, tokens = _together(q, tokens)
 
     def queries_block(_: None, block: Any) -> tuple[None, tuple[Array, Array]]:
         q_block, queries, needed_row = block
@@ -127,6 +128,7 @@ def _add(sums: Sums, q: Array, k: Array, v: Array, seen: Array | None) -> Sums:
 
 def _backward(causal: bool, saved: Any, d_out: Array) -> tuple[Array, Array, Array, None]:
     q, k, v, tokens, out, log_sum = saved
+    q, tokens = _together(q, tokens)
     inner = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
 
     def queries_block(gradients: tuple[Array, Array], block: Any) -> tuple[tuple[Array, Array], Array]:
@@ -155,6 +157,16 @@ def _backward(causal: bool, saved: Any, d_out: Array) -> tuple[Array, Array, Arr
 
 
 _attend.defvjp(_forward, _backward)
+
+
+def _together(q: Array, tokens: Tokens) -> tuple[Array, Tokens]:
+    """The same, for JAX to take both for equally unknown.
+
+    Where it splits a scan over layers into what is the same in all of them and what is not, as flax does, it would
+    otherwise move the masks of all blocks out, as large as all scores.
+    """
+    together: tuple[Array, Tokens] = jax.lax.optimization_barrier((q, tokens))
+    return together
 
 
 def _gradients(rows: Queries, k: Array, v: Array, seen: Array | None) -> tuple[Array, Array, Array]:
