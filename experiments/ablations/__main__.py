@@ -113,8 +113,9 @@ def run(arguments: Arguments, variants: tuple[Variant, ...], judges: Executor) -
     if arguments.until == "parts":
         return
     for variant in variants:
+        settings = settings_of(arguments, variant)  # refuses what is not tuned yet, before anything is prepared
         at = bench(arguments.of, variant, arguments.size, parts, arguments.workdir)
-        settings = settings_of(arguments, variant) or tune(at, judges, arguments.together)
+        settings = settings or tune(at, judges, arguments.together)
         if arguments.until == "runs":
             count(arguments, at, settings, judges)
 
