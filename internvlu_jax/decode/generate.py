@@ -5,9 +5,9 @@ The embedding of a token just written is `TextModel.embed`'s business (see the t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,14 @@ from internvlu_jax.decode.beam import search
 from internvlu_jax.decode.model import Params, Prompt, Read, TextModel, read_on
 from internvlu_jax.decode.sampling import choose
 from internvlu_jax.models.qwen3 import KVCache
+
+Run = Callable[..., Any]
+"""Calls a program: (program, model, *arrays, **static)."""
+
+
+def plainly(program: Callable[..., Any], model: Any, *arrays: Any, **static: Any) -> Any:
+    """A `Run` for arrays on one device."""
+    return program(model, *arrays, **static)
 
 
 class Generated(NamedTuple):
@@ -53,6 +61,7 @@ def generate(
     temperature: float = 1.0,
     top_p: float = 1.0,
     num_beams: int = 1,
+    run: Run = plainly,
 ) -> Generated:
     """Writes at most `max_new_tokens` tokens to each row, ending it with the first of `stop_ids`.
 
@@ -64,6 +73,7 @@ def generate(
     Args:
         buffer: the largest `max_new_tokens` of the compiled program. The cache needs prompt length + buffer slots;
             it must have at least `buffer` and one.
+        run: calls the program where `params`, `prompt` and `keys` lie.
 
     Raises:
         ValueError: an option has no meaning, or options do not go together.
@@ -71,10 +81,11 @@ def generate(
     _check(prompt, stop_ids, max_new_tokens, buffer, keys, temperature, top_p, num_beams)
     stops = np.asarray(stop_ids, np.int32)
     end = (stops, np.int32(pad_id), np.int32(max_new_tokens))
+    given = (params, prompt.cache, prompt.lengths, prompt.logits, *end)
     if num_beams > 1:
-        return _search(model, params, prompt.cache, prompt.lengths, prompt.logits, *end, buffer, num_beams)
+        return run(_search, model, *given, buffer=buffer, num_beams=num_beams)
     heat, nucleus = np.float32(temperature), None if top_p == 1 else np.float32(top_p)
-    return _write(model, params, prompt.cache, prompt.lengths, prompt.logits, *end, buffer, keys, heat, nucleus)
+    return run(_write, model, *given, keys, heat, nucleus, buffer=buffer)
 
 
 def _check(
@@ -87,7 +98,7 @@ def _check(
     top_p: float,
     num_beams: int,
 ) -> None:
-    capacity = prompt.cache.k.shape[2]
+    capacity = prompt.cache.k.shape[-3]
     if not 1 <= max_new_tokens <= buffer:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; expected 1 to {buffer}, the size of the buffer")
     if capacity <= buffer:
@@ -126,10 +137,11 @@ def _write(
     stops: Int[Array, "n"],
     pad_id: Int[Array, ""],
     limit: Int[Array, ""],
-    buffer: int,
     keys: Key[Array, "b"] | None,
     temperature: Float[Array, ""],
     top_p: Float[Array, ""] | None,
+    *,
+    buffer: int,
 ) -> Generated:
     """One token of each row a step. The cache is part of the carry of the loop, which updates it in place."""
     rows = logits.shape[0]
@@ -188,6 +200,7 @@ def _search(
     stops: Int[Array, "n"],
     pad_id: Int[Array, ""],
     limit: Int[Array, ""],
+    *,
     buffer: int,
     num_beams: int,
 ) -> Generated:

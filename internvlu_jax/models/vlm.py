@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from internvlu_jax.config import Compute, VLMConfig
 from internvlu_jax.models import slots
+from internvlu_jax.models.layers import rows_first
 from internvlu_jax.models.qwen3 import KVCache, Qwen3, Qwen3Output
 from internvlu_jax.models.vit import Projector
 from internvlu_jax.ops.patches import pixel_shuffle
@@ -37,7 +38,8 @@ class VLM(nn.Module):
         patches = self.vit(tiles)
         grid = patches.reshape(patches.shape[0], rows, columns, -1)
         shuffled = pixel_shuffle(grid, self.cfg.shuffle)
-        return self.projector(shuffled.reshape(shuffled.shape[0], -1, shuffled.shape[-1]))
+        # Rows whole, or the language model would look visual tokens up in pieces of their width, all rows on a device.
+        return rows_first(self.projector(shuffled.reshape(shuffled.shape[0], -1, shuffled.shape[-1])))
 
     def embed_prompt(
         self,

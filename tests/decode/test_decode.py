@@ -370,9 +370,10 @@ def test_the_loop_does_not_copy_the_cache(tiny, num_beams, caches):
     rows, logits = jax.ShapeDtypeStruct((2,), jnp.int32), jax.ShapeDtypeStruct((2, cfg.vocab_size), jnp.float32)
     run = _write if num_beams == 1 else _search
     temperature = jax.ShapeDtypeStruct((), jnp.float32)
-    rest = (None, temperature, None) if num_beams == 1 else (num_beams,)
+    rest, static = ((None, temperature, None), {}) if num_beams == 1 else ((), {"num_beams": num_beams})
     model = LanguageModel(model.model)
-    compiled = run.lower(model, params, cache, rows, logits, rows, number, number, 32, *rest).compile()
+    lowered = run.lower(model, params, cache, rows, logits, rows, number, number, *rest, buffer=32, **static)
+    compiled = lowered.compile()
     memory, size = compiled.memory_analysis(), 2 * 4 * np.prod(shape)
     assert memory.alias_size_in_bytes >= size
     assert memory.temp_size_in_bytes < caches * size
