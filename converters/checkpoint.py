@@ -6,21 +6,22 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from converters.checks import find_problems, raise_problems
-from converters.engine import ConversionError, Row, convert, export
+from converters.checks import find_problems, left_out, listed, raise_problems
+from converters.engine import ConversionError, Row, Rule, convert, export
 from converters.head import head_rules
-from converters.tensors import TensorReader, byte_count, open_part, write_part
+from converters.tensors import TensorReader, all_finite, byte_count, open_part, write_part
 from converters.vae import vae_rules
 from converters.vlm import vlm_rules
 from internvlu_jax.config import ConfigError, InternVLUConfig
 from internvlu_jax.config_files import CONFIG_FILES, check_released, read_config, write_assets
+from internvlu_jax.config_released import note
 from internvlu_jax.models.internvlu import param_shapes
 from internvlu_jax.processing.tokenizer import MODEL_INPUTS, TOKENIZER_CLASS
 from internvlu_jax.utils.files import new_directory, read_json, write_json
@@ -80,19 +81,58 @@ def load_released(
         place: what becomes of each parameter; by default it goes to the default device.
 
     Raises:
-        ConversionError: all that is missing or does not fit, of all parts together, before any tensor is read.
+        ConversionError: all that is missing or does not fit, of all parts together, before any tensor is read; or
+            tensors hold NaN or infinities, all of them named together.
         ConfigError: a config describes a model that this code does not implement.
     """
     root = Path(directory)
     readers, problems = _open_parts(root)
     raise_problems([*_missing_configs(root), *(sentence for part in problems.values() for sentence in part)])
-    config = read_config(root)
+    config = _with_table(read_config(root), readers, root)
     template = released_template(config)
-    raise_problems(_misfits(root, config, template, readers, dtype))
-    params, extras = {}, {}
+    raise_problems(_misfits(root, config, template, readers))
+    params: dict[str, Any] = {}
+    extras: dict[str, dict[str, np.ndarray]] = {}
+    damaged: list[str] = []
     for name, part in PARTS.items():
-        params[name], extras[name] = convert(part.rows(config), readers[name], template[name], dtype, place)
+        rows, folder = part.rows(config), root / part.folder
+        if left := left_out(rows, readers[name].infos):
+            note(f"{folder}: {len(left)} tensors that the model does not have are left out: {listed(left)}")
+        watched = _Watched(readers[name], {name for row in rows if isinstance(row, Rule) for name in row.names()})
+        params[name], extras[name] = convert(rows, watched, template[name], dtype, place)
+        if watched.damaged:
+            damaged.append(
+                f"{folder}: {len(watched.damaged)} tensors hold NaN or infinities: {listed(watched.damaged)}"
+            )
+    raise_problems(damaged)
     return Loaded(config, params, extras)
+
+
+class _Watched:
+    """A reader that remembers which of the tensors that are computed with hold what is no number."""
+
+    def __init__(self, reader: TensorReader, computed: set[str]) -> None:
+        self.infos = reader.infos
+        self.damaged: list[str] = []
+        self._reader, self._computed = reader, computed
+
+    def read(self, name: str) -> np.ndarray:
+        array = self._reader.read(name)
+        if name in self._computed and not all_finite(array):
+            self.damaged.append(name)
+        return array
+
+
+def _with_table(config: InternVLUConfig, readers: dict[str, TensorReader], root: Path) -> InternVLUConfig:
+    """The config with the vocabulary of the stored table where that is larger: its rows may be the tokenizer's."""
+    llm = config.vlm.llm_config
+    table = readers["vlm"].infos.get("language_model.model.embed_tokens.weight") if "vlm" in readers else None
+    if table is None or len(table.shape) != 2 or table.shape[0] <= llm.vocab_size:
+        return config
+    note(
+        f"{root / 'vlm'}: the table of tokens has {table.shape[0]} rows, vocab_size is {llm.vocab_size}; all are taken"
+    )
+    return replace(config, vlm=replace(config.vlm, llm_config=replace(llm, vocab_size=table.shape[0])))
 
 
 def _open_parts(root: Path) -> tuple[dict[str, TensorReader], dict[str, list[str]]]:
@@ -115,14 +155,19 @@ def _missing_configs(root: Path) -> list[str]:
 
 
 def _misfits(
-    root: Path, config: InternVLUConfig, template: dict[str, Any], readers: dict[str, TensorReader], dtype: Any
+    root: Path, config: InternVLUConfig, template: dict[str, Any], readers: dict[str, TensorReader]
 ) -> list[str]:
-    """Where the tensors of the opened parts are not those of the model that the config files describe."""
-    return [
-        f"{root / PARTS[name].folder}: {sentence}"
-        for name, reader in readers.items()
-        for sentence in find_problems(PARTS[name].rows(config), reader.infos, paths(template[name]), dtype)
-    ]
+    """Where the tensors of the opened parts are not those of the model that the config files describe.
+
+    Where they are not, those that would have been left out are named, too: a missing one may have got another name.
+    """
+    found, unknown = [], []
+    for name, reader in readers.items():
+        rows, folder = PARTS[name].rows(config), root / PARTS[name].folder
+        found += [f"{folder}: {text}" for text in find_problems(rows, reader.infos, paths(template[name]))]
+        if left := left_out(rows, reader.infos):
+            unknown.append(f"{folder}: {len(left)} tensors not expected: {listed(left)}")
+    return [*found, *unknown] if found else []
 
 
 def export_released(
@@ -217,10 +262,10 @@ def summary(directory: str | Path) -> Summary:
         config = None
         whole.append(str(error))
     if config is not None:
+        config = _with_table(config, readers, root)
         template = released_template(config)
         for name, reader in readers.items():
-            # Stacks of several dtypes are no defect of the directory: naming a dtype to load with leaves them out.
-            problems[name] += _misfits(root, config, template, {name: reader}, "float32")
+            problems[name] += _misfits(root, config, template, {name: reader})
     return Summary({name: _summarise(readers.get(name), problems[name]) for name in PARTS}, whole)
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from converters.rules import DTYPE_NAMES, DTYPES, ConversionError, Row, Rule, TensorInfo, Unused
+from converters.rules import DTYPE_NAMES, DTYPES, READABLE, ConversionError, Row, Rule, TensorInfo, Unused
 
 _NAMES_SHOWN = 8
+# Beside a quantized tensor, in the names of the usual libraries.
+_SCALE = re.compile("scale|zero|absmax|quant|SCB|g_idx|qweight|packed")
 Problems = dict[str, list[str]]  # kind -> names, with a word on each where the name does not say it
 
 
@@ -28,20 +32,19 @@ def raise_problems(problems: Iterable[str]) -> None:
         raise ConversionError("; ".join(problems))
 
 
-def find_problems(
-    rows: Iterable[Row], infos: Mapping[str, TensorInfo], template: Mapping[str, Any], dtype: Any = None
-) -> list[str]:
+def find_problems(rows: Iterable[Row], infos: Mapping[str, TensorInfo], template: Mapping[str, Any]) -> list[str]:
     """Everything that keeps these tensors from becoming these parameters, one sentence a kind; empty when they fit.
 
     Args:
         rows: the table.
         infos: the released tensors.
         template: flat dict, path -> something with `.shape`, of the parameters.
-        dtype: what the parameters become; None keeps the dtype, which all layers of a stack must then share.
     """
     rows = list(rows)
     problems = _table_problems(rows, template)
-    problems["tensors not expected"] = sorted(set(infos) - {name for row in rows for name in row.names()})
+    strangers = _strangers(rows, infos)
+    problems["tensors not expected"] = strangers["layers"]
+    problems["tensors of a quantized checkpoint, which is not read here"] = strangers["scales"]
     for row in rows:
         problems["tensors missing"] += [name for name in row.names() if name not in infos]
         present = {name: infos[name] for name in row.names() if name in infos}
@@ -49,14 +52,39 @@ def find_problems(
         for name, info in present.items():
             if shape is not None and info.shape != shape:
                 problems["tensors of a wrong shape"].append(f"{name} is {info.shape}, expected {shape}")
-            if info.dtype not in DTYPES:
-                problems[f"tensors of a dtype other than {', '.join(DTYPES)}"].append(f"{name} is {info.dtype}")
-        dtypes = sorted({info.dtype for info in present.values()})
-        if dtype is None and len(dtypes) > 1:
-            problems["stacks of several dtypes (a dtype to load with makes them one)"].append(
-                f"{row.source} is {' and '.join(dtypes)}"
-            )
+            if info.dtype not in READABLE:
+                problems[f"tensors of a dtype other than {', '.join(READABLE)}"].append(f"{name} is {info.dtype}")
     return _sentences(problems)
+
+
+def left_out(rows: Iterable[Row], infos: Mapping[str, TensorInfo]) -> list[str]:
+    """Names of tensors that no row has and that no number depends on: buffers, remains of adapters, a tied head."""
+    return _strangers(list(rows), infos)["rest"]
+
+
+def _strangers(rows: list[Row], infos: Mapping[str, TensorInfo]) -> Problems:
+    """The tensors that no row has.
+
+    layers: known but for a number, so that the model is deeper than the table. scales: what turns the numbers of a
+    known tensor into others. rest: all others, which the released code leaves out, too.
+    """
+    known = {name for row in rows for name in row.names()}
+    numbered, modules = {_unnumbered(name) for name in known}, {name.rpartition(".")[0] for name in known}
+    strangers: Problems = {"layers": [], "scales": [], "rest": []}
+    for name in sorted(set(infos) - known):
+        module, _, last = name.rpartition(".")
+        of_a_known_tensor = any(head in known for head in itertools.accumulate(name.split("."), "{}.{}".format))
+        if _unnumbered(name) in numbered:
+            strangers["layers"].append(name)
+        elif of_a_known_tensor or last == "scaled_fp8" or (module in modules and _SCALE.search(last)):
+            strangers["scales"].append(name)
+        else:
+            strangers["rest"].append(name)
+    return strangers
+
+
+def _unnumbered(name: str) -> str:
+    return re.sub(r"\d+", "0", name)
 
 
 def _sentences(problems: Problems) -> list[str]:

@@ -1,8 +1,9 @@
 """Released tensors <-> our parameters, driven by a table of rows (`rules`) that reads in both directions.
 
 Everything is checked by name, shape and dtype before the first byte of data is read, and all problems are reported
-together (`checks`). Loading and exporting again gives back every tensor bit for bit: what no computation uses
-(`Unused`, and the slices that `last_of` leaves out) travels beside the parameters as `extras`.
+together (`checks`). Loading and exporting again gives back every tensor of the table bit for bit, where the layers of a
+stack share a dtype of `rules.DTYPES`: what no computation uses (`Unused`, and the slices that `last_of` leaves out)
+travels beside the parameters as `extras`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,17 @@ from typing import Any
 import numpy as np
 
 from converters.checks import find_export_problems, find_problems, raise_problems
-from converters.rules import DTYPE_NAMES, DTYPES, ConversionError, LazyTensor, Reader, Row, Rule, TensorInfo, Unused
+from converters.rules import (
+    DTYPE_NAMES,
+    ConversionError,
+    LazyTensor,
+    Reader,
+    Row,
+    Rule,
+    TensorInfo,
+    Unused,
+    loaded_dtype,
+)
 from internvlu_jax.utils.tree import from_paths, paths
 
 __all__ = ["ConversionError", "LazyTensor", "Reader", "Row", "Rule", "TensorInfo", "Unused", "convert", "export"]
@@ -36,7 +47,7 @@ def convert(
         rows: the table.
         reader: the released tensors.
         template: nested dict whose leaves have `.shape`.
-        dtype: of the parameters, cast one tensor at a time; None keeps the checkpoint's.
+        dtype: of the parameters, cast one tensor at a time; None keeps the checkpoint's, see `rules.loaded_dtype`.
         place: puts a finished parameter where it belongs, for instance on a device.
 
     Returns:
@@ -46,7 +57,7 @@ def convert(
         ConversionError: all problems of all kinds, before any data is read.
     """
     rows, leaves = list(rows), paths(template)
-    raise_problems(find_problems(rows, reader.infos, leaves, dtype))
+    raise_problems(find_problems(rows, reader.infos, leaves))
     flat: dict[str, Any] = {}
     extras: dict[str, np.ndarray] = {}
     for row in rows:
@@ -64,7 +75,7 @@ def _cast(array: np.ndarray, dtype: Any) -> np.ndarray:
 def _fill(row: Rule, reader: Reader, shape: tuple[int, ...], dtype: Any, extras: dict[str, np.ndarray]) -> np.ndarray:
     """Reads the tensors of one row straight into their place in a new parameter."""
     names = row.names()
-    parameter = np.empty(shape, DTYPES[reader.infos[names[0]].dtype] if dtype is None else dtype)
+    parameter = np.empty(shape, loaded_dtype(reader.infos[n].dtype for n in names) if dtype is None else dtype)
     for i, name in enumerate(names):
         _fill_layer(row, reader, name, parameter if row.layers is None else parameter[i], extras)
     return parameter

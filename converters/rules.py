@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -23,6 +23,20 @@ DTYPES: dict[str, np.dtype] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# What tensors may be stored as besides, and what they become: the narrowest dtype above that holds every value. That of
+# float64 rounds, as the released code does when it fills a float32 model.
+WIDENED: dict[str, tuple[np.dtype, str]] = {
+    "F8_E4M3": (np.dtype(ml_dtypes.float8_e4m3fn), "BF16"),
+    "F8_E5M2": (np.dtype(ml_dtypes.float8_e5m2), "BF16"),
+    "F64": (np.dtype(np.float64), "F32"),
+}
+READABLE = (*DTYPES, *WIDENED)
+
+
+def loaded_dtype(stored: Iterable[str]) -> np.dtype:
+    """The dtype of a parameter whose tensors are stored as these: theirs, or float32, which holds all of several."""
+    names = {WIDENED[name][1] if name in WIDENED else name for name in stored}
+    return DTYPES[names.pop()] if len(names) == 1 else np.dtype(np.float32)
 
 
 class ConversionError(ValueError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +17,15 @@ from typing import Any
 import numpy as np
 
 from converters.checks import listed, raise_problems
-from converters.rules import DTYPES, ConversionError, LazyTensor, TensorInfo
-from internvlu_jax.utils.files import write_json, written_whole
+from converters.rules import DTYPES, READABLE, WIDENED, ConversionError, LazyTensor, TensorInfo, loaded_dtype
+from internvlu_jax.utils.files import foreign_kind, read_json, write_json, written_whole
 
 # File name without suffix: transformers' and diffusers'. A directory has one of them.
 STEMS = ("model", "diffusion_pytorch_model")
+# The same with the name of a variant within (model.bf16.safetensors), as both libraries write it; shards have none.
+_VARIANT = re.compile(
+    rf"({'|'.join(STEMS)})(\.\w+\.safetensors|\.safetensors\.index\.\w+\.json|\.safetensors\.\w+\.index\.json)"
+)
 SHARD_BYTES = 5_000_000_000
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _HEADER_LIMIT = 100_000_000
@@ -28,6 +33,14 @@ _ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2, "I32": 4,
     "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
 }  # fmt: skip
+
+# The bits of the exponent, all of them set in infinities and NaN alone, and the integers that have such bits.
+_EXPONENTS = {
+    "float32": (np.uint32, np.uint32(0x7F800000)),
+    "float16": (np.uint16, np.uint16(0x7C00)),
+    "bfloat16": (np.uint16, np.uint16(0x7F80)),
+}
+_STRIP = 2**17
 
 
 class TensorReader:
@@ -62,21 +75,23 @@ class TensorReader:
         return {name for name, (file, _) in self._places.items() if file == path}
 
     def read(self, name: str) -> np.ndarray:
-        """The data of one tensor, as a new array.
+        """The data of one tensor, as a new array of the dtype that a parameter has, see `rules.loaded_dtype`.
 
         Raises:
-            ConversionError: the dtype is not a floating one of `engine.DTYPES`, or the file ends too early.
+            ConversionError: the dtype is not one of `rules.READABLE`, or the file ends too early.
         """
         info, (path, offset) = self.infos[name], self._places[name]
-        if info.dtype not in DTYPES:
-            raise ConversionError(f"{name} in {path} is {info.dtype}; expected one of {', '.join(DTYPES)}")
-        out = np.empty(info.shape, DTYPES[info.dtype])
+        if info.dtype not in READABLE:
+            raise ConversionError(f"{name} in {path} is {info.dtype}; expected one of {', '.join(READABLE)}")
+        stored = DTYPES[info.dtype] if info.dtype in DTYPES else WIDENED[info.dtype][0]
+        out = np.empty(info.shape, stored)
         with path.open("rb") as file:
             file.seek(offset)
             got = file.readinto(out.reshape(-1).view(np.uint8).data)
         if got != out.nbytes:
             raise ConversionError(f"{path} is truncated: {name} ends after {got} of {out.nbytes} bytes")
-        return out
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+            return out.astype(loaded_dtype([info.dtype]), copy=False)
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -90,15 +105,15 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(_HEADER_LIMIT, size - 8):
-                raise ConversionError(
-                    f"{path} is truncated or not safetensors: its header does not fit its {size} bytes"
-                )
+                kind = foreign_kind(path)
+                reason = f"it is {kind}" if kind else f"its header does not fit its {size} bytes"
+                raise ConversionError(f"{path} is truncated or not safetensors: {reason}")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
         spans = sorted(_span(name, entry) for name, entry in header.items())
     except OSError as error:
         raise ConversionError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, ConversionError):
             raise
         raise ConversionError(f"{path} is not safetensors: its header is corrupt ({error})") from error
@@ -116,6 +131,11 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
 def _span(name: str, entry: dict[str, Any]) -> tuple[int, int, str]:
     """(first byte, byte after the last, name); checks the length where the dtype's is known."""
     begin, end = entry["data_offsets"]
+    numbers = [begin, end, *entry["shape"]]
+    if not isinstance(entry["dtype"], str) or not all(type(n) is int and n >= 0 for n in numbers):
+        raise ValueError(
+            f"{name} has dtype {entry['dtype']!r}, shape {entry['shape']!r} and offsets {begin!r}, {end!r}"
+        )
     needed = math.prod(entry["shape"]) * _ITEM_BYTES.get(entry["dtype"], 0)
     if not (0 <= begin <= end) or (entry["dtype"] in _ITEM_BYTES and end - begin != needed):
         raise ValueError(f"{name} spans bytes {begin} to {end}, its shape and dtype need {needed}")
@@ -123,11 +143,11 @@ def _span(name: str, entry: dict[str, Any]) -> tuple[int, int, str]:
 
 
 def open_part(directory: Path) -> TensorReader:
-    """The tensors of one part of a released directory.
+    """The tensors of one part of a released directory: one file, or shards with an index, either of a variant.
 
     Raises:
-        ConversionError: there are none (with the reason where there are pickles instead), shards are missing, or the
-            index and the shards name different tensors.
+        ConversionError: there are none (with the reason where there are pickles instead), there are several variants,
+            shards are missing, or the index and the shards name different tensors.
     """
     for stem in STEMS:
         single, index = directory / f"{stem}.safetensors", directory / f"{stem}.safetensors.index.json"
@@ -135,6 +155,12 @@ def open_part(directory: Path) -> TensorReader:
             return TensorReader([single])
         if index.is_file():
             return _open_shards(index)
+    variants = sorted(p for p in directory.glob("*") if _VARIANT.fullmatch(p.name) and p.is_file())
+    if len(variants) > 1:
+        names = listed(p.name for p in variants)
+        raise ConversionError(f"{directory} has several variants, {names}: keep one, or name it {STEMS[0]}.safetensors")
+    if variants:
+        return _open_shards(variants[0]) if variants[0].suffix == ".json" else TensorReader(variants)
     pickles = [p.name for p in sorted(directory.glob("*")) if p.suffix in _PICKLES]
     if pickles:
         raise ConversionError(
@@ -147,10 +173,10 @@ def open_part(directory: Path) -> TensorReader:
 
 def _open_shards(index: Path) -> TensorReader:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_json(index)["weight_map"]
         shards = [index.parent / name for name in sorted(set(weight_map.values()))]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConversionError(f"{index} is not an index of shards: {error!r}") from error
+        raise ConversionError(f"{index} is not an index of shards: {error}") from error
     outside = [p.name for p in shards if p.parent != index.parent]
     missing = [p.name for p in shards if not p.is_file()]
     if outside or missing:
@@ -225,3 +251,11 @@ def write_file(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
             if (array.shape, array.dtype) != (tensors[name].info.shape, DTYPES[tensors[name].info.dtype]):
                 raise ConversionError(f"{name} became {array.dtype}{array.shape}, not {tensors[name].info}")
             file.write(array.reshape(-1).view(np.uint8).data)
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Whether an array of one of `rules.DTYPES` holds neither NaN nor infinities; told by its bits, in strips."""
+    bits, exponent = _EXPONENTS[array.dtype.name]
+    flat = array.reshape(-1).view(bits)
+    strips = (flat[i : i + _STRIP] & exponent for i in range(0, flat.size, _STRIP))
+    return all(strip.max() != exponent for strip in strips)

@@ -18,6 +18,7 @@ from typing import Any
 
 from internvlu_jax.config_parts import (
     Attention,
+    CheckpointWarning,
     Compute,
     ConfigError,
     HeadConfig,
@@ -32,6 +33,7 @@ from internvlu_jax.config_variants import LatentVision, SemanticCodec
 __all__ = [
     "SLOTS",
     "Attention",
+    "CheckpointWarning",
     "Compute",
     "ConfigError",
     "GenerationImageProcessorConfig",
@@ -116,7 +118,8 @@ class GenerationImageProcessorConfig:
 
     @property
     def factor(self) -> int:
-        return round(self.vae_downsample_factor / self.gen_down_sample_ratio)
+        """Pixels that sizes are multiples of."""
+        return self.vae_downsample_factor * int(1 / self.gen_down_sample_ratio)
 
     @property
     def min_pixels(self) -> int:
@@ -164,14 +167,36 @@ def _pixel_scale(pictures: ImageProcessorConfig | GenerationImageProcessorConfig
     return pictures.image_mean, pictures.image_std
 
 
+def _three_channels(pictures: ImageProcessorConfig | GenerationImageProcessorConfig) -> bool:
+    return len(pictures.image_mean) == len(pictures.image_std) == 3 and all(pictures.image_std)
+
+
+def _check_ratios(cfg: InternVLUConfig) -> None:
+    """Refuses ratios that nothing can be divided by, before the other rules divide by them."""
+    problems = [
+        f"{name} is {ratio}; expected 1 over a whole number"
+        for name, ratio in (
+            ("downsample_ratio", cfg.vlm.downsample_ratio),
+            ("gen_down_sample_ratio", cfg.processor.image_gen_processor_kwargs.gen_down_sample_ratio),
+        )
+        if not 0 < ratio <= 1 or abs(1 / ratio - round(1 / ratio)) > 1e-6
+    ]
+    if problems:
+        raise ConfigError("; ".join(problems))
+
+
 def _check_consistent(cfg: InternVLUConfig) -> None:
     """Refuses parts that are wrong or do not fit together, naming both sides.
 
     Raises:
         ConfigError: all that is wrong.
     """
+    _check_ratios(cfg)
     vision, llm, head, vae = cfg.vlm.vision_config, cfg.vlm.llm_config, cfg.generation_decoder, cfg.vae
     tiles, sources = cfg.processor.image_processor_kwargs.size, cfg.processor.image_gen_processor_kwargs
+    scales: dict[str, ImageProcessorConfig | GenerationImageProcessorConfig]
+    scales = {"image_processor_kwargs": cfg.processor.image_processor_kwargs, "image_gen_processor_kwargs": sources}
+    bad_scales = [name for name, kwargs in scales.items() if not _three_channels(kwargs)]
     seen, encoded = _pixel_scale(cfg.processor.image_processor_kwargs), _pixel_scale(sources)
     crossed = [part.model_type for part in (vision, vae) if isinstance(part, LatentVision | SemanticCodec)]
     layers = llm.num_hidden_layers
@@ -198,6 +223,8 @@ def _check_consistent(cfg: InternVLUConfig) -> None:
         (sources.factor % head.pixel_multiple == 0,
          f"sources come in multiples of {sources.factor} pixels (vae_downsample_factor / gen_down_sample_ratio), and a "
          f"token of the head spans {head.pixel_multiple}"),
+        (not bad_scales,
+         f"{' and '.join(bad_scales)}: image_mean and image_std need three numbers each, and image_std no 0"),
         (not crossed or seen == encoded,
          f"{' and '.join(crossed)} holds the other side's encoder, so both sides must scale pixels alike: "
          f"image_processor_kwargs has image_mean and image_std {seen}, image_gen_processor_kwargs {encoded}"),

@@ -1,32 +1,23 @@
 """Reads and writes the released config files.
 
-A key whose value changes the mathematics and that this code does not implement is refused by name (`_FIXED`); keys that
-do not touch it (dropout, initialiser ranges, versions) are left alone.
+What the released code makes of a key that is absent, or has another value than here, stands in `config_released`; keys
+that do not touch a number (dropout, initialiser ranges, versions) are left alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from internvlu_jax.config import (
-    SLOTS,
-    ConfigError,
-    GenerationImageProcessorConfig,
-    HeadConfig,
-    ImageProcessorConfig,
-    InternVLUConfig,
-    MMDiTConfig,
-    ProcessorConfig,
-    Qwen3Config,
-    VAEConfig,
-    VisionConfig,
-    VLMConfig,
-)
-from internvlu_jax.utils.files import write_json
+from internvlu_jax.config import SLOTS, ConfigError, HeadConfig, InternVLUConfig, MMDiTConfig, VAEConfig, VLMConfig
+from internvlu_jax.config_released import KEYS, SCHEDULER, Keys, as_object, check_keys, note, released_view
+from internvlu_jax.utils.files import foreign_kind, write_json
 
 T = TypeVar("T")
 
@@ -37,71 +28,18 @@ _PART_FILES = {
     "vae": "vae/config.json",
     "processor": "processor/processor_config.json",
 }
-# The sampler is implemented as this file says by default; nothing in it is a choice of ours.
+_INDEX_FILE = "model_index.json"
 _SCHEDULER_FILE = "scheduler/scheduler_config.json"
 CONFIG_FILES = (*_PART_FILES.values(), _SCHEDULER_FILE)
 
-_TENSOR_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt")
+# Files of tensors, in shards and as variants, and the indexes of shards.
+_TENSORS = re.compile(r"\.(safetensors|bin|pt|pth|ckpt)(\.([\w.]*\.)?index(\.[\w.]+)?\.json)?$")
+
+_LARGEST = 1e300  # numbers in configs stay below this
 
 # The key that names the type of a slot in JSON.
 _TYPE_KEYS = {"vision_config": "model_type", "vae": "_class_name", "generation_decoder": "model_type"}
 
-# Keys whose value decides the mathematics and for which one value is implemented; an absent key has that value.
-# Written out on export, so that the released code reads a complete file.
-_FIXED: dict[type, dict[str, Any]] = {
-    VisionConfig: {
-        "architectures": ["InternVisionModel"],
-        "hidden_act": "gelu",
-        "norm_type": "layer_norm",
-        "qk_normalization": False,
-    },
-    Qwen3Config: {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "rope_scaling": None,
-        "use_sliding_window": False,
-    },
-    VLMConfig: {
-        "architectures": ["InternVLUChatModel"],
-        "model_type": "internvlu_chat",
-        "ps_version": "v2",
-        "select_layer": -1,
-        "anyres_image_size": False,
-        "pad2square": False,
-    },
-    MMDiTConfig: {},
-    HeadConfig: {
-        "architectures": ["InternVLUGenerationDecoder"],
-        "padding_encoder_hidden_states": True,
-    },
-    VAEConfig: {"attn_scales": []},
-    ProcessorConfig: {
-        "processor_class": "InternVLUProcessor",
-        "image_gen_processor_class": "InternVLUDynamicResGenerationImageProcessor",
-    },
-    ImageProcessorConfig: {"do_resize": True, "do_rescale": True, "do_normalize": True, "crop_to_patches": False},
-    GenerationImageProcessorConfig: {"do_resize": True, "do_pad": False, "temporal_patch_size": 1},
-}
-_FIXED_SCHEDULER = {
-    "_class_name": "DPMSolverMultistepScheduler",
-    "algorithm_type": "dpmsolver++",
-    "solver_type": "midpoint",
-    "solver_order": 2,
-    "num_train_timesteps": 1000,
-    "prediction_type": "flow_prediction",
-    "use_flow_sigmas": True,
-    "final_sigmas_type": "zero",
-    "lower_order_final": True,
-    "euler_at_final": False,
-    "thresholding": False,
-    "use_dynamic_shifting": False,
-    "use_karras_sigmas": False,
-    "use_exponential_sigmas": False,
-    "use_beta_sigmas": False,
-    "use_lu_lambdas": False,
-}
 # Fields that the released code lacks, for it has only their defaults: left out of the files at these. Models of studies
 # have other values.
 _OURS: dict[type, tuple[str, ...]] = {
@@ -109,8 +47,6 @@ _OURS: dict[type, tuple[str, ...]] = {
     HeadConfig: ("sources", "positions"),
     MMDiTConfig: ("gate", "context_norm"),
 }
-# What the released code renders prompts by; here the one template is `processing.chat`.
-_TEMPLATE = "qwen2_5-chat-v3"
 
 
 def parse(kind: type[T], data: Any, where: str) -> T:
@@ -119,36 +55,78 @@ def parse(kind: type[T], data: Any, where: str) -> T:
     Raises:
         ConfigError: a value has the wrong type, or a key has a value that is not implemented; `where` names the place.
     """
-    _check_fixed(_FIXED.get(kind, {}), _object(data, where), where)
-    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
-    return kind(**{f.name: _field(f, data[f.name], f"{where}: {f.name}") for f in fields if f.name in data})
+    data, keys = as_object(data, where), KEYS.get(kind, Keys())
+    check_keys(keys, data, where)
+    values = {}
+    for f in dataclasses.fields(kind):  # type: ignore[arg-type]
+        place = f"{where}: {f.name}"
+        if data.get(f.name) is not None:
+            values[f.name] = _field(f, data[f.name], place)
+        elif kind in KEYS:
+            values[f.name] = _absent(f, keys, f.name in data, place)
+    return kind(**values)
 
 
-def _object(data: Any, where: str) -> dict[str, Any]:
-    if not isinstance(data, dict):
-        raise ConfigError(f"{where}: expected a JSON object, found {type(data).__name__}")
-    return data
-
-
-def _check_fixed(fixed: dict[str, Any], data: dict[str, Any], where: str) -> None:
-    for key, implemented in fixed.items():
-        if key in data and data[key] != implemented:
-            raise ConfigError(f"{where}: {key} is {data[key]!r}; only {implemented!r} is implemented")
+def _absent(f: dataclasses.Field, keys: Keys, is_null: bool, where: str) -> Any:
+    """What a field that is absent or null means to the released class, to which a null flag is a false one."""
+    example = _default(f)
+    if is_null and isinstance(example, bool):
+        return False
+    default = keys.defaults.get(f.name, example)
+    if f.name in keys.defaults and default is None:
+        return None
+    if is_null:
+        note(f"{where} is null; taken for the default of the released class")
+    if f.name in keys.defaults:
+        return _convert(default, example, where)
+    return parse(type(example), {}, where) if type(example) in KEYS else example
 
 
 def _field(f: dataclasses.Field, value: Any, where: str) -> Any:
     if f.name in SLOTS:
-        return parse(_slot_type(f.name, _object(value, where), where), value, where)
-    return _convert(value, _default(f), where)
+        return parse(_slot_type(f.name, as_object(value, where), where), value, where)
+    value = _convert(value, _default(f), where)
+    if type(value) is int and value < 1:
+        raise ConfigError(f"{where} is {value}; expected at least 1")
+    return value
 
 
 def _slot_type(slot: str, data: dict[str, Any], where: str) -> type:
-    """The type that a JSON object chooses; the released one where it names none."""
+    """The type that a JSON object chooses; the released one where it names none, or one that is not known.
+
+    The released code does not look at the name. What another model's tensors are shows when they are loaded.
+    """
     known, key = SLOTS[slot], _TYPE_KEYS[slot]
-    name = data.get(key, next(iter(known)))
-    if name not in known:
-        raise ConfigError(f"{where}: {key} is {name!r}; expected one of {', '.join(map(repr, known))}")
+    released = next(iter(known))
+    name = data.get(key) or released
+    if not _is_known(slot, name):
+        note(f"{where}: {_unknown_type(slot, name)}; taken for {released!r}")
+        name = released
     return known[name]
+
+
+def _is_known(slot: str, name: Any) -> bool:
+    return isinstance(name, str) and name in SLOTS[slot]
+
+
+def _unknown_type(slot: str, name: Any) -> str:
+    return f"{_TYPE_KEYS[slot]} is {name!r}; expected one of {', '.join(map(repr, SLOTS[slot]))}"
+
+
+def check_types(directory: str | Path) -> None:
+    """Refuses a model of our own layout with a part of a type that is not known, for its arrays have no other check.
+
+    Raises:
+        ConfigError: naming the file, the type and those that are known.
+    """
+    root = Path(directory)
+    vlm = _load(root / _PART_FILES["vlm"])
+    places = {"vision_config": as_object(vlm.get("vision_config") or {}, str(root / _PART_FILES["vlm"]))}
+    places |= {slot: _load(root / _PART_FILES[slot]) for slot in ("vae", "generation_decoder")}
+    for slot, data in places.items():
+        name = data.get(_TYPE_KEYS[slot])
+        if name and not _is_known(slot, name):
+            raise ConfigError(f"{root / _PART_FILES.get(slot, _PART_FILES['vlm'])}: {_unknown_type(slot, name)}")
 
 
 def _default(f: dataclasses.Field) -> Any:
@@ -163,19 +141,26 @@ def _convert(value: Any, example: Any, where: str) -> Any:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where} is {value!r}; expected a list")
         return tuple(_convert(v, example[0], where) for v in value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if isinstance(example, bool):
         valid = isinstance(value, bool)
     elif isinstance(example, int):
-        valid = isinstance(value, int) and not isinstance(value, bool)
-        valid = valid or (value is None and where.endswith("max_length"))
+        valid = is_number and isinstance(value, int)
     elif isinstance(example, float):
-        valid = isinstance(value, int | float) and not isinstance(value, bool)
+        valid = is_number and abs(value) < _LARGEST  # neither an infinity nor no number at all
         value = float(value) if valid else value
     else:
         valid = isinstance(value, type(example))
     if not valid:
-        raise ConfigError(f"{where} is {value!r}; expected a value like {example!r}")
+        raise ConfigError(f"{where} is {_short(value)}; expected a value like {example!r}")
     return value
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]} ..."
 
 
 def to_json(cfg: Any) -> dict[str, Any]:
@@ -184,7 +169,7 @@ def to_json(cfg: Any) -> dict[str, Any]:
     A key that the released code lacks is left out at its default.
     """
     keys = [_TYPE_KEYS[slot] for slot, known in SLOTS.items() if type(cfg) in known.values()]
-    out: dict[str, Any] = {**{key: cfg.model_type for key in keys}, **_FIXED.get(type(cfg), {})}
+    out: dict[str, Any] = {**{key: cfg.model_type for key in keys}, **KEYS.get(type(cfg), Keys()).written}
     for f in dataclasses.fields(cfg):
         value = getattr(cfg, f.name)
         if f.name in _OURS.get(type(cfg), ()) and value == f.default:
@@ -206,42 +191,43 @@ def read_config(directory: str | Path) -> InternVLUConfig:
             f"{root} is not a complete InternVL-U checkpoint: missing {', '.join(missing)}. "
             "Expected the released layout: vlm/, generation_decoder/, vae/, scheduler/, processor/."
         )
-    _check_fixed(_FIXED_SCHEDULER, _load(root / _SCHEDULER_FILE), str(root / _SCHEDULER_FILE))
-    return InternVLUConfig(**{part: _read_part(part, root / name) for part, name in _PART_FILES.items()})
+    _check_sampler(root)
+    return InternVLUConfig(**_agreed({part: _read_part(part, root / name) for part, name in _PART_FILES.items()}, root))
+
+
+def _check_sampler(root: Path) -> None:
+    """Refuses any sampler but the implemented one; model_index.json chooses its class where there is such a file."""
+    check_keys(SCHEDULER, _load(root / _SCHEDULER_FILE), str(root / _SCHEDULER_FILE))
+    index = root / _INDEX_FILE
+    entry = _load(index).get("scheduler") if index.is_file() else None
+    if isinstance(entry, list) and entry[1:] != [SCHEDULER.ignored["_class_name"]]:
+        raise ConfigError(f"{index}: scheduler is {entry!r}; only {SCHEDULER.ignored['_class_name']} is implemented")
+
+
+def _agreed(parts: dict[str, Any], root: Path) -> dict[str, Any]:
+    """The parts, with the head's factor of reduction that of the VAE: the released code does not use its own."""
+    head, vae = parts.get("generation_decoder"), parts.get("vae")
+    if not isinstance(head, HeadConfig) or vae is None or head.vae_downsample_factor == vae.downsample_factor:
+        return parts
+    note(
+        f"{root / _PART_FILES['generation_decoder']}: vae_downsample_factor is {head.vae_downsample_factor}, which the "
+        f"released code does not use; computed with the VAE's {vae.downsample_factor}"
+    )
+    return {**parts, "generation_decoder": replace(head, vae_downsample_factor=vae.downsample_factor)}
 
 
 def _read_part(part: str, path: Path) -> Any:
     """One part of `InternVLUConfig` from its file."""
     (field,) = (f for f in dataclasses.fields(InternVLUConfig) if f.name == part)
-    return _field(field, _released_quirks(part, _load(path)), str(path))
+    return _field(field, released_view(part, _load(path), str(path)), str(path))
 
 
 def _load(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}") from error
-    return _object(data, str(path))
-
-
-def _released_quirks(part: str, data: dict[str, Any]) -> dict[str, Any]:
-    """Resolves keys that the released files say in two places."""
-    data = dict(data)
-    if part == "vlm":
-        # The flag stands at the top, in llm_config, or in both; either ties the head.
-        llm = dict(data.get("llm_config") or {})
-        llm["tie_word_embeddings"] = bool(data.get("tie_word_embeddings") or llm.get("tie_word_embeddings"))
-        data["llm_config"] = llm
-        if data.get("force_image_size"):
-            data["vision_config"] = {**(data.get("vision_config") or {}), "image_size": data["force_image_size"]}
-    if part == "generation_decoder":
-        # The top-level factors overwrite those of decoder_config, as the released constructor does.
-        inner = dict(data.get("decoder_config") or {})
-        for key in ("video_position_scale_factor", "vlm_cond_position_scale_factor"):
-            if key in data:
-                inner[key] = data[key]
-        data["decoder_config"] = inner
-    return data
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is {foreign_kind(path) or f'not valid JSON: {error}'}") from error
+    return as_object(data, str(path))
 
 
 def check_released(cfg: InternVLUConfig) -> None:
@@ -282,12 +268,28 @@ def write_assets(cfg: InternVLUConfig, directory: str | Path, originals: str | P
 
 
 def _copy_assets(source: Path, target: Path) -> None:
-    for path in sorted(source.rglob("*")):
-        relative = path.relative_to(source)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if path.is_file() and not hidden and not path.name.endswith(_TENSOR_SUFFIXES):
-            (target / relative).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target / relative)
+    for path in _small_files(source, ()):
+        copied = target / path.relative_to(source)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copied)
+
+
+def _small_files(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    """All files in a folder and those below but tensors and hidden ones, also behind links; no folder within itself.
+
+    Raises:
+        ConfigError: a link leads nowhere.
+    """
+    above = (*above, folder.resolve())
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or _TENSORS.search(path.name):
+            continue
+        if path.is_dir():
+            yield from () if path.resolve() in above else _small_files(path, above)
+        elif path.is_file():
+            yield path
+        elif path.is_symlink():
+            raise ConfigError(f"{path} is a link to {path.readlink()}, which is not there")
 
 
 def write_config(cfg: InternVLUConfig, directory: str | Path, originals: str | Path | None = None) -> None:
@@ -309,7 +311,8 @@ def write_config(cfg: InternVLUConfig, directory: str | Path, originals: str | P
 
 def _unchanged(cfg: InternVLUConfig, root: Path) -> set[str]:
     """Names of the config files in a directory that say what `cfg` says."""
-    parts = {part: _read_part(part, root / name) for part, name in _PART_FILES.items() if (root / name).is_file()}
+    held = {part: _read_part(part, root / name) for part, name in _PART_FILES.items() if (root / name).is_file()}
+    parts = _agreed(held, root)
     names = {_PART_FILES[part] for part, value in parts.items() if value == getattr(cfg, part)}
     head, scheduler = parts.get("generation_decoder"), root / _SCHEDULER_FILE
     if head is not None and head.flow_shift == cfg.generation_decoder.flow_shift and scheduler.is_file():
@@ -320,14 +323,13 @@ def _unchanged(cfg: InternVLUConfig, root: Path) -> set[str]:
 def _files(cfg: InternVLUConfig) -> dict[str, dict[str, Any]]:
     """What the config files hold, by name. The scheduler's has the head's shift, which is the one that is used."""
     files = {name: _part_json(getattr(cfg, part)) for part, name in _PART_FILES.items()}
-    return files | {_SCHEDULER_FILE: {**_FIXED_SCHEDULER, "flow_shift": cfg.generation_decoder.flow_shift}}
+    return files | {_SCHEDULER_FILE: {**SCHEDULER.written, "flow_shift": cfg.generation_decoder.flow_shift}}
 
 
 def _part_json(part: Any) -> dict[str, Any]:
-    """The JSON object of one file: the inverse of `_released_quirks`."""
+    """The JSON object of one file: the inverse of `released_view`."""
     data = to_json(part)
     if type(part) is VLMConfig:
-        data["template"] = _TEMPLATE
         data["tie_word_embeddings"] = part.llm_config.tie_word_embeddings
         data["force_image_size"] = part.vision_config.image_size
     if type(part) is HeadConfig:

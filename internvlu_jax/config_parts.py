@@ -6,10 +6,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 Attention = Literal["auto", "xla", "chunked", "cudnn", "splash"]
+Layers = Literal["scan", "unrolled"]
 
 
 class ConfigError(ValueError):
     """A config file is missing, unreadable, or describes a model this code does not implement."""
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint says, or holds, something that no number here depends on."""
 
 
 @dataclass(frozen=True)
@@ -21,18 +26,25 @@ class Compute:
     remat: what a block keeps for its backward pass: "none" (recompute nothing), "dots" (keep matrix products), "full".
     time: what the head's diffusion time is rounded to; None is `dtype`, as the released weights were trained. A model
         trained in bfloat16 that is to draw in float32 has never seen the times between: it takes "float32" here.
+    layers: of the language model: "scan" runs one program over stacked weights, which compiles fast and copies the
+        weights of each layer before it uses them; "unrolled" takes a list of layers (`models.layers.unstack`), and is
+        for serving alone.
     """
 
     dtype: str = "float32"
     attention: str = "auto"
     remat: str = "none"
     time: str | None = None
+    layers: str = "scan"
 
     def __post_init__(self) -> None:
         one_of("dtype", self.dtype, ("float32", "bfloat16", "float16"))
         one_of("attention", self.attention, get_args(Attention))
         one_of("remat", self.remat, ("none", "dots", "full"))
         one_of("time", self.time, (None, "float32", "bfloat16", "float16"))
+        one_of("layers", self.layers, get_args(Layers))
+        if self.layers == "unrolled" and self.remat != "none":
+            raise ConfigError(f"layers is 'unrolled' and remat is {self.remat!r}; training runs with layers 'scan'")
 
 
 def one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:

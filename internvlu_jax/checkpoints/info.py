@@ -28,7 +28,8 @@ def print_info(name: str | Path) -> None:
         ValueError: there is none, or the checkpoint is not complete (after printing what there is).
     """
     root = resolve(name)
-    own = run_directory.is_run(root) or is_model(root)
+    workdir, _ = run_directory.split_step(root)
+    own = run_directory.is_run(workdir) or is_model(root)
     rows, problems = _own(root) if own else _released(root)
     table = Table("part", "files", "tensors", "parameters", "dtype", "GiB")
     for row in rows:
@@ -52,9 +53,10 @@ def _released(root: Path) -> tuple[list[list[str]], list[str]]:
 
 
 def _own(root: Path) -> tuple[list[list[str]], list[str]]:
-    """A model directory, or a run's last checkpoint: complete, because they are written in one rename."""
-    shapes = run_directory.run_shapes if run_directory.is_run(root) else stored_shapes
-    params, extras = shapes(root)
+    """A model directory, or a run's checkpoint: complete, because they are written in one rename."""
+    workdir, step = run_directory.split_step(root)
+    is_run = run_directory.is_run(workdir)
+    params, extras = run_directory.run_shapes(workdir, step) if is_run else stored_shapes(root)
     named = {**params, **{f"{name} (unused)": tree for name, tree in extras.items() if tree}}
     return [_row(name, 1, *_measure(tree)) for name, tree in named.items()], []
 

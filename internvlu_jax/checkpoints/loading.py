@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ import jax
 import numpy as np
 
 from converters.checkpoint import export_released, load_released
+from converters.checks import listed
+from converters.tensors import all_finite
 from internvlu_jax.checkpoints import run_directory
-from internvlu_jax.checkpoints.arrays import at_most
+from internvlu_jax.checkpoints.arrays import CheckpointError, at_most
 from internvlu_jax.checkpoints.model_directory import is_model, load_model, save_model
-from internvlu_jax.checkpoints.run_directory import is_run, load_run
+from internvlu_jax.checkpoints.run_directory import is_run, load_run, split_step
 from internvlu_jax.config import InternVLUConfig
 from internvlu_jax.models import lora
 from internvlu_jax.utils.files import check_free
+from internvlu_jax.utils.tree import paths
 
 HUB_FILES = ["*.json", "*.safetensors", "*.txt"]
 BUILT_IN = Path(__file__).parents[1] / "small_world" / "weights"
@@ -47,6 +51,10 @@ def resolve(name: str | Path | None) -> Path:
     if name is None:
         return BUILT_IN
     path = Path(name).expanduser()
+    if path.name == "checkpoints" and is_run(path.parent):
+        raise ValueError(
+            f"{path} holds the checkpoints of a run; take one, {path}/STEP, or the last with {path.parent}"
+        )
     if path.is_dir():
         return path
     if path.exists():
@@ -73,19 +81,29 @@ def _download(repository: str) -> Path:
 def load(
     name: str | Path | None, max_dtype: str | None = None, place: Callable[[np.ndarray], Any] | None = None
 ) -> LoadedModel:
-    """Loads a checkpoint in either layout, or the last one of a training run.
+    """Loads a checkpoint in either layout, or one of a training run: its last, or a step of it.
 
     Args:
-        name: a directory or a Hub id; None is the model in the box.
+        name: a directory or a Hub id; None is the model in the box. Of a run its work directory, or
+            WORKDIR/checkpoints/STEP.
         max_dtype: wider parameters are cast to this dtype while they are read; None keeps the checkpoint's.
         place: what becomes of each parameter; None places it on the default device.
 
     Raises:
-        ValueError: it does not exist, is incomplete, or is of another model; all problems are named together.
+        ValueError: it does not exist, is incomplete, is of another model, or holds NaN or infinities; all problems are
+            named together.
     """
     root = resolve(name)
-    if is_run(root) or is_model(root):
-        model = (_load_run if is_run(root) else _load_model)(root, max_dtype, place is not None)
+    workdir, step = split_step(root)
+    if is_run(workdir) or is_model(root):
+        # Numbers are looked at on the host, where nothing has to be compiled for it.
+        on_host = place is not None or jax.default_backend() != "cpu"
+        checked = partial(_checked, root, to_device=place is None and on_host)
+        if is_run(workdir):
+            model = _load_run(workdir, step, max_dtype, on_host, checked)
+        else:
+            config, params, extras = load_model(root, max_dtype, on_host)
+            model = LoadedModel(config, checked(params), extras, root / "released")
         return model if place is None else replace(model, params=jax.tree.map(place, model.params))
 
     def put(array: np.ndarray) -> Any:
@@ -95,21 +113,34 @@ def load(
     return LoadedModel(loaded.config, loaded.params, loaded.extras, root)
 
 
-def _load_model(root: Path, max_dtype: str | None, on_host: bool) -> LoadedModel:
-    config, params, extras = load_model(root, max_dtype, on_host)
-    return LoadedModel(config, params, extras, root / "released")
+def _checked(root: Path, params: dict[str, Any], to_device: bool) -> dict[str, Any]:
+    """The parameters, on the default device if they are to be; raises CheckpointError where they are no numbers."""
+    damaged = [path for path, leaf in paths(params).items() if not all_finite(np.asarray(leaf))]
+    if damaged:
+        raise CheckpointError(f"{root}: {len(damaged)} parameters hold NaN or infinities: {listed(damaged)}")
+    return jax.tree.map(jax.device_put, params) if to_device else params
 
 
-def _load_run(root: Path, max_dtype: str | None, on_host: bool) -> LoadedModel:
-    config, params, extras, adapters = load_run(root, max_dtype, on_host)
+def _load_run(
+    workdir: Path,
+    step: int | None,
+    max_dtype: str | None,
+    on_host: bool,
+    checked: Callable[[dict[str, Any]], dict[str, Any]],
+) -> LoadedModel:
+    config, params, extras, adapters = load_run(workdir, step, max_dtype, on_host)
+    params = checked(params)
     if adapters is not None:
         params = lora.merge(params, adapters["alpha"] / adapters["rank"])
         params = jax.tree.map(lambda p: p.astype(at_most(p.dtype, max_dtype)), params)
-    return LoadedModel(config, params, extras, run_directory.assets(root))
+    return LoadedModel(config, params, extras, run_directory.assets(workdir))
 
 
 def convert(source: str | Path, target: str | Path, to: str) -> None:
     """Rewrites a checkpoint as `to`: "orbax" (our own directory) or "released". Every tensor keeps its bits.
+
+    But for what has no place in a parameter: tensors that no model has are left out with a warning, layers of several
+    dtypes become float32, and so does float64; 8-bit floats become bfloat16.
 
     Raises:
         ValueError: `source` cannot be loaded, or is of a type that the released layout has no place for.

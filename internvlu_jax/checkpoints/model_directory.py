@@ -15,7 +15,7 @@ from typing import Any
 
 from internvlu_jax.checkpoints.arrays import array_shapes, read_arrays, targets, write_arrays
 from internvlu_jax.config import InternVLUConfig
-from internvlu_jax.config_files import read_config, write_assets
+from internvlu_jax.config_files import check_types, read_config, write_assets
 from internvlu_jax.utils.files import new_directory, read_json, write_json
 
 MARKER = "internvlu_jax.json"
@@ -63,6 +63,7 @@ def load_model(
         ValueError: not such a directory, or of a version that this code does not know.
     """
     root = checked(directory, FORMAT)
+    check_types(root / "released")
     config = read_config(root / "released")
     stored = array_shapes(root / "arrays")
     specs = {"params": targets(stored["params"], max_dtype, on_host), "extras": targets(stored.get("extras", {}))}

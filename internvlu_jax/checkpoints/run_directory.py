@@ -29,7 +29,7 @@ from internvlu_jax.checkpoints.arrays import (
 from internvlu_jax.checkpoints.model_directory import MARKER, checked, is_model
 from internvlu_jax.checkpoints.run_checkpoints import barrier, check_space, saved_steps
 from internvlu_jax.config import InternVLUConfig
-from internvlu_jax.config_files import read_config, write_assets
+from internvlu_jax.config_files import check_types, read_config, write_assets
 from internvlu_jax.processing.tokenizer import Tokenizer
 from internvlu_jax.utils.files import read_json, write_json
 from internvlu_jax.utils.tree import merge
@@ -40,6 +40,13 @@ FORMAT = {"format": "internvlu_jax run", "version": 1}
 def is_run(directory: str | Path) -> bool:
     """Whether the directory is one that `start_run` wrote."""
     return is_model(Path(directory) / "start")
+
+
+def split_step(directory: str | Path) -> tuple[Path, int | None]:
+    """(work directory, None), or (work directory, step) of one of its checkpoints, WORKDIR/checkpoints/STEP."""
+    path = Path(directory).absolute()
+    is_step = path.name.isdecimal() and path.parent.name == "checkpoints" and is_run(path.parents[1])
+    return (path.parents[1], int(path.name)) if is_step else (Path(directory), None)
 
 
 def start_run(
@@ -148,20 +155,21 @@ def restore_frozen(workdir: str | Path, like: Any) -> Any:
 
 
 def load_run(
-    workdir: str | Path, max_dtype: str | None = None, on_host: bool = False
+    workdir: str | Path, step: int | None = None, max_dtype: str | None = None, on_host: bool = False
 ) -> tuple[InternVLUConfig, dict[str, Any], dict[str, Any], dict[str, Any] | None]:
-    """The model that the last checkpoint of a run holds: (config, params, extras, lora).
+    """The model that a checkpoint of a run holds: (config, params, extras, lora).
 
     The moving average is taken where the run keeps one. `lora` is the entry of the run's configuration; where it is not
     None, params have adapters (see `models.lora`), and none is cast so that the adapters can be merged without loss.
 
     Args:
+        step: of the checkpoint; None is the last.
         max_dtype, on_host: as for `model_directory.load_model`.
 
     Raises:
         ValueError: not a run, or one that has no checkpoint yet, or that cannot be read.
     """
-    start, last = _start(workdir), _newest(workdir)
+    start, last = _start(workdir), _parameters(workdir, step)
     lora = _config(Path(workdir))["lora"]
     max_dtype = max_dtype if lora is None else None
     stored = array_shapes(start / "arrays")
@@ -174,10 +182,10 @@ def load_run(
     return model_config(workdir), merge(arrays["frozen"], trained), arrays["extras"], lora
 
 
-def run_shapes(workdir: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(params, extras) of a run's last checkpoint as `jax.ShapeDtypeStruct`; adapters are among the params."""
+def run_shapes(workdir: str | Path, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(params, extras) of a run's checkpoint, the last if no other, as `jax.ShapeDtypeStruct`, with its adapters."""
     stored = array_shapes(_start(workdir) / "arrays")
-    return merge(stored["frozen"], array_shapes(_newest(workdir))), stored["extras"]
+    return merge(stored["frozen"], array_shapes(_parameters(workdir, step))), stored["extras"]
 
 
 def model_config(workdir: str | Path) -> InternVLUConfig:
@@ -186,6 +194,7 @@ def model_config(workdir: str | Path) -> InternVLUConfig:
     Raises:
         ValueError: not a run, or a file cannot be read.
     """
+    check_types(assets(workdir))
     config, sources = read_config(assets(workdir)), _config(Path(workdir)).get("head_sources")
     if sources is None:
         return config
@@ -201,11 +210,11 @@ def _start(workdir: str | Path) -> Path:
     return checked(Path(workdir) / "start", FORMAT)
 
 
-def _newest(workdir: str | Path) -> Path:
-    """The newest parameters."""
+def _parameters(workdir: str | Path, step: int | None) -> Path:
+    """Those of a step, or of the last."""
     checkpoints = Path(workdir).absolute() / "checkpoints"
     steps = saved_steps(checkpoints)
     if not steps:
         raise CheckpointError(f"{checkpoints} has no checkpoint; the run has not saved a step yet")
-    step = checkpoints / str(steps[-1])
-    return step / ("ema" if (step / "ema").is_dir() else "params")
+    saved = checkpoints / str(steps[-1] if step is None else step)
+    return saved / ("ema" if (saved / "ema").is_dir() else "params")

@@ -19,6 +19,7 @@ from PIL import ExifTags, Image
 
 from internvlu_jax.config import GenerationImageProcessorConfig, ImageProcessorConfig
 from internvlu_jax.processing.resize import resize_bicubic
+from internvlu_jax.utils.files import foreign_kind
 
 MAX_ASPECT_RATIO = 200
 
@@ -59,9 +60,18 @@ def opened_picture(file: Path | BufferedReader | BytesIO, name: str) -> Iterator
         with Image.open(file) as image:
             yield image
     except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{name}: not a picture in a format that is known here") from error
+        kind = _foreign_kind(file)
+        instead = f"; it is {kind}" if kind else ""
+        raise ValueError(f"{name}: not a picture in a format that is known here{instead}") from error
     except Exception as error:  # a broken header, like broken pixels, can raise nearly anything in Pillow
         raise ValueError(f"{name}: {error}") from error
+
+
+def _foreign_kind(file: Path | BufferedReader | BytesIO) -> str | None:
+    if isinstance(file, Path):
+        return foreign_kind(file)
+    file.seek(0)
+    return foreign_kind(file.read(256))
 
 
 def to_rgb(image: Any) -> UInt8[np.ndarray, "y x 3"]:

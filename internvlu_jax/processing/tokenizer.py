@@ -11,7 +11,7 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
-from internvlu_jax.utils.files import write_json, written_whole
+from internvlu_jax.utils.files import foreign_kind, write_json, written_whole
 
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
@@ -158,7 +158,12 @@ def _read_backend(directory: Path) -> tokenizers.Tokenizer:
         if vocab.is_file() and merges.is_file():
             return _byte_level_bpe(vocab, merges)
     except Exception as error:  # the library raises bare Exception for files it cannot parse
-        raise ValueError(f"{directory}: unreadable tokenizer: {error}") from error
+        kinds = [
+            f"{path.name} is {kind}"
+            for path in (whole, vocab, merges)
+            if path.is_file() and (kind := foreign_kind(path))
+        ]
+        raise ValueError(f"{directory}: unreadable tokenizer: {'; '.join(kinds) or error}") from error
     raise ValueError(f"{directory}: found neither tokenizer.json nor vocab.json with merges.txt")
 
 
@@ -189,18 +194,26 @@ def _add_tokens(backend: tokenizers.Tokenizer, directory: Path) -> None:
 
 
 def _listed_tokens(directory: Path) -> dict[int, AddedToken]:
-    config = _read_json(directory / "tokenizer_config.json")
+    config, specials, added = (
+        _read_json(directory / name)
+        for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    )
     special = {*SPECIAL_TABLE, IM_START, IM_END, PAD}
-    for source in (config, _read_json(directory / "special_tokens_map.json")):
-        entries = source.get("additional_special_tokens", ())
-        special.update(entry["content"] if isinstance(entry, dict) else entry for entry in entries)
-    listed = {
-        int(index): AddedToken(token, special=token in special, normalized=False)
-        for token, index in _read_json(directory / "added_tokens.json").items()
-    }
     flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-    for index, entry in config.get("added_tokens_decoder", {}).items():
-        listed[int(index)] = AddedToken(entry["content"], **{flag: bool(entry.get(flag, False)) for flag in flags})
+    try:
+        for source in (config, specials):
+            entries = source.get("additional_special_tokens") or ()
+            special.update(entry["content"] if isinstance(entry, dict) else entry for entry in entries)
+        listed = {
+            int(index): AddedToken(token, special=token in special, normalized=False) for token, index in added.items()
+        }
+        for index, entry in (config.get("added_tokens_decoder") or {}).items():
+            listed[int(index)] = AddedToken(entry["content"], **{flag: bool(entry.get(flag, False)) for flag in flags})
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{directory}: the added tokens in tokenizer_config.json, special_tokens_map.json or added_tokens.json are "
+            f"not as transformers writes them: {error!r}"
+        ) from error
     return listed
 
 
@@ -210,8 +223,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {foreign_kind(path) or f'not valid JSON: {error}'}") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(data).__name__}")
     return data

@@ -70,8 +70,47 @@ def write_json(path: str | Path, value: Any, *, allow_nan: bool = True) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """What a JSON file holds. Raises ValueError naming it."""
+    """What a JSON file holds. Raises ValueError naming it, and what it is instead where that can be told."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+    except (ValueError, RecursionError) as error:
+        kind = foreign_kind(path)
+        raise ValueError(f"{path} cannot be read: {f'it is {kind}' if kind else error}") from error
+
+
+# What stands in place of a file that was meant, by its first bytes; in lower case, without leading blanks.
+_FOREIGN = {
+    b"version https://git-lfs": "a git-LFS pointer, not the file itself; fetch that with `git lfs pull`",
+    b"<!doctype html": "an HTML page, as a server sends in place of a file; download the file again",
+    b"<html": "an HTML page, as a server sends in place of a file; download the file again",
+    b"<svg": "an SVG drawing; save it as PNG or JPEG",
+    b"%pdf-": "a PDF document; save its page as PNG or JPEG",
+    b"pk\x03\x04": "a zip archive, as PyTorch's pickles are; what it holds is not read",
+    b"\x1f\x8b": "compressed with gzip; unpack it first",
+}
+# By the brand in the first box of an ISO media file.
+_BRANDS = {
+    b"hei": "a HEIC picture, as phones take them; save it as PNG or JPEG",
+    b"hev": "a HEIC picture, as phones take them; save it as PNG or JPEG",
+    b"mif": "a HEIC picture, as phones take them; save it as PNG or JPEG",
+    b"avi": "an AVIF picture; save it as PNG or JPEG",
+}
+
+
+def foreign_kind(file: str | Path | bytes) -> str | None:
+    """What a file is that is not what was expected: "empty", "a git-LFS pointer, ...". None where that cannot be told.
+
+    Args:
+        file: its path, or its first bytes.
+    """
+    if not isinstance(file, bytes):
+        with Path(file).open("rb") as opened:
+            file = opened.read(256)
+    if not file:
+        return "empty"
+    if file[4:8] == b"ftyp":
+        return _BRANDS.get(file[8:11], "a video or another ISO media file")
+    start = file.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    return next((kind for first, kind in _FOREIGN.items() if start.startswith(first)), None)

@@ -64,6 +64,45 @@ def test_a_run_becomes_the_released_layout(tmp_path, model, capsys):
     assert "head" in capsys.readouterr().out
 
 
+def test_a_step_of_a_run_is_a_checkpoint(tmp_path, model, capsys, monkeypatch):
+    """As `load`, `convert` and `info` take one, by a relative path, too; a moving average stands for its step."""
+    heads = {step: jax.tree.map(lambda leaf, step=step: leaf + step, model.params["head"]) for step in (1, 20, 300)}
+    frozen = {name: model.params[name] for name in ("vlm", "vae")}
+    workdir = make_run(tmp_path / "run", model, {"head": heads[1]}, frozen)
+    with RunCheckpoints(workdir / "checkpoints", keep_last=9) as saved:
+        for step, ema in ((20, heads[20]), (300, None)):
+            trained = {"head": heads[300]}
+            state = SimpleNamespace(trained=trained, opt_state={"count": np.zeros(1)}, ema=ema and {"head": ema})
+            saved.save(step, state, {})
+    monkeypatch.chdir(workdir)
+    for name, step in (("checkpoints/1/", 1), ("checkpoints/20", 20), (str(workdir / "checkpoints/300"), 300)):
+        loaded = loading.load(name, place=np.asarray)
+        assert_same(loaded.params, {**frozen, "head": heads[step]})
+        assert loaded.config == model.config
+    assert_same(loading.load(workdir, place=np.asarray).params["head"], heads[300])
+    assert main(["info", "checkpoints/20"]) == 0
+    assert main(["convert", "checkpoints/20", str(tmp_path / "out"), "--to", "released"]) == 0
+    assert_same(loading.load(tmp_path / "out", place=np.asarray).params["head"], heads[20])
+    for wrong, said in (
+        ("checkpoints", "holds the checkpoints of a run; take one"),
+        ("checkpoints/7", "there is no directory"),
+        ("checkpoints/x", "there is no directory"),
+    ):
+        capsys.readouterr()
+        assert main(["convert", wrong, str(tmp_path / "no"), "--to", "orbax"]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_parameters_that_are_no_numbers_are_refused(tmp_path, model):
+    """As a run that went astray leaves them."""
+    head = jax.tree.map(np.copy, model.params["head"])
+    head["padding_token"][1] = np.nan
+    workdir = make_run(tmp_path / "run", model, {"head": head}, {name: model.params[name] for name in ("vlm", "vae")})
+    for name in (workdir, workdir / "checkpoints/1"):
+        with pytest.raises(CheckpointError, match="1 parameters hold NaN or infinities: head/padding_token"):
+            loading.load(name)
+
+
 def test_parameters_trained_within_a_part_and_their_average(tmp_path, model):
     """What is trained is told apart by whole paths; the moving average stands for it where there is one."""
     flat = paths(model.params)

@@ -126,8 +126,9 @@ def test_checkpoint_without_a_tokenizer(tmp_path):
 def test_checkpoint_of_another_model(tmp_path):
     root = copy(tmp_path)
     config = json.loads((root / "vlm/config.json").read_text())
-    (root / "vlm/config.json").write_text(json.dumps({**config, "model_type": "llava"}))
-    with pytest.raises(ValueError, match="model_type is 'llava'"):
+    config["llm_config"]["architectures"] = ["LlamaForCausalLM"]
+    (root / "vlm/config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"architectures is \['LlamaForCausalLM'\]"):
         InternVLUPipeline.from_pretrained(root)
 
 

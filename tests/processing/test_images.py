@@ -12,6 +12,7 @@ from internvlu_jax.models.pixels import codec_values, vision_values
 from internvlu_jax.processing.images import (
     generation_pixels,
     load_image,
+    opened_picture,
     smart_resize,
     tile_grid,
     to_rgb,
@@ -374,3 +375,34 @@ def test_load_image(tmp_path):
     (tmp_path / "empty.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"empty\.png: not a picture"):
         load_image(tmp_path / "empty.png")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "it is empty"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+            "it is a git-LFS pointer, not the file",
+        ),
+        (b"<!DOCTYPE html><html>Sign in</html>", "it is an HTML page"),
+        (b"\xef\xbb\xbf\r\n<HTML>", "it is an HTML page"),
+        (b"\0\0\0\x24ftypheic\0\0\0\0mif1heic", "it is a HEIC picture, as phones take them; save it as PNG or JPEG"),
+        (b"\0\0\0\x24ftypmif1\0\0\0\0mif1heic", "it is a HEIC picture"),
+        (b"\0\0\0\x20ftypisom\0\0\0\0isomavc1", "it is a video"),
+        (b"<svg xmlns='x'/>", "it is an SVG drawing"),
+        (b"%PDF-1.7", "it is a PDF document"),
+        (b"nothing that is known", "known here$"),
+    ],
+)
+def test_what_is_no_picture_is_named_for_what_it_is(tmp_path, content, said):
+    """Whatever its suffix; also where it comes from memory, as that of a record does."""
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"photo.jpg: not a picture .*{said}"):
+        load_image(path)
+    with (
+        pytest.raises(ValueError, match=rf"record 3: not a picture .*{said}"),
+        opened_picture(io.BytesIO(content), "record 3"),
+    ):
+        pass

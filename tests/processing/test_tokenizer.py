@@ -91,6 +91,35 @@ def test_tokenizer_files_missing_or_damaged(tmp_path):
     (tmp_path / "tokenizer.json").write_text('{"version": ')
     with pytest.raises(ValueError, match="unreadable tokenizer"):
         Tokenizer.from_directory(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match=r"unreadable tokenizer: tokenizer.json is a git-LFS pointer"):
+        Tokenizer.from_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("tokenizer_config.json", {"added_tokens_decoder": {"0": {}}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"0": 5}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": ["a"]}),
+        ("special_tokens_map.json", {"additional_special_tokens": 5}),
+        ("added_tokens.json", {"a": []}),
+        ("added_tokens.json", {"a": "b"}),
+    ],
+)
+def test_added_tokens_of_other_kinds_name_the_folder(tmp_path, file, change):
+    shutil.copytree(GOLDENS / "base/checkpoint/processor", tmp_path / "p")
+    (tmp_path / "p" / file).write_text(json.dumps(change))
+    with pytest.raises(ValueError, match=r"/p: the added tokens in .* are not as transformers writes them"):
+        Tokenizer.from_directory(tmp_path / "p")
+
+
+def test_null_lists_of_added_tokens_are_empty(tmp_path, base):
+    shutil.copytree(GOLDENS / "base/checkpoint/processor", tmp_path / "p")
+    path = tmp_path / "p/tokenizer_config.json"
+    nothing = {"additional_special_tokens": None, "added_tokens_decoder": None}
+    path.write_text(json.dumps(json.loads(path.read_text()) | nothing))
+    assert Tokenizer.from_directory(tmp_path / "p").encode("a cat<img>") == base.encode("a cat<img>")
 
 
 def test_invalid_unicode_is_refused(base):
