@@ -132,10 +132,12 @@ SCHEDULER = Keys(
     defaults={"prediction_type": "epsilon", "use_flow_sigmas": False},
 )
 
+_SHOWN: dict[Any, Any] = {}
+
 
 def note(text: str) -> None:
-    """Warns of what a checkpoint says and no number here depends on; Python shows the same warning once."""
-    warnings.warn(text, CheckpointWarning, stacklevel=3)
+    """Warns of what a checkpoint says and no number here depends on: one line, and the same one once."""
+    warnings.warn_explicit(text, CheckpointWarning, "internvlu_jax", 0, registry=_SHOWN)
 
 
 def check_keys(keys: Keys, data: dict[str, Any], where: str) -> None:
@@ -200,8 +202,12 @@ def _vlm(data: dict[str, Any], where: str) -> dict[str, Any]:
     if above is not None and bool(above) != tied:
         note(f"{where}: tie_word_embeddings is {above!r}, in llm_config {tied}; llm_config alone decides")
     data["llm_config"] = _without_windows(_with_one_theta(_architecture(llm), inner), inner)
-    vision = data.get("vision_config")
-    forced, size = data.get("force_image_size"), vision.get("image_size") if isinstance(vision, dict) else None
+    vision = as_object(data.get("vision_config") or {}, f"{where}: vision_config")
+    data["vision_config"] = vision
+    if vision.get("num_channels", 3) != 3:
+        note(f"{where}: num_channels is {vision['num_channels']!r}, which the released code does not use; it is 3")
+        vision["num_channels"] = 3
+    forced, size = data.get("force_image_size"), vision.get("image_size")
     if forced and size and forced != size:
         note(f"{where}: force_image_size is {forced!r}, which the released code does not use; image_size {size!r} is")
     return data

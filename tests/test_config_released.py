@@ -68,6 +68,7 @@ def read(tmp_path) -> Callable[..., InternVLUConfig]:
         (VLM, "pad2square", True),
         (VLM, "anyres_image_size", True),
         (VLM, "force_image_size", 112),
+        (VLM, "vision_config.num_channels", 4),
         (VLM, "llm_config.rope_scaling", {"type": "dynamic", "factor": 2.0}),
         (VLM, "llm_config.rope_scaling", {"rope_type": "dynamic", "factor": 2.0}),
         (VLM, "llm_config.rope_parameters", {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e6}),
