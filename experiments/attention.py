@@ -1,9 +1,10 @@
-"""Seconds of every way of computing attention that runs here, at shapes of the released model; see `ops.attention`.
+"""Every way of computing attention that runs here, at shapes of the released model: seconds, and how far apart.
 
     python -m experiments.attention --cases vision head-512 prompt
 
 Each is compiled, run once, then timed in turns with the others, and the least of its times counts: other work on the
-machine only adds to it. "xla" holds all scores. The thresholds in `ops/attention/blocks.py` come from such figures.
+machine only adds to it. "xla" holds all scores; see `ops.attention`. The thresholds in `ops/attention/blocks.py` come
+from such figures.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ class Shape(NamedTuple):
     causal: bool = False
 
 
-Case = Literal["vision", "tokens-1024", "head-512", "head-1024", "edit-1024", "prompt", "pack"]
+Case = Literal["small", "vision", "tokens-1024", "head-512", "head-1024", "edit-1024", "prompt", "pack"]
 CASES: dict[Case, Shape] = {
+    "small": Shape(1, 128, 4, 2, 64, causal=True),
     "vision": Shape(1, 1025, 16, 16, 64),
     "tokens-1024": Shape(1, 1024, 16, 16, 64),
     "head-512": Shape(2, 1024 + 128, 12, 12, 128),
@@ -66,8 +68,15 @@ def ways(shape: Shape, dtype: str) -> list[str]:
     return able
 
 
-def seconds(shape: Shape, args: Arguments, backward: bool) -> dict[str, float]:
-    """Of each way: of the value, or of the value and all gradients."""
+class Figure(NamedTuple):
+    """seconds: the least. apart: relative L2 from XLA's way in float32, over the value or all gradients."""
+
+    seconds: float
+    apart: float
+
+
+def measure(shape: Shape, args: Arguments, backward: bool) -> dict[str, Figure]:
+    """Each way: the value, or the value and all gradients."""
     sizes = [(shape.rows, shape.tokens, heads, shape.width) for heads in (shape.heads, shape.kv_heads, shape.kv_heads)]
     keys = jax.random.split(jax.random.key(0), 3)
     arrays = [jax.random.normal(key, size, args.dtype) for key, size in zip(keys, sizes, strict=True)]
@@ -75,30 +84,58 @@ def seconds(shape: Shape, args: Arguments, backward: bool) -> dict[str, float]:
 
     def program(name: str) -> Callable[..., Any]:
         run = partial(attention, causal=shape.causal, key_lengths=lengths, implementation=name)
-        return jax.jit(
-            jax.value_and_grad(lambda *qkv: run(*qkv).sum().astype(jnp.float32), (0, 1, 2)) if backward else run
-        )
+
+        def loss(*qkv: Any) -> Any:
+            return jnp.square(run(*qkv).astype(jnp.float32)).sum()
+
+        return jax.jit(jax.grad(loss, (0, 1, 2)) if backward else run)
 
     programs = {name: program(name) for name in ways(shape, args.dtype)}
+    true = program("xla")(*(array.astype(jnp.float32) for array in arrays))
+    apart = {name: _apart(run(*arrays), true) for name, run in programs.items()}  # which compiles
     least = dict.fromkeys(programs, float("inf"))
-    for turn in range(args.repeats + 1):
+    for _ in range(args.repeats):
         for name, run in programs.items():
             begin = time.perf_counter()
             jax.block_until_ready(run(*arrays))
-            if turn:  # the first one compiles
-                least[name] = min(least[name], time.perf_counter() - begin)
-    return least
+            least[name] = min(least[name], time.perf_counter() - begin)
+    return {name: Figure(least[name], apart[name]) for name in programs}
+
+
+@jax.jit
+def _norms(got: Any, true: Any) -> tuple[Any, Any]:
+    pairs = list(zip(jax.tree.leaves(got), jax.tree.leaves(true), strict=True))
+    return sum(jnp.sum(jnp.square(g.astype(jnp.float32) - t)) for g, t in pairs), sum(
+        jnp.sum(jnp.square(t)) for _, t in pairs
+    )
+
+
+def _apart(got: Any, true: Any) -> float:
+    difference, whole = _norms(got, true)
+    return float(jnp.sqrt(difference / whole))
+
+
+def rows(args: Arguments) -> list[dict[str, str | float]]:
+    """A row for each case, pass and way, by the name of its column."""
+    found: list[dict[str, str | float]] = []
+    for case in args.cases:
+        for backward in (False, True):
+            figures = measure(CASES[case], args, backward)
+            for name, figure in figures.items():
+                size = "" if name != "xla" else ", ".join(map(str, CASES[case][:5]))
+                found.append({
+                    "case": case, "rows, tokens, heads, of keys, width": size,
+                    "pass": "gradients" if backward else "forward", "way": name, "seconds": figure.seconds,
+                    "of xla's": figure.seconds / figures["xla"].seconds, "apart": figure.apart,
+                })  # fmt: skip
+    return found
 
 
 def main(args: Arguments) -> None:
-    table = Table("case", "rows, tokens, heads, of keys, width", "pass", "way", "seconds", "of xla's")
-    for case in args.cases:
-        for backward in (False, True):
-            least = seconds(CASES[case], args, backward)
-            for name, taken in least.items():
-                size = "" if name != "xla" else ", ".join(map(str, CASES[case][:5]))
-                each = "both" if backward else "forward"
-                table.add_row(case, size, each, name, f"{taken:.4f}", f"{taken / least['xla']:.2f}")
+    shown = rows(args)
+    table = Table(*shown[0])
+    for row in shown:
+        table.add_row(*(value if isinstance(value, str) else f"{value:.4g}" for value in row.values()))
     Console(width=140).print(f"{jax.devices()[0].device_kind}, {args.dtype}", table)
 
 

@@ -14,14 +14,14 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -30,7 +30,6 @@ from experiments.costs import Case
 from experiments.flops import case_for
 from experiments.traced import Part, Traced
 from internvlu_jax.config import Attention, Compute
-from internvlu_jax.ops.attention import attention, resolve_implementation
 from internvlu_jax.presets import PRESETS
 from internvlu_jax.utils.devices import bfloat16_peak
 from internvlu_jax.utils.files import write_json
@@ -115,57 +114,52 @@ def materialise(arguments: tuple[Any, ...], weights: dict[str, Any]) -> tuple[An
 
 def random_weights(args: Arguments) -> dict[str, Any]:
     """Parameters on the device, in the serving dtype; small normal numbers."""
-    shapes = Traced(PRESETS[args.preset](), parse_case("text", args.preset), Compute(args.dtype, args.attention)).params
-    draw = jax.jit(lambda key, shape, dtype: 0.02 * jax.random.normal(key, shape, dtype), static_argnums=(1, 2))
-    leaves, tree = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    return jax.tree.unflatten(tree, [draw(k, s.shape, s.dtype) for k, s in zip(keys, leaves, strict=True)])
+    return normal(Traced(PRESETS[args.preset](), parse_case("text", args.preset), Compute(args.dtype)).params)
 
 
-def compare_attention(repeats: int) -> str:
-    """cuDNN against XLA on the head's attention at 1024 x 1024, two branches, or why it cannot run."""
-    shape = (2, 4096 + 128, 12, 128)
-    try:
-        resolve_implementation("cudnn", jnp.bfloat16, shape[-1], has_mask=False)
-    except ValueError as error:
-        return str(error)
-    q, k, v = (jax.random.normal(key, shape, jnp.bfloat16) for key in jax.random.split(jax.random.key(1), 3))
-    lengths = jnp.array([4096 + 100, 4096 + 17])
-    seconds, results = {}, {}
-    for name in ("xla", "cudnn"):
-        run = partial(jax.jit(attention, static_argnames="implementation"), q, k, v, key_lengths=lengths)
-        run = partial(run, implementation=name)
-        results[name] = run().astype(jnp.float32)
-        seconds[name] = statistics.median(_seconds(run) for _ in range(repeats))
-    apart = float(jnp.linalg.norm(results["cudnn"] - results["xla"]) / jnp.linalg.norm(results["xla"]))
-    return f"xla {seconds['xla'] * 1e3:.2f} ms, cudnn {seconds['cudnn'] * 1e3:.2f} ms, relative L2 apart {apart:.1e}"
+def normal(shapes: Any) -> Any:
+    """Small normal numbers for a tree of shapes, repeated from one block: a program for each shape would take longer
+    than all that is timed."""
+    block = 0.02 * np.random.default_rng(0).standard_normal(1 << 20, np.float32)
+    return jax.tree.map(lambda s: jnp.asarray(np.resize(block, s.shape).astype(s.dtype)), shapes)
 
 
-def _seconds(run: Callable[[], Any]) -> float:
-    begin = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - begin
+def whole(case: str, timings: Sequence[Timing]) -> Timing:
+    """The sum of a case's parts."""
+    sums = [sum(getattr(t, name) for t in timings) for name in ("compile_seconds", "seconds", "tflop")]
+    return Timing(case, "all", *sums)
 
 
-def print_table(timings: list[Timing], args: Arguments) -> None:
-    table = Table("case", "part", "first run, s", "seconds", "TFLOP", "TFLOP/s", "of peak", "floor / aim / must, s")
-    best = bfloat16_peak()
+def rows(timings: Sequence[Timing], args: Arguments) -> list[dict[str, str | float]]:
+    """What is shown of each, by the name of its column."""
+    best = bfloat16_peak() if args.dtype == "bfloat16" else None
+    found = []
+    for t in timings:
+        row: dict[str, str | float] = {
+            "case": t.case, "part": t.part, "first run, s": t.compile_seconds, "seconds": t.seconds, "TFLOP": t.tflop,
+            "TFLOP/s": t.tflops,
+        }  # fmt: skip
+        if best:
+            row["of peak"] = t.tflops * 1e12 / best
+        if t.part == "write":
+            row["tokens/s"] = parse_case(t.case, args.preset).new_tokens / t.seconds
+        if t.part == "all" and args.preset == "internvl-u-4b" and t.case in TARGETS:
+            row["floor / aim / must, s"] = " / ".join(map(str, TARGETS[t.case]))
+        found.append(row)
+    return found
+
+
+def print_table(timings: Sequence[Timing], args: Arguments) -> None:
+    shown = []
     for name in dict.fromkeys(t.case for t in timings):
         own = [t for t in timings if t.case == name]
-        whole = Timing(
-            name, "all", sum(t.compile_seconds for t in own), sum(t.seconds for t in own), sum(t.tflop for t in own)
-        )
-        for t in [*own, whole]:
-            share = f"{t.tflops * 1e12 / best:.0%}" if best and args.dtype == "bfloat16" else ""
-            aimed = TARGETS.get(name, ()) if t is whole and args.preset == "internvl-u-4b" else ()
-            table.add_row(
-                name, t.part, f"{t.compile_seconds:.1f}", f"{t.seconds:.4f}", f"{t.tflop:.4g}", f"{t.tflops:.4g}",
-                share, " / ".join(map(str, aimed)),
-            )  # fmt: skip
+        shown += rows([*own, whole(name, own)], args)
+    columns = list(dict.fromkeys(column for row in shown for column in row))
+    table = Table(*columns)
+    for row in shown:
+        values = (row.get(column, "") for column in columns)
+        table.add_row(*(value if isinstance(value, str) else f"{value:.4g}" for value in values))
     Console(width=140).print(table)
-    for t in timings:
-        if t.part == "write":
-            print(f"writing: {parse_case('text', args.preset).new_tokens / t.seconds:.0f} tokens/s, batch 1")
 
 
 def main(args: Arguments) -> None:
@@ -174,8 +168,6 @@ def main(args: Arguments) -> None:
     weights = random_weights(args)
     timings = [timing for name in args.cases for timing in time_case(name, args, weights)]
     print_table(timings, args)
-    attention_line = compare_attention(args.repeats)
-    print(f"attention: {attention_line}")
     if args.json is not None:
         settings = {
             **{k: str(v) for k, v in asdict(args).items()},
@@ -184,8 +176,7 @@ def main(args: Arguments) -> None:
             "python": platform.python_version(),
             "command": " ".join(sys.argv),
         }
-        rows = [asdict(t) for t in timings]
-        write_json(args.json, {"settings": settings, "timings": rows, "attention": attention_line})
+        write_json(args.json, {"settings": settings, "timings": [asdict(t) for t in timings]})
 
 
 if __name__ == "__main__":

@@ -66,10 +66,11 @@ def batches(cfg: Any, model: Any, rows: int) -> dict[str, Any]:
         )
         return Batch(array(np.int32), text(length + 96, sources, False), picture)
 
+    side = cfg.data.sides[-1]
     if not cfg.data.text_targets:
-        return {"text to image, 512": drawing(512, 0)}
+        return {f"text to image, {side}": drawing(side, 0)}
     packed = Batch(array(np.int32), text(cfg.data.pack_length, cfg.data.pack_tiles, True))
-    return {"text to image, 1024": drawing(1024, 0), "edit, 1024": drawing(1024, 1), "conversations": packed}
+    return {f"text to image, {side}": drawing(side, 0), f"edit, {side}": drawing(side, 1), "conversations": packed}
 
 
 def share(tree: Any) -> int:

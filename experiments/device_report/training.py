@@ -1,0 +1,85 @@
+"""Seconds, memory and share of the peak of one training step, on one device, from random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from experiments import memory
+from experiments.benchmark import normal
+from experiments.configs import CONFIGS
+from internvlu_jax.models.internvlu import InternVLU, param_shapes
+from internvlu_jax.models.vlm import NUM_SPECIAL_TOKENS
+from internvlu_jax.parallel.steps import single_step
+from internvlu_jax.presets import PRESETS
+from internvlu_jax.training.config import TrainConfig
+from internvlu_jax.training.losses import Objective
+from internvlu_jax.training.optimizer import factors
+from internvlu_jax.training.step import Step, TrainState
+from internvlu_jax.utils.devices import bfloat16_peak
+from internvlu_jax.utils.flops import count_flops
+
+# Rows of a micro-batch. Stage 3 keeps 64 GB of one card for its state and gradients.
+ROWS = {("released", "stage1"): 16, ("released", "stage3"): 1, ("debug", "stage1"): 2, ("debug", "stage3"): 1}
+_REPEATS = 3
+
+
+def rows(name: Literal["stage1", "stage3", "debug"], count: int) -> list[dict[str, str | float]]:
+    """A row for each kind of micro-batch that a stage reads; where one does not fit the device, its row says so."""
+    cfg = CONFIGS[name]
+    step, shapes = made(cfg)
+    state, key = jax.jit(step.init, donate_argnums=0)(normal(shapes)), jax.random.key(0)
+    whole = single_step(step).whole
+    found = []
+    for kind, like in memory.batches(cfg, PRESETS[cfg.model](), count).items():
+        batch = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), like)
+        row: dict[str, str | float] = {"micro-batch": kind, "rows": count}
+        begin = time.perf_counter()
+        try:
+            program = whole.lower(state, batch, key).compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            found.append(row | {"memory, GB": "too much for this device"})
+            continue
+        row |= {"compile, s": time.perf_counter() - begin, "memory, GB": _gigabytes(program.memory_analysis())}
+        state, seconds = _seconds(program, state, batch, key)
+        tflop = operations(cfg, state, like) / 1e12
+        row |= {"s a step": seconds, "rows/s": count / seconds, "TFLOP": tflop, "TFLOP/s": tflop / seconds}
+        peak = bfloat16_peak()
+        found.append(row | ({"of peak": 1e12 * tflop / seconds / peak} if peak else {}))
+    return found
+
+
+def made(cfg: TrainConfig) -> tuple[Step, Any]:
+    """The step of a run, and the shapes of the parameters that it starts from."""
+    model = PRESETS[cfg.model]()
+    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(cfg.compute.dtype)), param_shapes(model))
+    objective = Objective(InternVLU(model, tuple(range(NUM_SPECIAL_TOKENS)), cfg.compute), cfg.objective, 1024)
+    return Step(objective, cfg.optimizer, factors(shapes, cfg.optimizer), cfg.steps), shapes
+
+
+def operations(cfg: TrainConfig, state: TrainState, batch: Any) -> int:
+    """Of the gradients of a micro-batch, nothing being computed twice."""
+    compute = dataclasses.replace(cfg.compute, remat="none", attention="xla")
+    step, _ = made(dataclasses.replace(cfg, compute=compute))
+    totals = jax.eval_shape(step.totals, (batch,))
+    return count_flops(step.gradients, state, batch, totals, jax.random.key(0))
+
+
+def _seconds(program: Any, state: TrainState, batch: Any, key: Any) -> tuple[TrainState, float]:
+    taken = []
+    for _ in range(_REPEATS + 1):
+        begin = time.perf_counter()
+        state, _ = jax.block_until_ready(program(state, batch, key))
+        taken.append(time.perf_counter() - begin)
+    return state, min(taken[1:])
+
+
+def _gigabytes(sizes: Any) -> float:
+    """Of all that the program holds at once; what comes out lies where the state was."""
+    return (sizes.argument_size_in_bytes + sizes.temp_size_in_bytes) / 1e9
