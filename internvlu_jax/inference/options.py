@@ -12,6 +12,7 @@ import numpy as np
 
 from internvlu_jax.config import InternVLUConfig
 from internvlu_jax.processing.chat import MODES
+from internvlu_jax.utils.seeds import check_seed
 
 # Guidance (all, part) by mode; the released code's keyword defaults.
 GUIDANCE = {"image": (4.5, 2.0), "text_image": (3.5, 1.5)}
@@ -76,8 +77,7 @@ class Options:
             raise ValueError(f"temperature is {self.temperature!r}; expected a number over 0 (greedy: do_sample=False)")
         if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
             raise ValueError(f"top_p is {self.top_p!r}; expected a number over 0 and at most 1")
-        if not isinstance(self.seed, numbers.Integral):
-            raise ValueError(f"seed is {self.seed!r}; expected an integer or None")
+        check_seed(self.seed)
         if self.system_prompt is not None and not isinstance(self.system_prompt, str):
             raise ValueError(f"system_prompt is {self.system_prompt!r}; expected a string or None")
 

@@ -31,6 +31,7 @@ from internvlu_jax.models.semantic import noised
 from internvlu_jax.training.config import OptimizerConfig
 from internvlu_jax.training.optimizer import factors, make_optimizer
 from internvlu_jax.training.resuming import LoopState, run_steps
+from internvlu_jax.utils.seeds import check_seed
 from internvlu_jax.utils.tree import merge, split
 
 Params = dict[str, Any]
@@ -48,6 +49,9 @@ class AutoencoderConfig:
     kl_weight: float = 1e-4
     seed: int = 0
     save_every: int = 1000
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
 
 def autoencoder_loss(

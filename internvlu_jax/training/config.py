@@ -8,6 +8,7 @@ from typing import Literal
 from internvlu_jax.config import Compute, ConfigError
 from internvlu_jax.data.config import DataConfig
 from internvlu_jax.parallel.config import MeshConfig
+from internvlu_jax.utils.seeds import check_seed
 
 Rules = tuple[tuple[str, float], ...]
 """(path regex, number): the first that matches the whole path of a parameter (head/mmdit/latent_in/kernel) decides."""
@@ -111,3 +112,4 @@ class TrainConfig:
         for name in ("steps", "accumulate", "save_every", "keep_last", "sample_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+        check_seed(self.seed)
