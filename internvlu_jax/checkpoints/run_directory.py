@@ -127,8 +127,8 @@ def _config(workdir: Path) -> dict[str, Any]:
 def with_present_names(config: dict[str, Any]) -> dict[str, Any]:
     """A run's configuration as it would be written today, whenever it was written.
 
-    objective.draws is objective.noises_per_image, objective.text_weight and flow_weight are objective.weights, and
-    data.condition_latents is head_sources.
+    objective.draws is objective.noises_per_image, objective.text_weight and flow_weight are objective.weights,
+    data.condition_latents is head_sources, and every run trained with compute.layers "scan".
     """
     config = dict(config)
     objective, data = dict(config.get("objective") or {}), dict(config.get("data") or {})
@@ -139,7 +139,8 @@ def with_present_names(config: dict[str, Any]) -> dict[str, Any]:
         objective["weights"] = [term for term in weights if term[1]]  # what is not named is not computed
     if data.pop("condition_latents", True) is False:
         config["head_sources"] = "context"
-    groups = {"objective": objective, "data": data}
+    compute = {"layers": "scan", **(config.get("compute") or {})}
+    groups = {"objective": objective, "data": data, "compute": compute}
     return config | {name: group for name, group in groups.items() if name in config}
 
 

@@ -98,7 +98,7 @@ def _check(
     top_p: float,
     num_beams: int,
 ) -> None:
-    capacity = prompt.cache.k.shape[-3]
+    capacity = jax.tree.leaves(prompt.cache)[0].shape[-3]
     if not 1 <= max_new_tokens <= buffer:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; expected 1 to {buffer}, the size of the buffer")
     if capacity <= buffer:

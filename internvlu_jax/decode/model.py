@@ -87,7 +87,7 @@ class LanguageModel:
 class Prompt(NamedTuple):
     """A prompt that was read.
 
-    cache: [l b t m h], with room for what will be written. lengths: real tokens of each row.
+    cache: with room for what will be written. lengths: real tokens of each row.
     logits: [b v] float32, scores of the token after each row's last. captured: [b s e], or None without capture;
     entries beyond a row's length mean nothing.
     """
@@ -115,8 +115,8 @@ def prefill(
         raise ValueError(f"capacity is {capacity}; expected room for at least the {length} tokens of the padded prompt")
     positions = jnp.broadcast_to(jnp.arange(length), x.shape[:2])
     out = model.forward(params, x, positions, None, True)
-    room = ((0, 0), (0, 0), (0, capacity - length), (0, 0), (0, 0))
-    cache = jax.tree.map(lambda fresh: jnp.pad(fresh, room), out.kv)
+    room = ((0, capacity - length), (0, 0), (0, 0))
+    cache = jax.tree.map(lambda fresh: jnp.pad(fresh, (*[(0, 0)] * (fresh.ndim - 3), *room)), out.kv)
     last = jnp.take_along_axis(out.last, lengths[:, None, None] - 1, axis=1)
     return Prompt(cache, lengths, model.logits(params, last)[:, 0], out.captured)
 

@@ -116,3 +116,42 @@ def stacked(block: Any, length: int, compute: Compute, in_axes: Any = ()) -> Any
         in_axes=in_axes,
         length=length,
     )
+
+
+class Unrolled(nn.Module):
+    """`length` blocks one after another as `stacked` runs them, with parameters of their own, under their numbers."""
+
+    block: Callable[..., Any]
+    length: int
+    in_axes: tuple[Any, ...]
+
+    @nn.compact
+    def __call__(self, carry: Any, *inputs: Any) -> tuple[Any, Any]:
+        """The last carry, and the outputs of the blocks: one tree, each leaf a tuple. Inputs by layer may be such."""
+        outputs = []
+        for layer in range(self.length):
+            own = [
+                x if axis is nn.broadcast else _entry(x, layer) for x, axis in zip(inputs, self.in_axes, strict=True)
+            ]
+            carry, output = self.block(name=str(layer))(carry, *own)
+            outputs.append(output)
+        return carry, jax.tree.map(lambda *layers: layers, *outputs)
+
+
+def _entry(tree: Any, layer: int) -> Any:
+    """What belongs to a layer, of arrays that lead with the layers, or of plain tuples of arrays."""
+    return jax.tree.map(lambda leaf: leaf[layer], tree, is_leaf=lambda node: type(node) is tuple)
+
+
+def unstack(stack: dict[str, Any]) -> dict[str, Any]:
+    """Stacked parameters of layers as those of `Unrolled`: {"0": layer 0, ...}.
+
+    `stack` is emptied array by array, so that no more than one of them is held twice.
+    """
+    layers: dict[str, Any] = {}
+    for name in list(stack):
+        taken = stack.pop(name)
+        parts = unstack(taken) if isinstance(taken, dict) else {str(i): taken[i] for i in range(taken.shape[0])}
+        for layer, part in parts.items():
+            layers.setdefault(layer, {})[name] = part
+    return layers

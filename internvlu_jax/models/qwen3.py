@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +17,27 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from internvlu_jax.config import Compute, Qwen3Config
-from internvlu_jax.models.layers import RMSNorm, by_vocabulary, linear, merge_heads, rows_first, stacked, whole_group
+from internvlu_jax.models.layers import (
+    RMSNorm,
+    Unrolled,
+    by_vocabulary,
+    linear,
+    merge_heads,
+    rows_first,
+    stacked,
+    whole_group,
+)
 from internvlu_jax.ops.attention import attention
+from internvlu_jax.ops.attention.cached import cached_attention
 from internvlu_jax.ops.rope import Table, apply_half, rotary_table
 
 
 class KVCache(NamedTuple):
-    """Keys (after norm and rotary) and values of every layer."""
+    """Keys (after norm and rotary) and values of every layer, each [l, b, t, m, h]; with `Compute.layers` "unrolled" a
+    tuple with [b, t, m, h] of each, because a layer that is cut out of a stack is copied before it is used."""
 
-    k: Float[Array, "l b t m h"]
-    v: Float[Array, "l b t m h"]
+    k: Any
+    v: Any
 
 
 class Qwen3Output(NamedTuple):
@@ -38,11 +49,10 @@ class Qwen3Output(NamedTuple):
 
 
 class LayerCarry(NamedTuple):
-    """What runs through the layers: the residual stream, captured hidden states [k b s d], and the cache."""
+    """What runs through the layers: the residual stream, and captured hidden states [k b s d]."""
 
     x: Float[Array, "b s d"]
     captured: Float[Array, "k b s d"] | None
-    cache: KVCache | None
 
 
 @jax.tree_util.register_static
@@ -71,38 +81,20 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b s d"], shared: Shared, cache: KVCache | None, layer: Int[Array, ""]
+        self, x: Float[Array, "b s d"], shared: Shared, cache: KVCache | None
     ) -> tuple[Float[Array, "b s d"], KVCache]:
-        """Output, and the updated cache of all layers or, without a cache, the fresh keys and values [b s m h]."""
+        """Output, and the fresh keys and values [b s m h]. `cache` is that of the layer, [b t m h]."""
         cfg, compute = self.cfg, self.compute
         q = linear((cfg.num_attention_heads, cfg.head_dim), compute, bias=False, name="q")(x)
         k = linear((cfg.num_key_value_heads, cfg.head_dim), compute, bias=False, name="k")(x)
         v = linear((cfg.num_key_value_heads, cfg.head_dim), compute, bias=False, name="v")(x)
         q = apply_half(RMSNorm(cfg.rms_norm_eps, name="q_norm")(q), shared.rope)
         k = apply_half(RMSNorm(cfg.rms_norm_eps, name="k_norm")(k), shared.rope)
-        kv = KVCache(k, v)
         if cache is None:
             out = attention(q, k, v, causal=True, segment_ids=shared.segments, implementation=compute.attention)
         else:
-            kv = _write(cache, kv, layer, shared.positions)
-            out = _attend_to_cache(q, KVCache(kv.k[layer], kv.v[layer]), shared.positions)
-        return merge_heads(cfg.hidden_size, compute, bias=False, name="out")(out), kv
-
-
-def _write(cache: KVCache, new: KVCache, layer: Array, positions: Array) -> KVCache:
-    """Puts each new key and value at its position's slot of one layer. In place within the scan over layers."""
-    rows = jnp.arange(positions.shape[0])[:, None]
-    k, v = (old.at[layer, rows, positions].set(fresh.astype(old.dtype)) for old, fresh in zip(cache, new, strict=True))
-    return KVCache(k, v)
-
-
-def _attend_to_cache(q: Array, cache: KVCache, positions: Array) -> Array:
-    """Every query sees the slots up to its own position.
-
-    Always by XLA: the mask differs from row to row, and one query per row leaves a flash kernel nothing to save.
-    """
-    visible = jnp.arange(cache.k.shape[1]) <= positions[..., None]
-    return attention(q, cache.k.astype(q.dtype), cache.v.astype(q.dtype), mask=visible, implementation="xla")
+            out = cached_attention(q, k, v, cache.k, cache.v, shared.positions[:, 0])
+        return merge_heads(cfg.hidden_size, compute, bias=False, name="out")(out), KVCache(k, v)
 
 
 class MLP(nn.Module):
@@ -125,19 +117,19 @@ class Block(nn.Module):
     compute: Compute = Compute()
 
     @nn.compact
-    def __call__(self, stream: LayerCarry, layer: Int[Array, ""], shared: Shared) -> tuple[LayerCarry, KVCache | None]:
-        x, captured, cache = stream
+    def __call__(
+        self, stream: LayerCarry, layer: Int[Array, ""], cache: KVCache | None, shared: Shared
+    ) -> tuple[LayerCarry, KVCache | None]:
+        x, captured = stream
         if captured is not None:
             entered = jnp.asarray(shared.outputs.capture)[:, None, None, None] == layer
             captured = jnp.where(entered, x, captured)
         norm = RMSNorm(self.cfg.rms_norm_eps, name="input_norm")
-        out, kv = SelfAttention(self.cfg, self.compute, name="attn")(norm(x), shared, cache, layer)
+        out, kv = SelfAttention(self.cfg, self.compute, name="attn")(norm(x), shared, cache)
         x = x + out
         norm = RMSNorm(self.cfg.rms_norm_eps, name="post_norm")
         x = rows_first(x + MLP(self.cfg, self.compute, name="mlp")(norm(x)))
-        if cache is not None:
-            return LayerCarry(x, captured, kv), None
-        return LayerCarry(x, captured, None), kv if shared.outputs.return_kv else None
+        return LayerCarry(x, captured), kv if shared.outputs.return_kv else None
 
 
 class Qwen3(nn.Module):
@@ -149,9 +141,11 @@ class Qwen3(nn.Module):
     def setup(self) -> None:
         cfg = self.cfg
         self.embedder = nn.Embed(cfg.vocab_size, cfg.hidden_size, name="embed")
-        self.layers = stacked(Block, cfg.num_hidden_layers, self.compute, (0, nn.broadcast))(
-            cfg, self.compute, name="layers"
-        )
+        count, axes = cfg.num_hidden_layers, (0, 0, nn.broadcast)
+        if self.compute.layers == "unrolled":
+            self.layers: Any = Unrolled(partial(Block, cfg, self.compute), count, axes)
+        else:
+            self.layers = stacked(Block, count, self.compute, axes)(cfg, self.compute)
         self.norm = RMSNorm(cfg.rms_norm_eps)
         if not cfg.tie_word_embeddings:
             dtype = jnp.dtype(self.compute.dtype)
@@ -192,10 +186,10 @@ class Qwen3(nn.Module):
         padded on the left, or several sequences packed into one row. `return_kv` then gives the keys and values
         [l b s m h] as `kv`.
 
-        With a cache the new keys and values go to the slots that `positions` names, row by row, and every token sees
-        the slots up to its own; the updated cache comes back as `kv`. So rows are padded on the right: what padding
-        leaves beyond the length of a row is overwritten before anything sees it. Positions beyond the cache write
-        nothing.
+        With a cache the positions of a row are consecutive. The new keys and values go to the slots that they name, and
+        every token sees the slots up to its own; the updated cache comes back as `kv`. So rows are padded on the right:
+        what padding leaves beyond the length of a row is overwritten before anything sees it. Positions beyond the
+        cache write nothing.
 
         `capture` lists hidden states to return, counted as the module says, negative numbers from the end.
 
@@ -209,12 +203,27 @@ class Qwen3(nn.Module):
         inner = tuple(state for state in states if state < cfg.num_hidden_layers)
         captured = jnp.zeros((len(inner), *x.shape), x.dtype) if inner else None
         rope = rotary_table(positions, cfg.head_dim, cfg.rope_theta)
-        shared = Shared(positions, rope, segments, Outputs(inner, return_kv))
-        stream, fresh = self.layers(LayerCarry(x, captured, cache), jnp.arange(cfg.num_hidden_layers), shared)
+        shared = Shared(positions, rope, segments, Outputs(inner, return_kv or cache is not None))
+        stream, fresh = self.layers(LayerCarry(x, captured), jnp.arange(cfg.num_hidden_layers), cache, shared)
         last = self.norm(stream.x)
-        return Qwen3Output(
-            last, _side_by_side(states, inner, stream.captured, last), fresh if cache is None else stream.cache
-        )
+        kv = fresh if cache is None else _written(cache, fresh, _after(positions, last))
+        return Qwen3Output(last, _side_by_side(states, inner, stream.captured, last), kv)
+
+
+def _written(cache: KVCache, fresh: KVCache, positions: Int[Array, "b s"]) -> KVCache:
+    """The cache with the new keys and values of all layers at the slots of their positions, in place."""
+    rows = jnp.arange(positions.shape[0])[:, None]
+    return jax.tree.map(lambda old, new: old.at[..., rows, positions, :, :].set(new.astype(old.dtype)), cache, fresh)
+
+
+def _after(positions: Int[Array, "b s"], last: Float[Array, "b s d"]) -> Int[Array, "b s"]:
+    """The positions, made to depend on the last state, and so on all that was read of the cache.
+
+    XLA orders what reads an array and what writes into it by their data alone (a barrier is gone before it looks), and
+    copies the array where that leaves the order open. The two shifts leave nothing of the number's bits.
+    """
+    bits = jax.lax.bitcast_convert_type(last[:, :1, 0].astype(jnp.float32), jnp.uint32)
+    return positions + ((bits >> 31) >> 1).astype(positions.dtype)
 
 
 def _states(capture: tuple[int, ...], layers: int) -> tuple[int, ...]:

@@ -112,4 +112,6 @@ class TrainConfig:
         for name in ("steps", "accumulate", "save_every", "keep_last", "sample_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.compute.layers != "scan":
+            raise ConfigError(f"compute.layers is {self.compute.layers!r}; training runs with 'scan'")
         check_seed(self.seed)

@@ -1,4 +1,6 @@
+import re
 from functools import lru_cache
+from math import prod
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import pytest
 
 from converters.engine import export
 from internvlu_jax.config import Compute
+from internvlu_jax.models.layers import unstack
 from internvlu_jax.models.qwen3 import Block, KVCache, LayerCarry, Outputs, Shared
 from internvlu_jax.ops.rope import rotary_table
 from tests.helpers.measures import assert_close, relative_l2
@@ -139,9 +142,9 @@ def test_scan_equals_unrolled(recorded):
     x = jax.random.normal(jax.random.key(1), (2, 6, cfg.hidden_size))
     positions = jnp.broadcast_to(jnp.arange(6), (2, 6))
     shared = Shared(positions, rotary_table(positions, cfg.head_dim, cfg.rope_theta), None, Outputs((), True))
-    stream, fresh, block = LayerCarry(x, None, None), [], jax.jit(Block(cfg).apply)
+    stream, fresh, block = LayerCarry(x, None), [], jax.jit(Block(cfg).apply)
     for i in range(cfg.num_hidden_layers):
-        stream, kv = block({"params": layer_of(params["layers"], i)}, stream, jnp.asarray(i), shared)
+        stream, kv = block({"params": layer_of(params["layers"], i)}, stream, jnp.asarray(i), None, shared)
         fresh.append(kv)
     out = apply(recorded, x, capture=(cfg.num_hidden_layers - 1,), return_kv=True)
     assert_close(
@@ -185,16 +188,54 @@ def test_several_tokens_at_once_go_on_from_a_cache(recorded):
 
 
 @one_model
-def test_cache_is_updated_in_place(recorded):
-    """The step that decodes one token, given its cache, allocates less than one more cache."""
+def test_a_list_of_layers_equals_a_stack(recorded):
+    """Prompt, one token and several after it, captured states and cache, with `unstack`'s parameters and without."""
     cfg, params = recorded[0], recorded[1]
-    llm, _ = build(cfg, "llm")
+    ids = some_ids(recorded, (2, 9))
+    positions = jnp.broadcast_to(jnp.arange(9), (2, 9))
+    one_by_one = {**params, "layers": unstack(jax.tree.map(jnp.copy, params["layers"]))}
+    assert not any(leaf.ndim > 3 for leaf in jax.tree.leaves(one_by_one["layers"]))
+    found = []
+    for compute, own in ((Compute(), params), (Compute(layers="unrolled"), one_by_one)):
+        options = {"compute": compute, "params": own, "capture": (0, -2)}
+        out = apply(recorded, ids[:, :5], return_kv=True, **options)
+        cache = jax.tree.map(lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(0, 4), (0, 0), (0, 0)]), out.kv)
+        steps = [out]
+        for at in (slice(5, 6), slice(6, 9)):
+            steps.append(apply(recorded, ids[:, at], positions[:, at], cache=cache, **options))
+            cache = steps[-1].kv
+        found.append((np.concatenate([s.last for s in steps], 1), np.concatenate([s.captured for s in steps], 1),
+                      *map(np.asarray, cache)))  # fmt: skip
+    for want, got in zip(*found, strict=True):
+        assert_close(got, want)
+    assert_close(found[1][0], apply(recorded, ids).last)
+    assert len(cache.k) == cfg.llm_config.num_hidden_layers and cache.k[0].ndim == 4
+
+
+@one_model
+@pytest.mark.parametrize("layers", ["scan", "unrolled"])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_cache_is_updated_in_place(recorded, layers, rows):
+    """The step that decodes one token, given its cache, allocates less than one more cache: a list of layers, less than
+    one layer's keys."""
+    cfg, params = recorded[0], recorded[1]
     c = cfg.llm_config
-    cache = jnp.zeros((c.num_hidden_layers, 1, 4096, c.num_key_value_heads, c.head_dim))
-    step = jax.jit(lambda x, at, kv: llm.apply({"params": params}, x, at, cache=kv), donate_argnums=2)
-    x, at = jnp.zeros((1, 1, c.hidden_size)), jnp.zeros((1, 1), jnp.int32)
-    memory = step.lower(x, at, KVCache(cache, cache)).compile().memory_analysis()
-    assert memory.temp_size_in_bytes < 2 * cache.nbytes, "one layer's keys and values at a time, not all"
+    llm, _ = build(cfg, "llm", Compute(layers=layers))
+    shape = (rows, 4096, c.num_key_value_heads, c.head_dim)
+    one = jax.ShapeDtypeStruct(shape, jnp.float32)
+    if layers == "unrolled":
+        params = {**params, "layers": jax.eval_shape(unstack, params["layers"])}
+        cache = KVCache(*2 * [c.num_hidden_layers * (one,)])
+    else:
+        cache = KVCache(*2 * [jax.ShapeDtypeStruct((c.num_hidden_layers, *shape), jnp.float32)])
+    step = jax.jit(lambda params, x, at, kv: llm.apply({"params": params}, x, at, cache=kv), donate_argnums=3)
+    x, at = jax.ShapeDtypeStruct((rows, 1, c.hidden_size), jnp.float32), jax.ShapeDtypeStruct((rows, 1), jnp.int32)
+    compiled = step.lower(params, x, at, cache).compile()
+    layer = 4 * prod(shape)
+    room = layer if layers == "unrolled" else 2 * c.num_hidden_layers * layer
+    assert compiled.memory_analysis().temp_size_in_bytes < room
+    copied = [line for line in compiled.as_text().splitlines() if re.search(r"\b4096,\S* (copy|transpose)\(", line)]
+    assert not copied, "no copy, not even of one layer"
 
 
 @one_model

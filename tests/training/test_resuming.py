@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from internvlu_jax.config import ConfigError
+from internvlu_jax.checkpoints.run_directory import with_present_names
+from internvlu_jax.config import Compute, ConfigError
+from internvlu_jax.training.config import TrainConfig
 from internvlu_jax.training.resuming import LoopState, Stopped, interruption, run_steps
 
 SETTINGS = {"rate": 0.5, "data": {"sources": [["a", 1.0]], "threads": 1}}
@@ -108,3 +110,10 @@ def test_checkpoints_without_settings_are_refused(tmp_path):
     (tmp_path / "config.json").unlink()
     with pytest.raises(ConfigError, match=r"holds checkpoints of unknown settings: it has no config.json"):
         run(tmp_path, Counter())
+
+
+def test_runs_train_with_a_scan_over_layers_and_those_of_before_did():
+    with pytest.raises(ConfigError, match="training runs with 'scan'"):
+        TrainConfig("x", 1, compute=Compute(layers="unrolled"))
+    assert with_present_names({"compute": {"dtype": "float32"}})["compute"] == {"dtype": "float32", "layers": "scan"}
+    assert with_present_names({"compute": {"layers": "unrolled"}})["compute"] == {"layers": "unrolled"}
