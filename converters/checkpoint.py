@@ -68,8 +68,13 @@ class Loaded:
     extras: dict[str, dict[str, np.ndarray]]
 
 
+def on_default_device(path: str, array: np.ndarray) -> jax.Array:
+    """Puts a parameter on the default device."""
+    return jax.device_put(array)
+
+
 def load_released(
-    directory: str | Path, dtype: Any = None, place: Callable[[np.ndarray], Any] = jax.device_put
+    directory: str | Path, dtype: Any = None, place: Callable[[str, np.ndarray], Any] = on_default_device
 ) -> Loaded:
     """Loads a directory in the released layout.
 
@@ -78,7 +83,7 @@ def load_released(
     Args:
         directory: with vlm/, generation_decoder/, vae/ and the config files.
         dtype: of the parameters; None keeps the checkpoint's.
-        place: what becomes of each parameter; by default it goes to the default device.
+        place: what becomes of each parameter, by its path among all; by default it goes to the default device.
 
     Raises:
         ConversionError: all that is missing or does not fit, of all parts together, before any tensor is read; or
@@ -99,13 +104,19 @@ def load_released(
         if left := left_out(rows, readers[name].infos):
             note(f"{folder}: {len(left)} tensors that the model does not have are left out: {listed(left)}")
         watched = _Watched(readers[name], {name for row in rows if isinstance(row, Rule) for name in row.names()})
-        params[name], extras[name] = convert(rows, watched, template[name], dtype, place)
+        params[name], extras[name] = convert(
+            rows, watched, template[name], dtype, functools.partial(_placed, place, name)
+        )
         if watched.damaged:
             damaged.append(
                 f"{folder}: {len(watched.damaged)} tensors hold NaN or infinities: {listed(watched.damaged)}"
             )
     raise_problems(damaged)
     return Loaded(config, params, extras)
+
+
+def _placed(place: Callable[[str, np.ndarray], Any], part: str, path: str, array: np.ndarray) -> Any:
+    return place(f"{part}/{path}", array)
 
 
 class _Watched:

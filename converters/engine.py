@@ -27,9 +27,25 @@ from converters.rules import (
 )
 from internvlu_jax.utils.tree import from_paths, paths
 
-__all__ = ["ConversionError", "LazyTensor", "Reader", "Row", "Rule", "TensorInfo", "Unused", "convert", "export"]
+__all__ = [
+    "ConversionError",
+    "LazyTensor",
+    "Reader",
+    "Row",
+    "Rule",
+    "TensorInfo",
+    "Unused",
+    "convert",
+    "export",
+    "on_host",
+]
 
 _STRIP_BYTES = 2**17
+
+
+def on_host(path: str, array: np.ndarray) -> np.ndarray:
+    """Leaves a parameter where it is."""
+    return array
 
 
 def convert(
@@ -37,7 +53,7 @@ def convert(
     reader: Reader,
     template: Mapping[str, Any],
     dtype: Any = None,
-    place: Callable[[np.ndarray], Any] = lambda array: array,
+    place: Callable[[str, np.ndarray], Any] = on_host,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Reads released tensors into the parameters of `template`: (params, extras).
 
@@ -48,7 +64,7 @@ def convert(
         reader: the released tensors.
         template: nested dict whose leaves have `.shape`.
         dtype: of the parameters, cast one tensor at a time; None keeps the checkpoint's, see `rules.loaded_dtype`.
-        place: puts a finished parameter where it belongs, for instance on a device.
+        place: puts a finished parameter, of which it gets path and array, where it belongs: for instance on a device.
 
     Returns:
         Nested dict of parameters, and the unused tensors and slices by released name.
@@ -64,7 +80,8 @@ def convert(
         if isinstance(row, Unused):
             extras[row.source] = _cast(reader.read(row.source), dtype)
         else:
-            flat[row.target] = place(_fill(row, reader, tuple(leaves[row.target].shape), dtype, extras))
+            parameter = _fill(row, reader, tuple(leaves[row.target].shape), dtype, extras)
+            flat[row.target] = place(row.target, parameter)
     return from_paths(flat), extras
 
 

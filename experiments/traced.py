@@ -20,6 +20,7 @@ from internvlu_jax.flow.solver import Steps
 from internvlu_jax.inference import drawing, programs
 from internvlu_jax.models.internvlu import InternVLU, param_shapes
 from internvlu_jax.models.vlm import NUM_SPECIAL_TOKENS
+from internvlu_jax.parallel.placement import OneDevice
 from internvlu_jax.processing.layout import Layout, takes_latents
 from internvlu_jax.processing.rows import bucket
 from internvlu_jax.utils.flops import count_flops
@@ -113,11 +114,13 @@ class Traced:
         encoded = [branch for branch in (picture.cond, picture.text_dropped) if branch is not None]
         length = bucket(max(len(branch.context) for branch in encoded))
         sources = tuple(source[None] for source in picture.sources)
-        return [drawing.condition(self.model, params, [branch], length, sources) for branch in encoded]
+        return [drawing.condition(OneDevice(), self.model, params, [branch], length, sources) for branch in encoded]
 
     def _denoise(self) -> Part:
         grid = self._latents()[:2]
-        groups = jax.eval_shape(lambda params: drawing.groups(self.model, params, [self._picture()], grid), self.params)
+        groups = jax.eval_shape(
+            lambda params: drawing.groups(OneDevice(), self.model, params, [self._picture()], grid), self.params
+        )
         plan = Steps(*(floats(self.case.steps) for _ in Steps._fields))
         scales = Scales(*(floats() for _ in Scales._fields))
         return Part(

@@ -33,12 +33,16 @@ class Model:
     dtype: Literal["float32", "bfloat16"] | None = None
     """Default: float32 on a CPU, bfloat16 on an accelerator."""
     attention: Attention = "auto"
+    devices: str | None = None
+    """That share the work: all, pmap, or sizes of a mesh such as data=4,tensor=2. Default: one device."""
 
     def load(self) -> InternVLUPipeline:
         from internvlu_jax.inference.pipeline import InternVLUPipeline
 
         with _status(f"loading {self.checkpoint or 'the model in the box'}"):
-            return InternVLUPipeline.from_pretrained(self.checkpoint, dtype=self.dtype, attention=self.attention)
+            return InternVLUPipeline.from_pretrained(
+                self.checkpoint, dtype=self.dtype, attention=self.attention, devices=self.devices
+            )
 
 
 @dataclass(frozen=True)

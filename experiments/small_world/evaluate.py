@@ -69,6 +69,8 @@ class Arguments:
     """Guidance by the source pictures alone; by default the pipeline's."""
     batch: int = 50
     """Prompts that run together."""
+    devices: str | None = None
+    """That share the prompts: all, pmap, or sizes of a mesh such as data=4,tensor=2. Default: one device."""
 
     def check(self) -> None:
         """Raises ValueError naming the first argument that cannot be used."""
@@ -111,7 +113,7 @@ def settings(arguments: Arguments, side: int, fingerprint: str) -> dict[str, Any
 def fingerprint(pipe: InternVLUPipeline) -> str:
     """A hash of the configuration and all parameters, whatever the checkpoint is called and how it is laid out."""
     digest = hashlib.sha256(json.dumps(to_json(pipe.config), sort_keys=True).encode())
-    for path, leaf in jax.tree.leaves_with_path(pipe.params):
+    for path, leaf in jax.tree.leaves_with_path(pipe.parameters()):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
     return digest.hexdigest()[:16]
@@ -208,7 +210,7 @@ def main(arguments: Arguments) -> int:
     """The command: status 2 for what a user can put right."""
     try:
         arguments.check()
-        pipe = InternVLUPipeline.from_pretrained(arguments.model)
+        pipe = InternVLUPipeline.from_pretrained(arguments.model, devices=arguments.devices)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True)) as progress:
             bars = _Bars(progress, arguments.count)

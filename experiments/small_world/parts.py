@@ -15,6 +15,7 @@ from typing import Literal, Protocol, runtime_checkable
 import jax
 import numpy as np
 
+from converters.engine import on_host
 from experiments.small_world.start import make_start
 from internvlu_jax.checkpoints import loading
 from internvlu_jax.checkpoints.model_directory import is_model, save_model
@@ -228,7 +229,7 @@ class Average:
 
 def save_average(before: Path, after: Path, target: Path) -> None:
     """Writes a model with the means of two models' weights, in float32 and then in the dtype of the first."""
-    first, second = (loading.load(path, place=np.asarray) for path in (before, after))
+    first, second = (loading.load(path, place=on_host) for path in (before, after))
 
     def mean(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return np.mean([a.astype(np.float32), b.astype(np.float32)], axis=0).astype(a.dtype)

@@ -17,10 +17,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import tyro
 
 from converters.checkpoint import export_released
+from converters.engine import on_host
 from experiments.small_world.parts import Settings, remaining
 from experiments.small_world.recipe import PARTS
 from internvlu_jax.checkpoints import loading
@@ -45,7 +45,7 @@ def main(arguments: Arguments) -> int:
             print(f"part {part.name}", file=sys.stderr)
             part.run(arguments)
         if arguments.export is not None:
-            model = loading.load(arguments.model(arguments.until), max_dtype="bfloat16", place=np.asarray)
+            model = loading.load(arguments.model(arguments.until), max_dtype="bfloat16", place=on_host)
             export_released(arguments.export, model.config, model.params, model.extras, model.assets)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from converters.checkpoint import export_released, load_released
+from converters.checkpoint import export_released, load_released, on_default_device
 from converters.checks import listed
 from converters.tensors import all_finite
 from internvlu_jax.checkpoints import run_directory
@@ -22,7 +22,7 @@ from internvlu_jax.checkpoints.run_directory import is_run, load_run, split_step
 from internvlu_jax.config import InternVLUConfig
 from internvlu_jax.models import lora
 from internvlu_jax.utils.files import check_free
-from internvlu_jax.utils.tree import paths
+from internvlu_jax.utils.tree import from_paths, paths
 
 HUB_FILES = ["*.json", "*.safetensors", "*.txt"]
 BUILT_IN = Path(__file__).parents[1] / "small_world" / "weights"
@@ -79,7 +79,7 @@ def _download(repository: str) -> Path:
 
 
 def load(
-    name: str | Path | None, max_dtype: str | None = None, place: Callable[[np.ndarray], Any] | None = None
+    name: str | Path | None, max_dtype: str | None = None, place: Callable[[str, np.ndarray], Any] | None = None
 ) -> LoadedModel:
     """Loads a checkpoint in either layout, or one of a training run: its last, or a step of it.
 
@@ -87,7 +87,7 @@ def load(
         name: a directory or a Hub id; None is the model in the box. Of a run its work directory, or
             WORKDIR/checkpoints/STEP.
         max_dtype: wider parameters are cast to this dtype while they are read; None keeps the checkpoint's.
-        place: what becomes of each parameter; None places it on the default device.
+        place: what becomes of each parameter, by its path; None places it on the default device.
 
     Raises:
         ValueError: it does not exist, is incomplete, is of another model, or holds NaN or infinities; all problems are
@@ -104,10 +104,14 @@ def load(
         else:
             config, params, extras = load_model(root, max_dtype, on_host)
             model = LoadedModel(config, checked(params), extras, root / "released")
-        return model if place is None else replace(model, params=jax.tree.map(place, model.params))
+        if place is None:
+            return model
+        return replace(
+            model, params=from_paths({path: place(path, leaf) for path, leaf in paths(model.params).items()})
+        )
 
-    def put(array: np.ndarray) -> Any:
-        return (place or jax.device_put)(array.astype(at_most(array.dtype, max_dtype), copy=False))
+    def put(path: str, array: np.ndarray) -> Any:
+        return (place or on_default_device)(path, array.astype(at_most(array.dtype, max_dtype), copy=False))
 
     loaded = load_released(root, place=put)
     return LoadedModel(loaded.config, loaded.params, loaded.extras, root)

@@ -16,6 +16,7 @@ from internvlu_jax.flow.guidance import Scales
 from internvlu_jax.flow.sampler import Group, step_at
 from internvlu_jax.inference import programs
 from internvlu_jax.models.internvlu import InternVLU, Params
+from internvlu_jax.parallel.placement import Placement
 from internvlu_jax.processing.layout import Layout
 from internvlu_jax.processing.rows import bucket
 
@@ -56,24 +57,25 @@ def noise(seed: int, count: int, shape: tuple[int, int, int]) -> jax.Array:
 
 
 def groups(
-    model: InternVLU, params: Params, pictures: Sequence[PictureInputs], grid: tuple[int, int]
+    on: Placement, model: InternVLU, params: Params, pictures: Sequence[PictureInputs], grid: tuple[int, int]
 ) -> tuple[Group, ...]:
     """The branches of pictures whose sources have the same sizes, gathered into as few batches as pays.
 
     Args:
-        params: of the head, under its key.
+        params: of the head, under its key, where `on` placed them; the batches are put there too.
         grid: rows and columns of the latents to be drawn.
     """
     cond, uncond = [p.cond for p in pictures], [p.uncond for p in pictures]
     text_dropped = [p.text_dropped for p in pictures if p.text_dropped is not None]
     if not text_dropped:
-        return _batches(model, params, {"cond": cond, "uncond": uncond}, grid)
+        return _batches(on, model, params, {"cond": cond, "uncond": uncond}, grid)
     sources = tuple(np.stack(same) for same in zip(*(p.sources for p in pictures), strict=True))
-    with_sources = _batches(model, params, {"cond": cond, "text_dropped": text_dropped}, grid, sources)
-    return with_sources + _batches(model, params, {"uncond": uncond}, grid)
+    with_sources = _batches(on, model, params, {"cond": cond, "text_dropped": text_dropped}, grid, sources)
+    return with_sources + _batches(on, model, params, {"uncond": uncond}, grid)
 
 
 def _batches(
+    on: Placement,
     model: InternVLU,
     params: Params,
     branches: dict[str, list[Branch]],
@@ -86,8 +88,8 @@ def _batches(
     picture_tokens = latents // model.cfg.generation_decoder.latent_multiple**2
     padding = sum(max(lengths) - length for length in lengths)
     if padding <= _PADDING_SHARE * len(branches) * picture_tokens:
-        return (_group(model, params, branches, sources),)
-    return tuple(_group(model, params, {name: rows}, sources) for name, rows in branches.items())
+        return (_group(on, model, params, branches, sources),)
+    return tuple(_group(on, model, params, {name: rows}, sources) for name, rows in branches.items())
 
 
 def _padded(branches: Sequence[Branch]) -> int:
@@ -95,7 +97,11 @@ def _padded(branches: Sequence[Branch]) -> int:
 
 
 def _group(
-    model: InternVLU, params: Params, branches: dict[str, list[Branch]], sources: tuple[np.ndarray, ...]
+    on: Placement,
+    model: InternVLU,
+    params: Params,
+    branches: dict[str, list[Branch]],
+    sources: tuple[np.ndarray, ...],
 ) -> Group:
     """One batch; entry n of each branch is for picture n."""
     length = max(map(_padded, branches.values()))
@@ -105,12 +111,17 @@ def _group(
         place = {branch: n for n, branch in enumerate(unique)}
         rows.append(np.array([place[branch] for branch in members], np.int32))
         own = tuple(source[[members.index(branch) for branch in unique]] for source in sources)
-        conditions.append(condition(model, params, unique, length, own))
-    return Group(tuple(branches), programs.side_by_side(conditions, rows))
+        conditions.append(condition(on, model, params, unique, length, own))
+    return Group(tuple(branches), on.put(programs.side_by_side(conditions, rows)))
 
 
 def condition(
-    model: InternVLU, params: Params, branches: Sequence[Branch], length: int, sources: tuple[np.ndarray, ...] = ()
+    on: Placement,
+    model: InternVLU,
+    params: Params,
+    branches: Sequence[Branch],
+    length: int,
+    sources: tuple[np.ndarray, ...] = (),
 ) -> Any:
     """`InternVLU.condition` of branches, one row each, with contexts padded to `length`; what is kept is not repeated.
 
@@ -122,7 +133,8 @@ def condition(
     contexts = [np.pad(b.context, ((0, length - len(b.context)), (0, 0))) for b in branches]
     lengths = np.array([len(b.context) for b in branches], np.int32)
     positions = np.stack([b.layout.positions(length) for b in branches])
-    made = programs.condition(model, params, np.stack(contexts), lengths, positions, sources)
+    rows = on.put((np.stack(contexts), lengths, positions, sources))
+    made = on.get(on.run(programs.condition, model, params, *rows), len(branches))
     if first is not None:
         first.clear()  # one length is enough to spare a call like the last one the work, and holds little memory
         first[length] = made
@@ -130,25 +142,32 @@ def condition(
 
 
 def draw(
+    on: Placement,
     model: InternVLU,
     params: Params,
     pictures: Sequence[PictureInputs],
-    start: np.ndarray | jax.Array,
+    start: np.ndarray,
     schedule: solver.Schedule,
     scales: Scales,
-    report: Callable[[jax.Array], None] | None = None,
+    report: Callable[[np.ndarray], None] | None = None,
 ) -> np.ndarray:
     """Draws pictures whose sources have the same sizes: latents [b, y, x, c] from noise `start`.
 
     With `report` the steps run one by one, and it gets the latents after each.
     """
-    batch = groups(model, params, pictures, (start.shape[1], start.shape[2]))
-    steps = solver.steps(schedule)
-    start = jnp.asarray(start, jnp.float32)
+    count = len(pictures)
+    batch = groups(on, model, params, pictures, (start.shape[1], start.shape[2]))
+    steps, scales = _numbers(solver.steps(schedule)), _numbers(scales)
     if report is None:
-        return np.asarray(programs.draw(model, params, start, steps, batch, scales))
-    state = solver.start(start)
+        drawn = on.run(programs.draw, model, params, on.put(start), steps, batch, scales)
+        return np.asarray(on.get(drawn, count))
+    state = on.put(solver.start(jnp.asarray(start)))
     for i in range(len(schedule.timesteps)):
-        state = programs.draw_step(model, params, state, step_at(steps, i), batch, scales)
-        report(state.x)
-    return np.asarray(state.x)
+        state = on.run(programs.draw_step, model, params, state, step_at(steps, i), batch, scales)
+        report(np.asarray(on.get(state.x, count)))
+    return np.asarray(on.get(state.x, count))
+
+
+def _numbers(tree: Any) -> Any:
+    """Of the host and of one dtype, so that equal calls are equal programs on every process."""
+    return jax.tree.map(lambda value: np.asarray(value, np.float32), tree)

@@ -24,15 +24,17 @@ from internvlu_jax.inference.options import GUIDANCE, NEW_TOKENS, Options
 from internvlu_jax.inference.reasoning import reason, write
 from internvlu_jax.models.internvlu import InternVLU
 from internvlu_jax.ops.attention import resolve_implementation
+from internvlu_jax.parallel.placement import OneDevice, Placement, placement
 from internvlu_jax.processing.images import smart_resize
 from internvlu_jax.processing.layout import layout, takes_latents
 from internvlu_jax.processing.positions import Grid
 from internvlu_jax.processing.processor import ProcessedPrompt, Processor
 from internvlu_jax.processing.rows import Row, bucket, pack, pad_right
 from internvlu_jax.utils.compilation import enable_cache
+from internvlu_jax.utils.devices import order_simulated_collectives
 from internvlu_jax.utils.progress import steps_bar
 
-# Pixels that the VAE decodes at once; larger batches go through it in parts.
+# Pixels that the VAE decodes at once on a device; larger batches go through it in parts.
 _DECODE_PIXELS = 8 * 512 * 512
 # Branches of all-dropped prompts that are kept: two system texts draw, in the sizes that somebody asks for.
 _KEPT_BRANCHES = 16
@@ -52,7 +54,7 @@ class InternVLUPipeline:
     """Understands, draws and edits pictures, and reasons before it draws.
 
     Calls with the same shapes share compiled programs; text lengths are padded to buckets, so new prompts seldom
-    compile. The object holds parameters on the default device and nothing of earlier calls but the states of the
+    compile. The object holds parameters, where `devices` has them, and nothing of earlier calls but the states of the
     dropped prompts, which never change.
     """
 
@@ -62,7 +64,9 @@ class InternVLUPipeline:
         params: dict[str, Any],
         processor: Processor,
         compute: Compute = Compute(),
+        on: Placement | None = None,
     ) -> None:
+        self._on = on or OneDevice()
         self.config = config
         self.params = params
         self.processor = processor
@@ -71,7 +75,12 @@ class InternVLUPipeline:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path | None = None, *, dtype: Any = None, attention: str = "auto"
+        cls,
+        path: str | Path | None = None,
+        *,
+        dtype: Any = None,
+        attention: str = "auto",
+        devices: str | None = None,
     ) -> InternVLUPipeline:
         """Loads a checkpoint: a directory in the released layout, one that `convert` wrote, or a run's; or a Hub id.
 
@@ -80,18 +89,25 @@ class InternVLUPipeline:
             dtype: of the computation, by name or as a dtype. None: float32 on a CPU, bfloat16 on an accelerator.
                 Parameters keep the dtype of the checkpoint unless that is wider.
             attention: "auto", "xla", "chunked", "cudnn" or "splash", see `ops.attention`.
+            devices: that share out the prompts of a call. None: one, the first. "all": all of them, each with all
+                parameters. "pmap": the same under `jax.pmap`, on one process. "data=4,tensor=2": a mesh (`parallel`);
+                along fsdp and tensor the parameters are shared out too. On several processes (`parallel.initialise`)
+                all make the same calls, each works on its share, and all get everything.
 
         Raises:
             ValueError: the checkpoint does not exist, is incomplete, or is of another model; everything that is wrong
-                with it is named.
+                with it is named. Or there are no such devices.
         """
+        if devices is not None:
+            order_simulated_collectives()
+        on = placement(devices)
         enable_cache()
         default = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         compute = Compute(default if dtype is None else dtype_name(dtype), attention)
-        model = loading.load(path, max_dtype=compute.dtype)
+        model = loading.load(path, max_dtype=compute.dtype, place=on.place)
         _check_attention(model.config, compute)
         processor = Processor.from_pretrained(model.assets, model.config.processor)
-        return cls(model.config, model.params, processor, compute)
+        return cls(model.config, model.params, processor, compute, on)
 
     def __call__(
         self,
@@ -155,7 +171,7 @@ class InternVLUPipeline:
             all_cfg_scale=guidance[0] if all_cfg_scale is None else all_cfg_scale,
             part_cfg_scale=guidance[1] if part_cfg_scale is None else part_cfg_scale,
             num_images_per_prompt=num_images_per_prompt,
-            seed=secrets.randbits(31) if seed is None else seed,
+            seed=self._on.agreed(secrets.randbits(31)) if seed is None else seed,
             latents=None if latents is None else np.asarray(latents),
             max_new_tokens=NEW_TOKENS.get(generation_mode, 1) if max_new_tokens is None else max_new_tokens,
             do_sample=do_sample,
@@ -172,7 +188,7 @@ class InternVLUPipeline:
             prompt, image, generation_mode, system_prompt=system_prompt, max_tiles=max_tiles
         )
         visual, rows = self._see(prompts)
-        parts = self.model, self.params, self.processor.tokenizer
+        parts = self._on, self.model, self.params, self.processor.tokenizer
         if generation_mode == "text":
             return self._text(write(*parts, rows, visual, options))
         sources, grid = [self._source_grids(p) for p in prompts], options.latent_grid(self.config)
@@ -183,6 +199,10 @@ class InternVLUPipeline:
         images = self._draw(prompts, rows, [r.branch for r in reasoned], visual, options)
         return dataclasses.replace(self._text([r.tokens for r in reasoned]), images=images)
 
+    def parameters(self) -> dict[str, Any]:
+        """The parameters in their own shapes: under `pmap` `params` holds a copy for each device."""
+        return self._on.parameters(self.params)
+
     def source_size(self, image: Image.Image) -> tuple[int, int]:
         """(height, width) at which a source picture enters the head: a size that the checkpoint draws."""
         limits = self.config.processor.image_gen_processor_kwargs
@@ -191,14 +211,14 @@ class InternVLUPipeline:
             max_pixels=limits.max_pixels, max_length=limits.max_length,
         )  # fmt: skip
 
-    def _see(self, prompts: Sequence[ProcessedPrompt]) -> tuple[jax.Array | None, list[Row]]:
+    def _see(self, prompts: Sequence[ProcessedPrompt]) -> tuple[np.ndarray | jax.Array | None, list[Row]]:
         """Visual tokens of all pictures of the call, and the prompts as rows that know where theirs begin."""
         counts = [len(p.tiles) * self.config.vlm.tokens_per_tile for p in prompts]
         rows = [Row(p.cond, first) for p, first in zip(prompts, [0, *np.cumsum(counts)[:-1].tolist()], strict=True)]
         tiles = np.concatenate([p.tiles for p in prompts])
         if not len(tiles):
             return None, rows
-        tokens = programs.visual_tokens(self.model, self.params, tiles)
+        tokens = self._rows(programs.visual_tokens, tiles)
         return tokens.reshape(-1, tokens.shape[-1]), rows
 
     def _text(self, tokens: list[np.ndarray]) -> PipelineOutput:
@@ -209,7 +229,7 @@ class InternVLUPipeline:
         prompts: Sequence[ProcessedPrompt],
         rows: Sequence[Row],
         cond: Sequence[Branch],
-        visual: jax.Array | None,
+        visual: np.ndarray | jax.Array | None,
         options: Options,
     ) -> list[Image.Image]:
         """Pictures of every prompt, of which `cond` are the branches with all of the condition."""
@@ -227,7 +247,7 @@ class InternVLUPipeline:
         prompts: Sequence[ProcessedPrompt],
         rows: Sequence[Row],
         cond: Sequence[Branch],
-        visual: jax.Array | None,
+        visual: np.ndarray | jax.Array | None,
         grid: Grid,
     ) -> list[PictureInputs]:
         """All branches of guidance, and latents of the sources."""
@@ -255,7 +275,7 @@ class InternVLUPipeline:
         return [(s.shape[0] // factor, s.shape[1] // factor) for s in sources]
 
     def _branches(
-        self, rows: Sequence[Row], sources: Sequence[Sequence[Grid]], grid: Grid, visual: jax.Array | None
+        self, rows: Sequence[Row], sources: Sequence[Sequence[Grid]], grid: Grid, visual: np.ndarray | jax.Array | None
     ) -> list[Branch]:
         """Encodes prompts for the head, all in one batch; `sources` are the grids of each row's source latents."""
         if not rows:
@@ -265,10 +285,10 @@ class InternVLUPipeline:
         batch = pack(rows, tokenizer)
         index, _ = pad_right([own.span for own in layouts], bucket(max(len(own.span) for own in layouts)), 0)
         shown = visual if batch.visual_index is not None else None
-        contexts = programs.contexts(self.model, self.params, batch.ids, index, shown, batch.visual_index)
-        return [
-            Branch(context[: len(own.span)], own) for context, own in zip(np.asarray(contexts), layouts, strict=True)
-        ]
+        ids, index, places = self._on.put((batch.ids, index, batch.visual_index))
+        made = self._on.run(programs.contexts, self.model, self.params, ids, index, shown, places)
+        contexts = np.asarray(self._on.get(made, len(rows)))
+        return [Branch(context[: len(own.span)], own) for context, own in zip(contexts, layouts, strict=True)]
 
     def _uncond(self, ids: np.ndarray, grid: Grid) -> Branch:
         """The branch of an all-dropped prompt. It depends on the system text and the size alone, so it is kept."""
@@ -289,7 +309,7 @@ class InternVLUPipeline:
         latents: dict[int, np.ndarray] = {}
         for shape in dict.fromkeys(p.shape for p in pixels):
             members = [i for i, p in enumerate(pixels) if p.shape == shape]
-            batch = programs.encode(self.model, self.params, np.stack([pixels[i] for i in members]))
+            batch = self._rows(programs.encode, np.stack([pixels[i] for i in members]))
             latents.update(zip(members, np.asarray(batch), strict=True))
         return [latents[i] for i in range(len(pixels))]
 
@@ -299,23 +319,30 @@ class InternVLUPipeline:
         for i, picture in enumerate(pictures):
             kinds.setdefault(tuple(s.shape for s in picture.sources), []).append(i)
         plan = schedule(options.num_inference_steps, options.flow_shift)
-        scales = Scales(jnp.float32(options.all_cfg_scale), jnp.float32(options.part_cfg_scale))
+        scales = Scales(options.all_cfg_scale, options.part_cfg_scale)
         total = options.num_inference_steps * len(kinds)
         latents = np.empty_like(start)
         with steps_bar(total, options.progress) as advance:
             for number, members in enumerate(kinds.values()):
                 report = _reporter(options, number * options.num_inference_steps, total, advance)
                 chosen = [pictures[i] for i in members]
-                latents[members] = drawing.draw(self.model, self.params, chosen, start[members], plan, scales, report)
+                latents[members] = drawing.draw(
+                    self._on, self.model, self.params, chosen, start[members], plan, scales, report
+                )
         return latents
 
     def _decode(self, latents: np.ndarray) -> list[np.ndarray]:
         """8-bit pictures [Y, X, 3], as many at once as memory allows."""
         _, rows, columns, _ = latents.shape
         pixels = rows * columns * self.config.vae.downsample_factor**2
-        at_once = max(1, _DECODE_PIXELS // pixels)
+        at_once = max(1, _DECODE_PIXELS // pixels) * self._on.shards
         parts = [latents[i : i + at_once] for i in range(0, len(latents), at_once)]
-        return [p for part in parts for p in np.asarray(programs.decode(self.model, self.params, part))]
+        return [p for part in parts for p in np.asarray(self._rows(programs.decode, part))]
+
+    def _rows(self, program: Callable[..., jax.Array], rows: np.ndarray) -> np.ndarray | jax.Array:
+        """What a program of the model gives for each row of an array."""
+        made = self._on.run(program, self.model, self.params, self._on.put(rows))
+        return self._on.get(made, len(rows))
 
 
 def _check_attention(config: InternVLUConfig, compute: Compute) -> None:
@@ -334,19 +361,18 @@ def dtype_name(dtype: Any) -> str:
 
 def _reporter(
     options: Options, before: int, total: int, advance: Callable[[], None] | None
-) -> Callable[[jax.Array], None] | None:
+) -> Callable[[np.ndarray], None] | None:
     """What happens after each step; None if nothing does, so that the whole loop can be one program."""
     if options.callback is None and advance is None:
         return None
     done = before
 
-    def report(latents: jax.Array) -> None:
+    def report(latents: np.ndarray) -> None:
         nonlocal done
         done += 1
         if options.callback is not None:
-            options.callback(done, total, np.asarray(latents))
+            options.callback(done, total, latents)
         if advance is not None:
-            jax.block_until_ready(latents)
             advance()
 
     return report

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from internvlu_jax.decode.generate import Generated, generate
 from internvlu_jax.decode.model import LanguageModel, Prompt, extend, prefill
@@ -17,6 +19,8 @@ from internvlu_jax.inference import programs
 from internvlu_jax.inference.drawing import Branch
 from internvlu_jax.inference.options import Options
 from internvlu_jax.models.internvlu import InternVLU, Params
+from internvlu_jax.models.qwen3 import KVCache
+from internvlu_jax.parallel.placement import Placement
 from internvlu_jax.processing.layout import layout
 from internvlu_jax.processing.positions import Grid
 from internvlu_jax.processing.rows import PromptBatch, Row, bucket, pack, pad_right
@@ -41,23 +45,25 @@ class _Text(NamedTuple):
 
 
 def write(
+    on: Placement,
     model: InternVLU,
     params: Params,
     tokenizer: Tokenizer,
     rows: Sequence[Row],
-    visual: jax.Array | None,
+    visual: np.ndarray | jax.Array | None,
     options: Options,
 ) -> list[np.ndarray]:
     """Writes after each prompt; token ids without the prompt, with the stop token if one was written."""
-    return _write(LanguageModel(model), params, tokenizer, rows, visual, options).tokens
+    return _write(on, LanguageModel(model), params, tokenizer, rows, visual, options).tokens
 
 
 def reason(
+    on: Placement,
     model: InternVLU,
     params: Params,
     tokenizer: Tokenizer,
     rows: Sequence[Row],
-    visual: jax.Array | None,
+    visual: np.ndarray | jax.Array | None,
     options: Options,
     sources: Sequence[Sequence[Grid]],
     grid: Grid,
@@ -66,24 +72,26 @@ def reason(
 
     sources, grid: rows and columns of the latents of each row's source pictures, and of those to be drawn.
     """
-    text = _write(LanguageModel(model, reasoning=True), params, tokenizer, rows, visual, options)
-    branches = _branches(model, params, tokenizer, rows, text, sources, grid)
+    text = _write(on, LanguageModel(model, reasoning=True), params, tokenizer, rows, visual, options)
+    branches = _branches(on, model, params, tokenizer, rows, text, sources, grid)
     return [Reasoned(tokens, branch) for tokens, branch in zip(text.tokens, branches, strict=True)]
 
 
 def _write(
+    on: Placement,
     language_model: LanguageModel,
     params: Params,
     tokenizer: Tokenizer,
     rows: Sequence[Row],
-    visual: jax.Array | None,
+    visual: np.ndarray | jax.Array | None,
     options: Options,
 ) -> _Text:
     batch = pack(rows, tokenizer)
     shown = visual if batch.visual_index is not None else None
-    x = programs.embed(language_model.model, params, batch.ids, shown, batch.visual_index)
+    ids, places, lengths = on.put((batch.ids, batch.visual_index, batch.lengths))
+    x = on.run(programs.embed, language_model.model, params, ids, shown, places)
     buffer = bucket(options.max_new_tokens)
-    prompt = prefill(language_model, params, x, batch.lengths, capacity=batch.ids.shape[1] + buffer)
+    prompt = on.run(prefill, language_model, params, x, lengths, capacity=batch.ids.shape[1] + buffer)
     generated = generate(
         language_model,
         params,
@@ -92,13 +100,14 @@ def _write(
         pad_id=tokenizer.pad,
         max_new_tokens=options.max_new_tokens,
         buffer=buffer,
-        keys=row_keys(options.seed, len(rows)) if options.do_sample else None,
+        keys=on.put(row_keys(options.seed, len(rows))) if options.do_sample else None,
         temperature=options.temperature,
         top_p=options.top_p,
         num_beams=options.num_beams,
+        run=on.run,
     )
-    lengths = np.asarray(generated.lengths)
-    tokens = [row[:length] for row, length in zip(np.asarray(generated.tokens), lengths, strict=True)]
+    written, counts = map(np.asarray, on.get((generated.tokens, generated.lengths), len(rows)))
+    tokens = [row[:count] for row, count in zip(written, counts, strict=True)]
     return _Text(batch, prompt, generated, tokens)
 
 
@@ -112,6 +121,7 @@ def kept_text(tokens: np.ndarray) -> np.ndarray:
 
 
 def _branches(
+    on: Placement,
     model: InternVLU,
     params: Params,
     tokenizer: Tokenizer,
@@ -133,12 +143,8 @@ def _branches(
     ending_ids, _ = pad_right(endings, 1 if longest == 1 else bucket(longest), tokenizer.pad)
     before, during, cache = text.prompt.captured, text.generated.captured, text.generated.cache
     assert before is not None and during is not None  # the language model captures
-    starts = text.batch.lengths + np.array(resume, np.int32)
-    x = programs.embed(model, params, ending_ids)
-    again, _ = extend(LanguageModel(model, reasoning=True), params, cache, x, starts)
-    states = jnp.concatenate([before, during, again], axis=1)
-
-    text_at, ending_at = text.batch.ids.shape[1], text.batch.ids.shape[1] + during.shape[1]
+    text_at = text.batch.ids.shape[1]
+    ending_at = text_at + text.generated.tokens.shape[-1]
     spans, layouts = [], []
     for row, r, k, ending, own in zip(rows, resume, kept, endings, sources, strict=True):
         stretches = [(0, len(row.ids)), (text_at, text_at + r), (ending_at, ending_at + len(ending))]
@@ -147,5 +153,27 @@ def _branches(
         layouts.append(layout(model.cfg, tokenizer, ids, own, grid, written=len(k) + 1))
         spans.append(places[layouts[-1].span])
     index, _ = pad_right(spans, bucket(max(map(len, spans))), 0)
-    context = np.asarray(programs.context(model, states, index))
+    starts = text.batch.lengths + np.array(resume, np.int32)
+    made, _ = on.run(
+        _contexts, LanguageModel(model, reasoning=True), params, cache, before, during,
+        *on.put((ending_ids, starts, index)),
+    )  # fmt: skip
+    context = np.asarray(on.get(made, len(rows)))
     return [Branch(c[: len(span)], own) for c, span, own in zip(context, spans, layouts, strict=True)]
+
+
+@partial(jax.jit, static_argnames=("model",), donate_argnames=("cache",))
+def _contexts(
+    model: LanguageModel,
+    params: Params,
+    cache: KVCache,
+    before: Float[Array, "b s e"],
+    during: Float[Array, "b T e"],
+    ids: Int[Array, "b r"],
+    starts: Int[Array, "b"],
+    index: Int[Array, "b t"],
+) -> tuple[Float[Array, "b t e"], KVCache]:
+    """Reads `ids` again from `starts` on: of the states of prompt, text and these those of `index`, and the cache."""
+    again, cache = extend(model, params, cache, model.model.embed(params, ids), starts)
+    assert again is not None  # the language model captures
+    return model.model.context(jnp.concatenate([before, during, again], axis=1), index), cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True)
@@ -12,3 +12,24 @@ class MeshConfig:
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+
+
+def mesh_config(devices: str) -> MeshConfig:
+    """The mesh that is written "all", which has all devices along data, or "data=4,tensor=2" and the like.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if devices == "all":
+        return MeshConfig()
+    names = [field.name for field in fields(MeshConfig)]
+    sizes: dict[str, int] = {}
+    for part in devices.split(",") if isinstance(devices, str) else [""]:
+        name, _, size = part.strip().partition("=")
+        if name not in names or name in sizes or not size.removeprefix("-").isdecimal():
+            raise ValueError(
+                f'devices is {devices!r}; expected "all", "pmap", or sizes of a mesh such as "data=4,tensor=2", with '
+                f"axes among {', '.join(names)}"
+            )
+        sizes[name] = int(size)
+    return MeshConfig(**sizes)

@@ -47,13 +47,17 @@ def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     An axis of the mesh that does not divide its dimension joins the other axis of the array, and is left out where it
     does not divide there either: 12 heads on 8 devices along tensor are shared out by their width.
     """
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: NamedSharding(mesh, spec(path, leaf.shape, mesh)), tree)
+
+    def one(keys: Any, leaf: Any) -> NamedSharding:
+        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+        return NamedSharding(mesh, spec(path, leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
 
 
-def spec(path: Any, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """The axes of one array, from its path in a tree."""
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    fits = (axes for pattern, axes in _COMPILED if pattern.fullmatch(name) and len(axes) <= len(shape))
+def spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """The axes of one array, from its path in a tree, joined with "/"."""
+    fits = (axes for pattern, axes in _COMPILED if pattern.fullmatch(path) and len(axes) <= len(shape))
     axes = next(fits, ())
     places = {axis: len(shape) - len(axes) + n for n, some in enumerate(axes) for axis in some}
     taken: list[list[str]] = [[] for _ in shape]

@@ -28,6 +28,7 @@ import optax
 from einops import rearrange
 from jaxtyping import Array, Float
 
+from converters.engine import on_host
 from internvlu_jax.checkpoints import loading
 from internvlu_jax.checkpoints.model_directory import is_model, save_model
 from internvlu_jax.config import ConfigError
@@ -96,7 +97,7 @@ def distill_context(
     check_loop(workdir, settings, _MAY_CHANGE)
     if is_model(target):
         return target
-    own, other = (loading.load(name, place=np.asarray) for name in (backbone, head))
+    own, other = (loading.load(name, place=on_host) for name in (backbone, head))
     tokenizer, theirs = (Tokenizer.from_directory(model.assets / "processor") for model in (own, other))
     if tokenizer.encode(_SAMPLE) != theirs.encode(_SAMPLE):
         raise ConfigError(f"{backbone} and {head} have different tokenizers; expected backbones that read the same ids")

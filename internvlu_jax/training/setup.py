@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from converters.engine import on_host
 from internvlu_jax.checkpoints import loading, run_directory
 from internvlu_jax.checkpoints.run_checkpoints import RunCheckpoints
 from internvlu_jax.config import Compute, ConfigError, InternVLUConfig
@@ -74,7 +75,7 @@ def _resumed(workdir: Path) -> InitialModel:
 
 def _started(cfg: TrainConfig) -> InitialModel:
     if cfg.start is not None:
-        model = loading.load(cfg.start, place=np.asarray)
+        model = loading.load(cfg.start, place=on_host)
         tokenizer = Tokenizer.from_directory(model.assets / "processor")
         shapes = _adapted_shapes(cfg, jax.eval_shape(lambda: model.params))
         return InitialModel(model.config, tokenizer, shapes, model.params, model.extras, model.assets)

@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from converters.checkpoint import export_released
+from converters.engine import on_host
 from internvlu_jax.checkpoints import loading
 from internvlu_jax.checkpoints.arrays import CheckpointError, array_shapes, read_arrays, targets, write_arrays
 from internvlu_jax.checkpoints.model_directory import load_model, save_model
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 @pytest.fixture(scope="module")
 def model() -> loading.LoadedModel:
-    return loading.load(RELEASED, place=np.asarray)
+    return loading.load(RELEASED, place=on_host)
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -36,7 +37,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 def config_of(directory: Path):
     """Of a model in either layout, which is loaded for it."""
-    return loading.load(directory, place=np.asarray).config
+    return loading.load(directory, place=on_host).config
 
 
 # --- changed models
@@ -49,7 +50,7 @@ def test_what_was_changed_after_loading_is_saved(tmp_path, model):
     save_model(tmp_path / "ours", config, model.params, model.extras, model.assets)
     export_released(tmp_path / "released", config, model.params, model.extras, model.assets)
     assert config_of(tmp_path / "ours") == config_of(tmp_path / "released") == config != model.config
-    ours = loading.load(tmp_path / "ours", place=np.asarray)
+    ours = loading.load(tmp_path / "ours", place=on_host)
     export_released(tmp_path / "again", ours.config, ours.params, ours.extras, ours.assets)
     assert contents(tmp_path / "again") == contents(tmp_path / "released")
 
@@ -90,7 +91,7 @@ OLD_TOKENIZER = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<|e
 
 def test_a_tokenizer_made_here_names_the_inputs_of_the_released_code(tmp_path, model):
     """Also where it was written before it did; a tokenizer of another class stays as it is."""
-    small = loading.load(None, place=np.asarray)
+    small = loading.load(None, place=on_host)
     export_released(tmp_path / "small", small.config, small.params, small.extras, small.assets)
     shutil.copytree(RELEASED, tmp_path / "old", ignore=shutil.ignore_patterns("*.safetensors"))
     (tmp_path / "old/processor/tokenizer_config.json").write_text(json.dumps(OLD_TOKENIZER))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from converters.engine import on_host
 from internvlu_jax.checkpoints import loading, run_directory
 from internvlu_jax.checkpoints.arrays import CheckpointError
 from internvlu_jax.checkpoints.run_checkpoints import RunCheckpoints
@@ -25,7 +26,7 @@ CONFIG = {"name": "x", "lora": None, "mesh": {"data": -1}, "data": {"sources": [
 
 @pytest.fixture(scope="module")
 def model() -> loading.LoadedModel:
-    return loading.load(RELEASED, place=np.asarray)
+    return loading.load(RELEASED, place=on_host)
 
 
 def make_run(
@@ -76,13 +77,13 @@ def test_a_step_of_a_run_is_a_checkpoint(tmp_path, model, capsys, monkeypatch):
             saved.save(step, state, {})
     monkeypatch.chdir(workdir)
     for name, step in (("checkpoints/1/", 1), ("checkpoints/20", 20), (str(workdir / "checkpoints/300"), 300)):
-        loaded = loading.load(name, place=np.asarray)
+        loaded = loading.load(name, place=on_host)
         assert_same(loaded.params, {**frozen, "head": heads[step]})
         assert loaded.config == model.config
-    assert_same(loading.load(workdir, place=np.asarray).params["head"], heads[300])
+    assert_same(loading.load(workdir, place=on_host).params["head"], heads[300])
     assert main(["info", "checkpoints/20"]) == 0
     assert main(["convert", "checkpoints/20", str(tmp_path / "out"), "--to", "released"]) == 0
-    assert_same(loading.load(tmp_path / "out", place=np.asarray).params["head"], heads[20])
+    assert_same(loading.load(tmp_path / "out", place=on_host).params["head"], heads[20])
     for wrong, said in (
         ("checkpoints", "holds the checkpoints of a run; take one"),
         ("checkpoints/7", "there is no directory"),
@@ -115,7 +116,7 @@ def test_parameters_trained_within_a_part_and_their_average(tmp_path, model):
     assert_same(loaded.params, from_paths({**flat, **average}))
     narrow = loading.load(workdir, max_dtype="bfloat16").params
     assert {leaf.dtype for leaf in jax.tree.leaves(narrow)} == {jnp.dtype(jnp.bfloat16)}
-    assert isinstance(jax.tree.leaves(loading.load(workdir, place=np.asarray).params)[0], np.ndarray)
+    assert isinstance(jax.tree.leaves(loading.load(workdir, place=on_host).params)[0], np.ndarray)
 
 
 def test_adapters_are_merged(tmp_path, model):
@@ -229,9 +230,9 @@ def test_a_run_of_before_has_the_names_of_today(tmp_path, model, condition_laten
     for given in (None, "both", "context"):
         differences = run_directory.config_differences(workdir, CONFIG | PRESENT | {"head_sources": given})
         assert bool(differences) == ((given == "context") == condition_latents)
-    assert loading.load(workdir, place=np.asarray).config.generation_decoder.sources == sources
+    assert loading.load(workdir, place=on_host).config.generation_decoder.sources == sources
     assert main(["convert", str(workdir), str(tmp_path / "ours"), "--to", "orbax"]) == 0
-    assert loading.load(tmp_path / "ours", place=np.asarray).config.generation_decoder.sources == sources
+    assert loading.load(tmp_path / "ours", place=on_host).config.generation_decoder.sources == sources
 
 
 def test_a_configuration_of_today_stays():

@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 
 from converters.checkpoint import PARTS, export_released, load_released, summary
-from converters.engine import ConversionError
+from converters.engine import ConversionError, on_host
 from converters.tensors import all_finite, read_header, write_part
 from internvlu_jax.checkpoints import loading
 from internvlu_jax.checkpoints.model_directory import save_model
@@ -38,7 +38,7 @@ def copy(tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def recorded() -> dict[str, np.ndarray]:
-    return paths(load_released(RELEASED, place=np.asarray).params)
+    return paths(load_released(RELEASED, place=on_host).params)
 
 
 def rewrite(path: Path, change: Callable[[dict[str, np.ndarray]], object]) -> None:
@@ -48,7 +48,7 @@ def rewrite(path: Path, change: Callable[[dict[str, np.ndarray]], object]) -> No
 
 
 def load(root: Path) -> dict[str, np.ndarray]:
-    return paths(load_released(root, place=np.asarray).params)
+    return paths(load_released(root, place=on_host).params)
 
 
 def stored(path: Path, dtype: str, change: Callable[[np.ndarray], np.ndarray]) -> dict[str, np.ndarray]:
@@ -118,7 +118,7 @@ def test_a_larger_table_of_tokens_is_taken_whole(copy, tmp_path):
 
     rewrite(copy / VLM, grow)
     with pytest.warns(CheckpointWarning, match=f"the table of tokens has {rows + 12} rows, vocab_size is {rows}"):
-        loaded = load_released(copy, place=np.asarray)
+        loaded = load_released(copy, place=on_host)
     llm = loaded.config.vlm.llm_config
     assert llm == replace(read_config(copy).vlm.llm_config, vocab_size=rows + 12)
     np.testing.assert_array_equal(loaded.params["vlm"]["llm"]["embed"]["embedding"], grown[EMBED])
@@ -217,11 +217,11 @@ def test_weights_that_are_no_numbers_are_refused(copy, tmp_path):
     rewrite(
         copy / VLM, lambda arrays: [np.nan_to_num(array, copy=False, posinf=0, neginf=0) for array in arrays.values()]
     )
-    loaded = load_released(copy, place=np.array)
+    loaded = load_released(copy, place=on_host)
     assert len(before) == len(paths(loaded.params))
     loaded.params["head"]["padding_token"][0] = np.nan
     save_model(tmp_path / "ours", loaded.config, loaded.params, loaded.extras, copy)
-    for place in (None, np.asarray):
+    for place in (None, on_host):
         with pytest.raises(ValueError, match="ours: 1 parameters hold NaN or infinities: head/padding_token"):
             loading.load(tmp_path / "ours", place=place)
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from converters.engine import on_host
 from experiments.small_world import curves
 from experiments.small_world.parts import Average, Distil, Settings, Start, Train, remaining, save_average
 from experiments.small_world.recipe import PARTS
@@ -72,11 +73,11 @@ def test_positions_can_be_told_from_a_new_table():
 
 
 def test_the_average_of_two_models(tmp_path):
-    model = loading.load(Golden("base").checkpoint, place=np.asarray)
+    model = loading.load(Golden("base").checkpoint, place=on_host)
     tripled = jax.tree.map(lambda p: 3 * p, model.params)
     save_model(tmp_path / "tripled", model.config, tripled, model.extras, model.assets)
     save_average(Golden("base").checkpoint, tmp_path / "tripled", tmp_path / "between")
-    between = loading.load(tmp_path / "between", place=np.asarray)
+    between = loading.load(tmp_path / "between", place=on_host)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 2 * b, rtol=1e-6), between.params, model.params)
     assert jax.tree.all(jax.tree.map(lambda a, b: a.dtype == b.dtype, between.params, model.params))
 

@@ -1,4 +1,4 @@
-"""What tests/test_parallel.py runs in processes of their own, because the number of devices is fixed when JAX starts.
+"""What tests/parallel runs in processes of their own, because the number of devices is fixed when JAX starts.
 
     python -m tests.helpers.parallel PART OUT.npz [PROCESS PORT]
 
@@ -18,6 +18,7 @@ import dataclasses
 import re
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -27,14 +28,11 @@ import optax
 from flax import linen as nn
 from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
+from PIL import Image
 
 from internvlu_jax.config import Compute
 from internvlu_jax.data.batch import Batch, TextBatch
-from internvlu_jax.flow import solver
-from internvlu_jax.flow.guidance import Scales
-from internvlu_jax.inference import programs
-from internvlu_jax.inference.drawing import Branch, PictureInputs, groups, noise
-from internvlu_jax.models.internvlu import InternVLU, modules
+from internvlu_jax.inference.pipeline import InternVLUPipeline
 from internvlu_jax.models.mmdit import MMDiT
 from internvlu_jax.models.qwen3 import Qwen3
 from internvlu_jax.ops.attention.plain import plain_attention
@@ -42,9 +40,7 @@ from internvlu_jax.ops.attention.splash import splash_attention
 from internvlu_jax.parallel.config import MeshConfig
 from internvlu_jax.parallel.executors import MeshExecutor, PmapExecutor, SingleExecutor, make_executor
 from internvlu_jax.parallel.mesh import initialise, make_mesh, rows_sharding, tracing_on
-from internvlu_jax.parallel.sampler import mesh_sampler, pmap_sampler
 from internvlu_jax.presets import debug_config
-from internvlu_jax.processing.layout import Layout
 
 WIDTH, HIDDEN, HEADS, VOCABULARY = 16, 32, 4, 24
 
@@ -239,34 +235,57 @@ def two_processes() -> dict[str, np.ndarray]:
     return found | {"rows": np.array(mesh(1, 8, 1).rows(16)), "rows across": np.array(across.rows(3))}
 
 
-def sampler() -> dict[str, np.ndarray]:
-    """Three pictures by one device, by a mesh and by pmap: the sizes do not divide. The head has one block."""
-    cfg = debug_config()
-    dit = dataclasses.replace(cfg.generation_decoder.decoder_config, num_layers=1)
-    head = dataclasses.replace(cfg.generation_decoder, decoder_config=dit)
-    cfg = dataclasses.replace(cfg, generation_decoder=head)
-    model, init = InternVLU(cfg, tuple(range(10))), partial(modules(cfg)["head"].init, method="build")
-    params = {"head": jax.jit(init)(jax.random.key(0))["params"]}
-    rng, tile = np.random.default_rng(0), (cfg.vlm.tokens_per_side,) * 2
+CHECKPOINT = Path(__file__).parents[1] / "goldens/base/checkpoint"
+PLACES = {"one": None, "mesh": "data=2,tensor=4", "pmap": "pmap"}
 
-    def branch(length: int) -> Branch:
-        context = rng.normal(size=(length, head.input_hidden_size)).astype(np.float32)
-        span = np.arange(length, dtype=np.int32)
-        return Branch(context, Layout(span, [(False, length)], ((2, 3),), tile, 1.0, 0.25))
 
-    pictures = [PictureInputs(branch(4 + n), None, branch(3)) for n in range(3)]
-    batch, start = groups(model, params, pictures, (4, 6)), noise(0, 3, (4, 6, 16))
-    rest = (solver.steps(solver.schedule(3)), batch, Scales(4.0, 1.0))
-    on_mesh, by_device = mesh(2, 2, 2), PmapExecutor()
-    found = {"single": programs.draw(model, params, start, *rest)}
-    draws = {"mesh": mesh_sampler(model, on_mesh), "pmap": pmap_sampler(model, by_device)}
-    for name, executor in (("mesh", on_mesh), ("pmap", by_device)):
-        placed = executor.place(params)
-        found[name] = draws[name](placed, start, *rest)
-        with compilations() as seen:
-            draws[name](placed, start, rest[0], batch, Scales(np.float64(2.0), 1))
-        found[f"{name}/compiled again"] = len(seen)
-    return {name: np.asarray(value) for name, value in found.items()}
+def thought(pipe: InternVLUPipeline, sources: Any = None) -> dict[str, np.ndarray]:
+    """Words and then a picture for three prompts, which no number of devices divides."""
+    prompts = ["a cat", "make it blue, and then red", "join them"]
+    small = {"height": 32, "width": 48, "num_inference_steps": 2, "max_new_tokens": 6, "seed": 3}
+    out = pipe(prompts, sources, "text_image", **small)
+    return {"words": padded(out.tokens), "pictures": np.stack([np.asarray(picture) for picture in out.images])}
+
+
+def with_sources(pipe: InternVLUPipeline) -> dict[str, np.ndarray]:
+    """`thought` where two of the prompts have a source; words at random, and the best of two beams."""
+    draw, prompts = np.random.default_rng(0), ["a cat", "Why is the sky", "two"]
+    sources = [Image.fromarray(draw.integers(0, 256, (48, 64, 3), np.uint8)) for _ in range(2)]
+    random = pipe(prompts, do_sample=True, temperature=1.5, top_p=0.9, max_new_tokens=6, seed=11)
+    found = {"random": padded(random.tokens), "beams": padded(pipe(prompts, num_beams=2, max_new_tokens=6).tokens)}
+    return found | thought(pipe, [None, *sources])
+
+
+def held(pipe: InternVLUPipeline) -> np.ndarray:
+    """The share of the parameters that the first device holds."""
+    own = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(pipe.params))
+    return np.array(own / sum(leaf.nbytes for leaf in jax.tree.leaves(pipe.parameters())))
+
+
+def padded(rows: list[np.ndarray]) -> np.ndarray:
+    return np.stack([np.pad(row, (0, 8 - len(row)), constant_values=-1) for row in rows])
+
+
+def by_each(ask: Any) -> dict[str, np.ndarray]:
+    """What a pipeline answers by one device, on a mesh and under pmap: {"mesh/words": ...}."""
+    found = {}
+    for name, devices in PLACES.items():
+        pipe = InternVLUPipeline.from_pretrained(CHECKPOINT, devices=devices)
+        found |= {f"{name}/{key}": value for key, value in {**ask(pipe), "held": held(pipe)}.items()}
+    return found
+
+
+def pipeline() -> dict[str, np.ndarray]:
+    return by_each(thought)
+
+
+def pipeline_with_sources() -> dict[str, np.ndarray]:
+    return by_each(with_sources)
+
+
+def pipeline_across() -> dict[str, np.ndarray]:
+    """What both of two processes get, which make up the mesh."""
+    return with_sources(InternVLUPipeline.from_pretrained(CHECKPOINT, devices=PLACES["mesh"]))
 
 
 # Sizes that occur nowhere else, so that shapes in a compiled program can be told apart.
@@ -339,7 +358,10 @@ def exchanged(program: str) -> list[str]:
     return sorted({shape for result in results for shape in re.findall(r"\w+\[[\d,]*\]", result)})
 
 
-PARTS = {part.__name__: part for part in (executors, two_processes, sampler, communication, kernel)}
+PARTS = {
+    part.__name__: part
+    for part in (executors, two_processes, pipeline, pipeline_with_sources, pipeline_across, communication, kernel)
+}
 
 if __name__ == "__main__":
     if len(sys.argv) > 3:

@@ -63,7 +63,7 @@ def load(golden, part):
     names = {name for rule in rules for name in rule.names()}
     tensors = load_file(golden.checkpoint / "vlm/model.safetensors")
     reader = Memory({name: tensor for name, tensor in tensors.items() if name in names})
-    return convert(rules, reader, build(cfg, part)[1], place=jnp.asarray)[0]
+    return convert(rules, reader, build(cfg, part)[1], place=lambda _, array: jnp.asarray(array))[0]
 
 
 def cast(params, dtype):

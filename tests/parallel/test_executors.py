@@ -1,12 +1,7 @@
 """Meshes, where parameters lie, and executors: one device, eight simulated ones, and two processes with four each."""
 
 import math
-import os
 import re
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -25,8 +20,7 @@ from internvlu_jax.parallel.rules import shardings, spec
 from internvlu_jax.utils.tree import paths
 from tests.helpers.measures import assert_close
 from tests.helpers.parallel import PLAN, ROWS, TOKENS, batches_of
-
-ROOT = Path(__file__).parents[2]
+from tests.helpers.processes import arrays, by_two, launch, named
 
 
 def abstract(*sizes: int) -> AbstractMesh:
@@ -34,19 +28,6 @@ def abstract(*sizes: int) -> AbstractMesh:
 
 
 # Processes of their own
-
-
-def launch(part: str, out: Path, *process: str) -> subprocess.Popen:
-    # Compiling is nearly all they do, and what is tested is not how fast the code is.
-    env = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_ENABLE_COMPILATION_CACHE": "false"}
-    command = [sys.executable, "-m", "tests.helpers.parallel", part, str(out), *process]
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def arrays(process: subprocess.Popen, out: Path) -> dict[str, np.ndarray]:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return dict(np.load(out))
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +41,6 @@ def run(tmp_path_factory):
         return known[part]
 
     return get
-
-
-def named(found: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-    return {key.split("/", 1)[1]: value for key, value in found.items() if key.startswith(f"{name}/")}
 
 
 def results(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -106,26 +83,13 @@ def test_saved_state_comes_back_to_its_place(run, name):
 
 
 def test_two_processes_equal_one(run, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    outs = [tmp_path / f"{n}.npz" for n in range(2)]
-    processes = [launch("two_processes", out, str(n), port) for n, out in enumerate(outs)]
-    first, second = (arrays(process, out) for process, out in zip(processes, outs, strict=True))
+    first, second = by_two("two_processes", tmp_path)
     for found in (first, second):
         assert_same(found, named(run("executors"), "single"))
         np.testing.assert_array_equal(found["counts"], [1, 7, 0])
         np.testing.assert_array_equal(found["rows across"], range(3))
         np.testing.assert_array_equal(found["across"], batches_of(0, (5,))[0].text.weights)
     assert [*first["rows"], *second["rows"]] == list(range(16))
-
-
-@pytest.mark.parametrize("name", ["mesh", "pmap"])
-def test_sampler_agrees_with_one_device(run, name):
-    found = run("sampler")
-    assert found[name].shape == (3, 4, 6, 16)
-    assert_close(found[name], found["single"])
-    assert found[f"{name}/compiled again"] == 0, "guidance scales are inputs of the program, whatever numbers they are"
 
 
 def rows_exchanged(shapes: np.ndarray) -> list[str]:
@@ -175,8 +139,7 @@ def test_no_large_array_lies_whole_on_a_device(sizes):
 
 
 def spec_of(path: str, shape: tuple[int, ...], *sizes: int) -> P:
-    keys = tuple(jax.tree_util.DictKey(key) for key in path.split("/"))
-    return spec(keys, shape, abstract(*sizes))
+    return spec(path, shape, abstract(*sizes))
 
 
 def test_rules():

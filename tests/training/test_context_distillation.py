@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from converters.engine import on_host
 from internvlu_jax.checkpoints import loading
 from internvlu_jax.checkpoints.model_directory import save_model
 from internvlu_jax.config import ConfigError
@@ -39,13 +40,13 @@ CONFIG = DistillationConfig(
 
 
 def params(directory) -> dict:
-    return paths(loading.load(directory, place=np.asarray).params)
+    return paths(loading.load(directory, place=on_host).params)
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
     """A model that differs from the recorded one in all its parts."""
-    model = loading.load(CHECKPOINT, place=np.asarray)
+    model = loading.load(CHECKPOINT, place=on_host)
     other = jax.tree.map(lambda leaf: leaf * np.float32(1.1), model.params)
     target = tmp_path_factory.mktemp("head") / "model"
     save_model(target, model.config, other, model.extras, model.assets)

@@ -15,6 +15,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
+from converters.engine import on_host
 from experiments import precompute
 from experiments.train import Arguments
 from experiments.train import main as command
@@ -50,7 +51,7 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """The smallest run, of a head of one block."""
-    model = one_block(loading.load(CHECKPOINT, place=np.asarray))
+    model = one_block(loading.load(CHECKPOINT, place=on_host))
     directory = tmp_path_factory.mktemp("start") / "model"
     save_model(directory, model.config, model.params, model.extras, model.assets)
     return dataclasses.replace(TINY, start=str(directory))

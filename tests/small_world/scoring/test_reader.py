@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from converters.engine import on_host
 from internvlu_jax.checkpoints import loading
 from internvlu_jax.config import Compute
 from internvlu_jax.models.vae import VAE
@@ -47,7 +48,7 @@ def decoded():
     """Scenes, and their pictures after the autoencoder of the model in the box."""
     if not loading.BUILT_IN.is_dir():
         pytest.skip("there is no model in the box")
-    model = loading.load(None, place=np.asarray)
+    model = loading.load(None, place=on_host)
     vae, params = VAE(model.config.vae, Compute()), {"params": model.params["vae"]}
     found = list(scenes(SMALL, 200, 9))
     pixels = np.stack([scene.draw(64) for scene in found]).astype(np.float32) / 127.5 - 1
