@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from io import BufferedReader, BytesIO
 from pathlib import Path
@@ -15,13 +15,17 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageCms
 
 from internvlu_jax.config import GenerationImageProcessorConfig, ImageProcessorConfig
+from internvlu_jax.processing.picture_files import pixels_of
 from internvlu_jax.processing.resize import resize_bicubic
 from internvlu_jax.utils.files import foreign_kind
 
 MAX_ASPECT_RATIO = 200
+
+# XYZ of red, green and blue, under the white of profiles (D50).
+_SRGB_PRIMARIES = ((0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141))
 
 # EXIF orientation to the transposition that undoes it; 1 is upright.
 _ORIENTATIONS = {
@@ -57,7 +61,8 @@ def opened_picture(file: Path | BufferedReader | BytesIO, name: str) -> Iterator
         ValueError: `name`, and what is wrong.
     """
     try:
-        with Image.open(file) as image:
+        opening = file.open("rb") if isinstance(file, Path) else nullcontext(file)
+        with opening as opened, Image.open(pixels_of(opened)) as image:
             yield image
     except Image.UnidentifiedImageError as error:
         kind = _foreign_kind(file)
@@ -77,7 +82,8 @@ def _foreign_kind(file: Path | BufferedReader | BytesIO) -> str | None:
 def to_rgb(image: Any) -> UInt8[np.ndarray, "y x 3"]:
     """Upright RGB values of a PIL picture of any kind.
 
-    EXIF orientation is applied, transparency is laid on white, 16-bit grey is scaled to 8 bits.
+    EXIF orientation is applied, colours of a profile with other primaries than sRGB's become sRGB's, transparency is
+    laid on white, 16-bit grey is scaled to 8 bits.
 
     Raises:
         ValueError: `image` is not a PIL picture, is truncated or damaged, has no pixels, has sides in a ratio over 200,
@@ -90,9 +96,12 @@ def to_rgb(image: Any) -> UInt8[np.ndarray, "y x 3"]:
         image.load()
     except Exception as error:  # a broken file can raise nearly anything in Pillow's decoders
         raise ValueError(f"the picture is truncated or damaged: {error}") from error
-    image = _upright(image)
+    image = _in_srgb(_upright(image))
     if image.mode.startswith("I"):
-        return np.repeat(_grey_from_integers(image)[..., None], 3, axis=-1)
+        grey = _grey_from_integers(image)
+        if isinstance(transparent := image.info.get("transparency"), int):
+            grey[np.asarray(image) == transparent] = 255
+        return np.repeat(grey[..., None], 3, axis=-1)
     return np.asarray(_opaque(image))
 
 
@@ -131,6 +140,25 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
         return _ORIENTATIONS.get(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
     except Exception:  # metadata is as often broken as absent, and the pixels are fine without it
         return None
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """Colours of a profile with other primaries, as cameras and screens of a wide gamut have, in sRGB.
+
+    A profile with sRGB's primaries, of which most pictures have one, changes nothing, and neither does one that cannot
+    be read or has no primaries.
+    """
+    stored = image.info.get("icc_profile")
+    if not stored or image.mode not in ("RGB", "RGBA"):
+        return image
+    try:
+        profile = ImageCms.ImageCmsProfile(BytesIO(stored))
+        primaries = [getattr(profile.profile, f"{name}_colorant") for name in ("red", "green", "blue")]
+        if None in primaries or np.allclose([xyz for xyz, _ in primaries], _SRGB_PRIMARIES, atol=0.02):
+            return image
+        return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode=image.mode) or image
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):  # metadata is as often broken as absent
+        return image
 
 
 def _grey_from_integers(image: Image.Image) -> UInt8[np.ndarray, "y x"]:
