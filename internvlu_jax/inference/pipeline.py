@@ -20,6 +20,7 @@ from internvlu_jax.flow.guidance import Scales
 from internvlu_jax.flow.solver import schedule
 from internvlu_jax.inference import drawing, programs
 from internvlu_jax.inference.drawing import Branch, PictureInputs
+from internvlu_jax.inference.layers import listed
 from internvlu_jax.inference.options import GUIDANCE, NEW_TOKENS, Options
 from internvlu_jax.inference.reasoning import reason, write
 from internvlu_jax.models.internvlu import InternVLU
@@ -107,6 +108,8 @@ class InternVLUPipeline:
         model = loading.load(path, max_dtype=compute.dtype, place=on.place)
         _check_attention(model.config, compute)
         processor = Processor.from_pretrained(model.assets, model.config.processor)
+        if isinstance(on, OneDevice):
+            compute = listed(compute, model.params)
         return cls(model.config, model.params, processor, compute, on)
 
     def __call__(

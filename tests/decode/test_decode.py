@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from dataclasses import dataclass
 
 import jax
@@ -12,14 +13,16 @@ import pytest
 from converters.engine import convert
 from converters.tensors import open_part
 from converters.vlm import vlm_rules
+from internvlu_jax.config import Compute
 from internvlu_jax.config_files import read_config
 from internvlu_jax.decode.beam import search
 from internvlu_jax.decode.generate import _search, _write, generate
 from internvlu_jax.decode.model import LanguageModel, extend, prefill
 from internvlu_jax.decode.sampling import choose, row_keys
-from internvlu_jax.models.internvlu import InternVLU, modules
+from internvlu_jax.models.internvlu import InternVLU, modules, param_shapes
+from internvlu_jax.models.layers import unstack
 from internvlu_jax.models.qwen3 import KVCache, Qwen3Output
-from internvlu_jax.presets import debug_config
+from internvlu_jax.presets import debug_config, small_config
 from internvlu_jax.processing.tokenizer import SPECIAL_TABLE
 from tests.conftest import sizes_only
 from tests.helpers.measures import assert_close
@@ -377,6 +380,29 @@ def test_the_loop_does_not_copy_the_cache(tiny, num_beams, caches):
     memory, size = compiled.memory_analysis(), 2 * 4 * np.prod(shape)
     assert memory.alias_size_in_bytes >= size
     assert memory.temp_size_in_bytes < caches * size
+
+
+def test_a_token_reads_the_weights_and_the_cache_once():
+    """With a list of layers: the bytes that the compiled step touches, and no array of a layer's size but the cache."""
+    cfg, slots = small_config(), 1024
+    llm = cfg.vlm.llm_config
+    params = {"llm": param_shapes(cfg)["vlm"]["llm"]}
+    params["llm"]["layers"] = jax.eval_shape(unstack, params["llm"]["layers"])
+    layer = jax.ShapeDtypeStruct((1, slots, llm.num_key_value_heads, llm.head_dim), jnp.float32)
+    cache = KVCache(*2 * [llm.num_hidden_layers * (layer,)])
+    model = LanguageModel(InternVLU(cfg, tuple(range(len(SPECIAL_TABLE))), Compute(layers="unrolled")))
+    one, row = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((), (1,)))
+    logits, heat = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, llm.vocab_size), ()))
+    lowered = _write.lower(
+        model, {"vlm": params}, cache, row, logits, row, one, one, None, heat, None, buffer=32
+    )  # fmt: skip
+    compiled = lowered.compile()
+    cached = sum(4 * leaf.size for leaf in jax.tree.leaves(cache))
+    read = sum(4 * leaf.size for leaf in jax.tree.leaves(params)) - 4 * params["llm"]["embed"]["embedding"].size
+    assert read + cached < compiled.cost_analysis()["bytes accessed"] < 1.2 * (read + cached)
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * layer.size
+    made = re.findall(rf"= f32\[1,{slots},{llm.num_key_value_heads},{llm.head_dim}\]\S* ([\w-]+)\(", compiled.as_text())
+    assert {"copy", "slice", "transpose", "convert"}.isdisjoint(made)
 
 
 @pytest.mark.parametrize(

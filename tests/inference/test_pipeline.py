@@ -2,13 +2,14 @@
 
 import functools
 import json
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from internvlu_jax import InternVLUPipeline
-from internvlu_jax.inference import programs
+from internvlu_jax.inference import layers, programs
 from tests.conftest import GOLDENS, sizes_only
 from tests.helpers.measures import assert_close, channels_last
 
@@ -28,6 +29,17 @@ def run(golden, case: str, **kwargs):
     if "initial_latents" in recorded:
         kwargs["latents"] = channels_last(recorded["initial_latents"])
     return pipe, pipe(meta["prompts"], images, meta["mode"], **meta["kwargs"], **kwargs), recorded
+
+
+@pytest.mark.parametrize("golden", ["base"], indirect=True)
+@pytest.mark.parametrize("case", ["text_batch", "text_beam"])
+def test_a_list_of_layers_writes_what_was_recorded(golden, case, monkeypatch):
+    """As a large model is served."""
+    monkeypatch.setattr(layers, "_LIST_FROM", 0)
+    pipe = InternVLUPipeline.from_pretrained(GOLDENS / golden.name / "checkpoint")
+    assert pipe.model.compute.layers == "unrolled"
+    monkeypatch.setattr(sys.modules[__name__], "load", lambda name: pipe)
+    assert run(golden, case)[1].text == golden.cases[case]["texts"]
 
 
 @pytest.mark.parametrize("case", CASES)
