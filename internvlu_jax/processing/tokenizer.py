@@ -69,9 +69,11 @@ class Tokenizer:
         """Reads `tokenizer.json`, or else `vocab.json` and `merges.txt`, and the added tokens listed beside them.
 
         Raises:
-            ValueError: files are missing or unreadable, added tokens contradict the vocabulary, or special tokens lack.
+            ValueError: files are missing or unreadable, added tokens contradict the vocabulary, special tokens lack, or
+                text is cut or ended in a way that is not implemented.
         """
         directory = Path(directory)
+        _check_settings(directory / "tokenizer_config.json")
         backend = _read_backend(directory)
         _add_tokens(backend, directory)
         return cls(backend)
@@ -157,7 +159,9 @@ def _read_backend(directory: Path) -> tokenizers.Tokenizer:
             return tokenizers.Tokenizer.from_file(str(whole))
         if vocab.is_file() and merges.is_file():
             return _byte_level_bpe(vocab, merges)
-    except Exception as error:  # the library raises bare Exception for files it cannot parse
+    except BaseException as error:  # the library raises bare Exception for what it cannot parse, and panics beside it
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         kinds = [
             f"{path.name} is {kind}"
             for path in (whole, vocab, merges)
@@ -180,6 +184,19 @@ def _split_to_bytes(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
     backend.decoder = decoders.ByteLevel()
     return backend
+
+
+def _check_settings(path: Path) -> None:
+    """Refuses what changes ids or where written text ends."""
+    config = _read_json(path)
+    end = config.get("eos_token")
+    end = end.get("content") if isinstance(end, dict) else end
+    if end not in (None, IM_END):
+        raise ValueError(f"{path}: eos_token is {end!r}; only {IM_END!r} is implemented")
+    if config.get("split_special_tokens"):
+        raise ValueError(
+            f"{path}: split_special_tokens is {config['split_special_tokens']!r}; only False is implemented"
+        )
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, directory: Path) -> None:

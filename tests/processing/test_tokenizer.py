@@ -114,6 +114,31 @@ def test_added_tokens_of_other_kinds_name_the_folder(tmp_path, file, change):
         Tokenizer.from_directory(tmp_path / "p")
 
 
+@pytest.mark.parametrize(
+    "setting", [{"eos_token": "<|endoftext|>"}, {"eos_token": {"content": "</s>"}}, {"split_special_tokens": True}]
+)
+def test_settings_that_change_what_is_written_are_refused(tmp_path, setting):
+    shutil.copytree(GOLDENS / "base/checkpoint/processor", tmp_path / "p")
+    path = tmp_path / "p/tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | setting))
+    with pytest.raises(ValueError, match=rf"tokenizer_config.json: {next(iter(setting))} is .* only .* is implemented"):
+        Tokenizer.from_directory(tmp_path / "p")
+
+
+def test_a_panic_of_the_library_names_the_folder(tmp_path, monkeypatch):
+    """What its code in Rust throws is no Exception; an interrupt is none either, and passes."""
+    shutil.copy(GOLDENS / "base/checkpoint/processor/tokenizer.json", tmp_path)
+    panic = type("PanicException", (BaseException,), {})
+    for error, expected in ((panic("range end index"), ValueError), (KeyboardInterrupt(), KeyboardInterrupt)):
+
+        def fail(path, error=error):
+            raise error
+
+        monkeypatch.setattr(tokenizers, "Tokenizer", type("T", (), {"from_file": staticmethod(fail)}))
+        with pytest.raises(expected):
+            Tokenizer.from_directory(tmp_path)
+
+
 def test_null_lists_of_added_tokens_are_empty(tmp_path, base):
     shutil.copytree(GOLDENS / "base/checkpoint/processor", tmp_path / "p")
     path = tmp_path / "p/tokenizer_config.json"
