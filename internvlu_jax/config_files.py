@@ -60,7 +60,7 @@ def parse(kind: type[T], data: Any, where: str) -> T:
     values = {}
     for f in dataclasses.fields(kind):  # type: ignore[arg-type]
         place = f"{where}: {f.name}"
-        if data.get(f.name) is not None:
+        if data.get(f.name) is not None or (f.name in data and kind not in KEYS):
             values[f.name] = _field(f, data[f.name], place)
         elif kind in KEYS:
             values[f.name] = _absent(f, keys, f.name in data, place)

@@ -186,6 +186,13 @@ def test_types_of_studies_come_back(tmp_path, arm, file, place, key, name):
     assert type(again.vae) is type(cfg.vae)
     with pytest.raises(ConfigError, match=f"of type {name}; such a model is kept in the Orbax layout"):
         check_released(cfg)
+    whole = json.dumps(data)
+    part["patch_size"] = None  # only the released classes take null for their default
+    (tmp_path / file).write_text(json.dumps(data))
+    with pytest.raises(ConfigError, match="patch_size is None; expected a value like"):
+        read_config(tmp_path)
+    data = json.loads(whole)
+    part = data[place] if place else data
     inner = part["codec" if place else "encoder"]
     inner["num_attention_heads" if "num_attention_heads" in inner else "z_dim"] = 3
     (tmp_path / file).write_text(json.dumps(data))
