@@ -78,8 +78,9 @@ class TrainConfig:
     """A run.
 
     model: a preset of `presets.PRESETS`, made up at random.
-    start: a checkpoint to start from in place of that: a directory in either layout, another run's work directory, or
-        a Hub id.
+    start: a checkpoint to start from in place of that: a directory in either layout, another run's work directory or a
+        step of it (WORKDIR/checkpoints/STEP), or a Hub id.
+    seed: from 0 to 4294967295.
     head_sources: what the head gets of source pictures (`HeadConfig.sources`); None is what the model says. It becomes
         part of the model, in training and when it draws.
     accumulate: micro-batches of one step; their losses are pooled before the one update.
