@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from internvlu_jax.config import Attention
+from internvlu_jax.config import Attention, Quantization
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,13 +35,19 @@ class Model:
     attention: Attention = "auto"
     devices: str | None = None
     """That share the work: all, pmap, or sizes of a mesh such as data=4,tensor=2. Default: one device."""
+    quantize: Quantization | None = None
+    """8-bit weights: int8, or int8xint8 and fp8 with 8-bit activations. Default: as they are."""
 
     def load(self) -> InternVLUPipeline:
         from internvlu_jax.inference.pipeline import InternVLUPipeline
 
         with _status(f"loading {self.checkpoint or 'the model in the box'}"):
             return InternVLUPipeline.from_pretrained(
-                self.checkpoint, dtype=self.dtype, attention=self.attention, devices=self.devices
+                self.checkpoint,
+                dtype=self.dtype,
+                attention=self.attention,
+                devices=self.devices,
+                quantize=self.quantize,
             )
 
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 Attention = Literal["auto", "xla", "chunked", "cudnn", "splash"]
 Layers = Literal["scan", "unrolled"]
+Quantization = Literal["int8", "int8xint8", "fp8"]
 
 
 class ConfigError(ValueError):

@@ -28,6 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import internvlu_jax
+from internvlu_jax.config import Quantization
 from internvlu_jax.config_files import to_json
 from internvlu_jax.inference.pipeline import InternVLUPipeline
 from internvlu_jax.small_world import WORLDS
@@ -71,6 +72,8 @@ class Arguments:
     """Prompts that run together."""
     devices: str | None = None
     """That share the prompts: all, pmap, or sizes of a mesh such as data=4,tensor=2. Default: one device."""
+    quantize: Quantization | None = None
+    """8-bit weights, as in the pipeline."""
 
     def check(self) -> None:
         """Raises ValueError naming the first argument that cannot be used."""
@@ -107,6 +110,7 @@ def settings(arguments: Arguments, side: int, fingerprint: str) -> dict[str, Any
         "side": side,
         "max_new_tokens": NEW_TOKENS,
         "version": internvlu_jax.__version__,
+        **({"quantize": arguments.quantize} if arguments.quantize else {}),
     }
 
 
@@ -210,7 +214,9 @@ def main(arguments: Arguments) -> int:
     """The command: status 2 for what a user can put right."""
     try:
         arguments.check()
-        pipe = InternVLUPipeline.from_pretrained(arguments.model, devices=arguments.devices)
+        pipe = InternVLUPipeline.from_pretrained(
+            arguments.model, devices=arguments.devices, quantize=arguments.quantize
+        )
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True)) as progress:
             bars = _Bars(progress, arguments.count)

@@ -22,10 +22,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, UInt8
 
-from internvlu_jax.config import Compute, InternVLUConfig
+from internvlu_jax.config import Compute, InternVLUConfig, Quantization
 from internvlu_jax.models import slots
 from internvlu_jax.models.lora import adapted
 from internvlu_jax.models.pixels import codec_values, to_bytes, vision_values
+from internvlu_jax.models.quantization import quantized
 from internvlu_jax.models.qwen3 import KVCache, Qwen3Output
 from internvlu_jax.models.vlm import VLM
 
@@ -40,12 +41,14 @@ class InternVLU:
 
     special_ids: ids of the tokens with embeddings of their own (`Tokenizer.special_table_ids`).
     adapter_scale: of low-rank adapters in the parameters (`models.lora`); None if there are none.
+    quantization: of the parameters that are in 8 bits (`models.quantization`); None if none is.
     """
 
     cfg: InternVLUConfig
     special_ids: tuple[int, ...]
     compute: Compute = Compute()
     adapter_scale: float | None = None
+    quantization: Quantization | None = None
 
     # Pictures
 
@@ -156,7 +159,10 @@ class InternVLU:
         return self._apply("head", params, x, timestep, condition, method="velocity")
 
     def _apply(self, part: str, params: Params, *args: Any, method: str | None = None, **kwargs: Any) -> Any:
-        with nullcontext() if self.adapter_scale is None else adapted(self.adapter_scale):
+        with (
+            nullcontext() if self.adapter_scale is None else adapted(self.adapter_scale),
+            nullcontext() if self.quantization is None else quantized(self.quantization),
+        ):
             module = modules(self.cfg, self.compute)[part]
             return module.apply({"params": params[part]}, *args, method=method, **kwargs)
 
