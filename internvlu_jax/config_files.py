@@ -192,7 +192,11 @@ def read_config(directory: str | Path) -> InternVLUConfig:
             "Expected the released layout: vlm/, generation_decoder/, vae/, scheduler/, processor/."
         )
     _check_sampler(root)
-    return InternVLUConfig(**_agreed({part: _read_part(part, root / name) for part, name in _PART_FILES.items()}, root))
+    parts = _agreed({part: _read_part(part, root / name) for part, name in _PART_FILES.items()}, root)
+    try:
+        return InternVLUConfig(**parts)
+    except ConfigError as error:
+        raise ConfigError(f"{root}: {error}") from error
 
 
 def _check_sampler(root: Path) -> None:

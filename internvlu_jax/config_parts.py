@@ -266,4 +266,6 @@ class VAEConfig:
              f"latents_mean and latents_std have {means} and {deviations} entries; they need z_dim, {self.z_dim}"),
             (len(self.temperal_downsample) == levels,
              f"temperal_downsample has {len(self.temperal_downsample)} entries; dim_mult has {levels} steps down"),
+            (all(std > 0 for std in self.latents_std),
+             f"latents_std has {min(self.latents_std, default=0.0)}; expected numbers over 0"),
         )  # fmt: skip
