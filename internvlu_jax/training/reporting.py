@@ -22,11 +22,14 @@ class MetricsFile:
     Args:
         path: the file.
         resumed: steps that are done; their lines stay.
+
+    Raises:
+        ValueError: a line of the file is not one of these; names the file and the line.
     """
 
     def __init__(self, path: Path, resumed: int) -> None:
-        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= resumed]
-        write_text(path, "".join(kept))
+        kept = [line for number, line in enumerate(_complete_lines(path), 1) if _step(path, number, line) <= resumed]
+        write_text(path, b"".join(kept).decode())
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, values: dict[str, Any]) -> None:
@@ -37,11 +40,22 @@ class MetricsFile:
         self._file.close()
 
 
-def _complete_lines(path: Path) -> list[str]:
+def _complete_lines(path: Path) -> list[bytes]:
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [line for line in lines if line.endswith("\n")]
+    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def _step(path: Path, number: int, line: bytes) -> int:
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        step = None
+    if type(step) is not int:
+        raise ValueError(
+            f"{path}, line {number}: {line[:60]!r} is not the metrics of a step; remove that line, or the file"
+        )
+    return step
 
 
 class TensorBoard:
