@@ -93,14 +93,15 @@ class Forward:
     @cached_property
     def clean(self) -> Float[Array, "_ y x c"]:
         """Latents of the pictures, once for every noise of each."""
-        return self.each(self._latents(self.picture.target))
+        return self.each(self.latents[0])
 
     @cached_property
     def velocity(self) -> Float[Array, "_ y x c"]:
         """What the head predicts for the noised latents."""
         picture = self.picture
-        sources = tuple(self._latents(source) for source in picture.sources)
-        condition = self.model.condition(self.params, self.context, picture.context_lengths, picture.positions, sources)
+        condition = self.model.condition(
+            self.params, self.context, picture.context_lengths, picture.positions, self.latents[1:]
+        )
         noisy = interpolate(self.clean, self.noise.noise, self.noise.sigma)
         timestep = TIME_SCALE * self.noise.sigma
         return self.model.velocity(self.params, noisy, timestep, jax.tree.map(self.each, condition))
@@ -109,10 +110,19 @@ class Forward:
         """Rows repeated, once for every noise of a picture."""
         return jnp.repeat(array, self.objective.cfg.noises_per_image, axis=0)
 
-    def _latents(self, picture: Array) -> Float[Array, "b y x c"]:
-        """Normalised latents: of 8-bit pixels by the VAE, or as they were stored."""
-        if picture.dtype != jnp.uint8:
-            return picture.astype(jnp.float32)
+    @cached_property
+    def latents(self) -> tuple[Float[Array, "b y x c"], ...]:
+        """Normalised latents of the pictures and of their sources: of 8-bit pixels by the VAE, or as they were stored.
+
+        Those of one size go through one encoder after another: what it needs of memory is most of an edit's.
+        """
+        pictures = (self.picture.target, *self.picture.sources)
+        if all(picture.dtype == jnp.uint8 and picture.shape == pictures[0].shape for picture in pictures):
+            return tuple(jax.lax.map(self._encoded, jnp.stack(pictures)))
+        stored = jnp.float32
+        return tuple(self._encoded(p) if p.dtype == jnp.uint8 else p.astype(stored) for p in pictures)
+
+    def _encoded(self, picture: Array) -> Array:
         return jax.lax.stop_gradient(self.model.encode(self.params, picture))
 
 
