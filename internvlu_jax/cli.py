@@ -59,6 +59,8 @@ class Writing:
     do_sample: bool = False
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int | None = 50
+    repetition_penalty: float = 1.0
     num_beams: int = 1
 
 

@@ -19,6 +19,7 @@ from einops import rearrange, repeat
 from jaxtyping import Array, Bool, Float, Int
 
 from internvlu_jax.decode.model import Params, TextModel, read_on
+from internvlu_jax.decode.sampling import penalised
 from internvlu_jax.models.qwen3 import KVCache
 
 
@@ -62,6 +63,7 @@ def search(
     limit: Int[Array, ""],
     buffer: int,
     num_beams: int,
+    penalty: Float[Array, ""] | None = None,
 ) -> Found:
     """The best text of each row, at most `limit` tokens of it. Arguments as in `generate`; `cache` is only read."""
     starts = repeat(prompt_lengths, "b -> (b k)", k=num_beams)
@@ -75,10 +77,10 @@ def search(
         cache = _reorder(cache, state.parents)
         read = read_on(model, params, cache, model.embed(params, current), starts + state.written - 1)
         logits = rearrange(model.logits(params, read.last), "(b k) 1 v -> b k v", k=num_beams)
-        return advance(state, logits, stops, limit), read.cache
+        return advance(state, logits, stops, limit, penalty), read.cache
 
     state = _start(logits.shape[0], num_beams, buffer, pad_id)
-    state = advance(state, repeat(logits, "b v -> b k v", k=num_beams), stops, limit)
+    state = advance(state, repeat(logits, "b v -> b k v", k=num_beams), stops, limit, penalty)
     beams = jax.tree.map(lambda x: repeat(x, "... b t m h -> ... (b k) t m h", k=num_beams), cache)
     state, _ = jax.lax.while_loop(unfinished, step, (state, beams))
     best = state.finished
@@ -96,11 +98,20 @@ def _start(rows: int, num_beams: int, buffer: int, pad_id: Array) -> Search:
     return Search(jnp.int32(0), running, jnp.zeros_like(empty.lengths), empty, jnp.ones(rows, bool))
 
 
-def advance(state: Search, logits: Float[Array, "b k v"], stops: Int[Array, "n"], limit: Int[Array, ""]) -> Search:
-    """Extends the running texts by one token, given the scores of their next tokens."""
+def advance(
+    state: Search,
+    logits: Float[Array, "b k v"],
+    stops: Int[Array, "n"],
+    limit: Int[Array, ""],
+    penalty: Float[Array, ""] | None = None,
+) -> Search:
+    """Extends the running texts by one token, given the scores of their next tokens. A penalty for repetition acts on
+    log probabilities here, on what the output layer gives elsewhere."""
     num_beams, vocabulary = logits.shape[1:]
     count = state.written + 1
-    sums = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1) + state.running.scores[..., None]
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    log_probs = penalised(log_probs, state.running.tokens, state.written, penalty)
+    sums = log_probs + state.running.scores[..., None]
     candidates = max(2, 1 + stops.shape[0]) * num_beams
     sums, index = jax.lax.top_k(rearrange(sums, "b k v -> b (k v)"), min(candidates, num_beams * vocabulary))
     parents, chosen = index // vocabulary, (index % vocabulary).astype(jnp.int32)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from internvlu_jax.decode.beam import search
 from internvlu_jax.decode.model import Params, Prompt, Read, TextModel, read_on
-from internvlu_jax.decode.sampling import choose
+from internvlu_jax.decode.sampling import choose, penalised
 from internvlu_jax.models.qwen3 import KVCache
 
 Run = Callable[..., Any]
@@ -60,15 +60,18 @@ def generate(
     keys: Key[Array, "b"] | None = None,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    top_k: int | None = None,
+    repetition_penalty: float = 1.0,
     num_beams: int = 1,
     run: Run = plainly,
 ) -> Generated:
     """Writes at most `max_new_tokens` tokens to each row, ending it with the first of `stop_ids`.
 
-    Greedy; with `keys` (see `row_keys`) sampling with temperature and top-p; with `num_beams` > 1 beam search.
+    Greedy; with `keys` (see `row_keys`) sampling with temperature, top-k and top-p (`sampling.choose`); with
+    `num_beams` > 1 beam search. `repetition_penalty` goes with all of them (`sampling.penalised`); 1 is none.
 
-    A new `buffer`, batch size or cache capacity compiles anew; a new `max_new_tokens`, temperature, top-p (below 1),
-    stop ids or prompt does not. `prompt.cache` is given up: it cannot be used again.
+    A new `buffer`, batch size, cache capacity or top-k compiles anew; a new `max_new_tokens`, temperature, top-p (below
+    1), penalty (but 1), stop ids or prompt does not. `prompt.cache` is given up: it cannot be used again.
 
     Args:
         buffer: the largest `max_new_tokens` of the compiled program. The cache needs prompt length + buffer slots;
@@ -78,14 +81,16 @@ def generate(
     Raises:
         ValueError: an option has no meaning, or options do not go together.
     """
-    _check(prompt, stop_ids, max_new_tokens, buffer, keys, temperature, top_p, num_beams)
+    _check(prompt, stop_ids, max_new_tokens, buffer, keys, temperature, top_p, top_k, repetition_penalty, num_beams)
     stops = np.asarray(stop_ids, np.int32)
     end = (stops, np.int32(pad_id), np.int32(max_new_tokens))
     given = (params, prompt.cache, prompt.lengths, prompt.logits, *end)
+    penalty = None if repetition_penalty == 1 else np.float32(repetition_penalty)
     if num_beams > 1:
-        return run(_search, model, *given, buffer=buffer, num_beams=num_beams)
+        return run(_search, model, *given, penalty, buffer=buffer, num_beams=num_beams)
     heat, nucleus = np.float32(temperature), None if top_p == 1 else np.float32(top_p)
-    return run(_write, model, *given, keys, heat, nucleus, buffer=buffer)
+    top_k = None if keys is None else top_k
+    return run(_write, model, *given, keys, heat, nucleus, penalty, buffer=buffer, top_k=top_k)
 
 
 def _check(
@@ -96,6 +101,8 @@ def _check(
     keys: Key[Array, "b"] | None,
     temperature: float,
     top_p: float,
+    top_k: int | None,
+    repetition_penalty: float,
     num_beams: int,
 ) -> None:
     capacity = jax.tree.leaves(prompt.cache)[0].shape[-3]
@@ -113,6 +120,10 @@ def _check(
         raise ValueError(f"temperature is {temperature}; expected a number over 0")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}; expected a number over 0 and at most 1")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k is {top_k}; expected at least 1, or None")
+    if not repetition_penalty > 0:
+        raise ValueError(f"repetition_penalty is {repetition_penalty}; expected a number over 0 (1 is none)")
 
 
 class _State(NamedTuple):
@@ -127,7 +138,7 @@ class _State(NamedTuple):
     cache: KVCache
 
 
-@partial(jax.jit, static_argnames=("model", "buffer"), donate_argnames=("cache",))
+@partial(jax.jit, static_argnames=("model", "buffer", "top_k"), donate_argnames=("cache",))
 def _write(
     model: TextModel,
     params: Params,
@@ -140,8 +151,10 @@ def _write(
     keys: Key[Array, "b"] | None,
     temperature: Float[Array, ""],
     top_p: Float[Array, ""] | None,
+    penalty: Float[Array, ""] | None = None,
     *,
     buffer: int,
+    top_k: int | None = None,
 ) -> Generated:
     """One token of each row a step. The cache is part of the carry of the loop, which updates it in place."""
     rows = logits.shape[0]
@@ -156,7 +169,8 @@ def _write(
 
     def step(state: _State) -> _State:
         read, logits = feed(state.cache, state.current, state.written)
-        chosen = jnp.where(state.ended, pad_id, choose(logits, keys, state.written, temperature, top_p))
+        logits = penalised(logits, state.tokens, state.written, penalty)
+        chosen = jnp.where(state.ended, pad_id, choose(logits, keys, state.written, temperature, top_p, top_k))
         return _State(
             written=state.written + 1,
             current=chosen,
@@ -167,7 +181,7 @@ def _write(
             cache=read.cache,
         )
 
-    first = choose(logits, keys, 0, temperature, top_p)
+    first = choose(logits, keys, 0, temperature, top_p, top_k)
     one = jnp.int32(1)
     state = _State(
         written=one,
@@ -200,6 +214,7 @@ def _search(
     stops: Int[Array, "n"],
     pad_id: Int[Array, ""],
     limit: Int[Array, ""],
+    penalty: Float[Array, ""] | None = None,
     *,
     buffer: int,
     num_beams: int,
@@ -208,7 +223,7 @@ def _search(
 
     That costs one pass more, and spares the search from keeping cache and states of every finished beam.
     """
-    beams = search(model, params, cache, prompt_lengths, logits, stops, pad_id, limit, buffer, num_beams)
+    beams = search(model, params, cache, prompt_lengths, logits, stops, pad_id, limit, buffer, num_beams, penalty)
     if not model.capture:
         return Generated(beams.tokens, beams.lengths, None, cache, beams.steps)
     read = read_on(model, params, cache, model.embed(params, beams.tokens), prompt_lengths)

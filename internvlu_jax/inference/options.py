@@ -38,6 +38,8 @@ class Options:
     do_sample: bool
     temperature: float
     top_p: float
+    top_k: int | None
+    repetition_penalty: float
     num_beams: int
     system_prompt: str | None
     max_tiles: int
@@ -77,6 +79,10 @@ class Options:
             raise ValueError(f"temperature is {self.temperature!r}; expected a number over 0 (greedy: do_sample=False)")
         if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
             raise ValueError(f"top_p is {self.top_p!r}; expected a number over 0 and at most 1")
+        if self.top_k is not None:
+            _at_least("top_k", self.top_k, 1)
+        if not (_is_number(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise ValueError(f"repetition_penalty is {self.repetition_penalty!r}; expected a number over 0 (1 is none)")
         check_seed(self.seed)
         if self.system_prompt is not None and not isinstance(self.system_prompt, str):
             raise ValueError(f"system_prompt is {self.system_prompt!r}; expected a string or None")

@@ -96,7 +96,7 @@ class InternVLUPipeline:
             attention: "auto", "xla", "chunked", "cudnn" or "splash", see `ops.attention`.
             devices: that share out the prompts of a call. None: one, the first. "all": all of them, each with all
                 parameters. "pmap": the same under `jax.pmap`, on one process. "data=4,tensor=2": a mesh (`parallel`);
-                along fsdp and tensor the parameters are shared out too. On several processes (`parallel.initialise`)
+                along fsdp and tensor the parameters are shared out too. On several processes (`parallel.mesh.initialise`)
                 all make the same calls, each works on its share, and all get everything.
             quantize: the weights of the large linear maps while they are read: "int8" rounds weights alone, "int8xint8"
                 and "fp8" activations too (`models.quantization`). Of the 4B model 4.6 GB are left.
@@ -141,6 +141,8 @@ class InternVLUPipeline:
         do_sample: bool = False,
         temperature: float = 1.0,
         top_p: float = 1.0,
+        top_k: int | None = 50,
+        repetition_penalty: float = 1.0,
         num_beams: int = 1,
         system_prompt: str | None = None,
         max_tiles: int = 1,
@@ -162,7 +164,9 @@ class InternVLUPipeline:
             seed: of the starting noise and of sampled text; None draws one.
             latents: starting noise instead, float32 [images, height/8, width/8, channels].
             max_new_tokens: most tokens of text; by default 512, with reasoning 200.
-            do_sample, temperature, top_p: draw tokens at random. num_beams: beam search. Otherwise greedy.
+            do_sample, temperature, top_k, top_p: draw tokens at random, from the so many best (None: from all) and of
+                them from those that together have this probability. num_beams: beam search. Otherwise greedy.
+            repetition_penalty: over 1 makes tokens that were written less probable, whatever way they are chosen.
             system_prompt: replaces the system text.
             max_tiles: most tiles that a large picture is cut into for the vision encoder.
             callback: called as (step, total, latents [b, y, x, c]) after each step of the sampler. Prompts whose source
@@ -190,6 +194,8 @@ class InternVLUPipeline:
             do_sample=do_sample,
             temperature=temperature,
             top_p=top_p,
+            top_k=top_k,
+            repetition_penalty=repetition_penalty,
             num_beams=num_beams,
             system_prompt=system_prompt,
             max_tiles=max_tiles,

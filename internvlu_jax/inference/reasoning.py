@@ -103,6 +103,8 @@ def _write(
         keys=on.put(row_keys(options.seed, len(rows))) if options.do_sample else None,
         temperature=options.temperature,
         top_p=options.top_p,
+        top_k=options.top_k,
+        repetition_penalty=options.repetition_penalty,
         num_beams=options.num_beams,
         run=on.run,
     )

@@ -63,10 +63,14 @@ def toy_params(seed: int, vocabulary: int = 7, width: int = 8) -> dict[str, jax.
     return {name: jnp.asarray(rng.normal(0, 1.2, shape), jnp.float32) for name, shape in shapes.items()}
 
 
-def toy_log_probs(params, history) -> np.ndarray:
-    """Log probabilities of the token after `history`, without a cache."""
+def toy_logits(params, history) -> np.ndarray:
+    """Scores of the token after `history`, without a cache."""
     embed, place, out = (np.asarray(params[name], np.float64) for name in ("embed", "place", "out"))
-    logits = np.tanh(place[: len(history)] @ embed[list(history)]) @ out
+    return np.tanh(place[: len(history)] @ embed[list(history)]) @ out
+
+
+def toy_log_probs(params, history) -> np.ndarray:
+    logits = toy_logits(params, history)
     return logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
 
 
@@ -196,14 +200,14 @@ def test_beams_give_states_and_cache_of_the_chosen_text(tiny):
 # Beam search
 
 
-def beam_by_hand(params, prompt, num_beams, limit):
+def beam_by_hand(params, prompt, num_beams, limit, penalty=1.0):
     """The rules in `decode.beam`'s docstring on lists of (score, text), for one row and without a cache."""
     running, finished = [(0.0, [])], []
     for count in range(1, limit + 1):
         longer = [
             (score + step, [*text, token])
             for score, text in running
-            for token, step in enumerate(toy_log_probs(params, prompt + text))
+            for token, step in enumerate(penalised_by_hand(toy_log_probs(params, prompt + text), text, penalty))
         ]
         longer = sorted(longer, key=lambda item: -item[0])[: 3 * num_beams]
         ends = [text[-1] in STOPS or count == limit for _, text in longer]
@@ -225,6 +229,29 @@ def test_beam_search_follows_its_rules(num_beams):
         seen.update(map(len, got))
     assert len(seen) > 2  # stops and the limit both end texts
     assert len(model.traced[0]) <= 3  # traced once for the prompt and once for the loop
+
+
+def penalised_by_hand(scores, text, penalty):
+    return [(s / penalty if s > 0 else s * penalty) if token in text else s for token, s in enumerate(scores)]
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_repetition_costs_what_it_should(num_beams):
+    """Greedily on what the output layer gives, in beam search on log probabilities; tokens of the prompt are free."""
+    model, changed = Toy(), 0
+    for seed in range(8):
+        params = toy_params(seed)
+        got = texts(write(model, params, PROMPTS, num_beams=num_beams, repetition_penalty=1.7))
+        for prompt, text in zip(PROMPTS, got, strict=True):
+            if num_beams > 1:
+                want = beam_by_hand(params, prompt, num_beams, 6, 1.7)
+            else:
+                want = []
+                while len(want) < 6 and not set(want) & set(STOPS):
+                    want.append(int(np.argmax(penalised_by_hand(toy_logits(params, prompt + want), want, 1.7))))
+            assert text == want, seed
+        changed += got != texts(write(model, params, PROMPTS, num_beams=num_beams))
+    assert changed > 2
 
 
 def test_enough_beams_search_everything():
@@ -297,6 +324,20 @@ def test_the_nucleus_holds_the_token_that_crosses_it():
         assert chi_square(drawn, inside / inside.sum()) < 30
 
 
+@pytest.mark.parametrize(("top_k", "top_p"), [(1, None), (2, None), (3, None), (9, None), (2, 0.6), (3, 0.8), (3, 0.9)])
+def test_the_best_so_many_are_drawn_from_and_the_nucleus_is_that_of_these(top_k, top_p):
+    """In float64: of 0.3, 0.5, 0.05, 0.15 the best two have the nucleus 0.6 of one token, 0.5 / 0.8."""
+    p = np.array([0.3, 0.5, 0.05, 0.15])
+    best = np.argsort(-p)[:top_k]
+    before = np.cumsum(p[best]) / p[best].sum() - p[best] / p[best].sum()
+    kept = best if top_p is None else best[before < top_p]
+    logits = jnp.broadcast_to(jnp.asarray(2 * np.log(p), jnp.float32), (2000, 4))
+    drawn = np.asarray(choose(logits, row_keys(1, 2000), 0, 2.0, top_p, top_k))
+    assert set(drawn.tolist()) == set(kept.tolist())
+    inside = np.where(np.isin(np.arange(4), kept), p, 1e-30)
+    assert chi_square(drawn, inside / inside.sum()) < 30
+
+
 def test_a_tiny_nucleus_is_greedy():
     model, params = Toy(), toy_params(0)
     sampled = write(model, params, PROMPTS, keys=row_keys(0, len(PROMPTS)), top_p=1e-6)
@@ -306,7 +347,10 @@ def test_a_tiny_nucleus_is_greedy():
 # All three
 
 
-@pytest.mark.parametrize("options", [{}, {"sample": True}, {"sample": True, "top_p": 0.8}, {"num_beams": 3}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"sample": True}, {"sample": True, "top_p": 0.8, "top_k": 4}, {"num_beams": 3, "repetition_penalty": 1.2}],
+)
 def test_a_row_is_written_alike_in_any_batch(options):
     options = dict(options)
     keys = row_keys(5, len(PROMPTS)) if options.pop("sample", False) else None
@@ -414,6 +458,8 @@ def test_a_token_reads_the_weights_and_the_cache_once():
         ({"num_beams": 2, "keys": row_keys(0, 4)}, "beam search draws nothing"),
         ({"keys": row_keys(0, 4), "temperature": 0.0}, "temperature is 0"),
         ({"keys": row_keys(0, 4), "top_p": 1.5}, "top_p is 1.5"),
+        ({"keys": row_keys(0, 4), "top_k": 0}, "top_k is 0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0"),
     ],
 )
 def test_options_are_checked(options, message):

@@ -78,6 +78,8 @@ DRAW = {"generation_mode": "image"}
         ("a", None, {"max_new_tokens": 0}, "max_new_tokens is 0"),
         ("a", None, {"do_sample": True, "temperature": 0.0}, r"temperature is 0\.0"),
         ("a", None, {"do_sample": True, "top_p": 1.5}, r"top_p is 1\.5"),
+        ("a", None, {"do_sample": True, "top_k": 0}, "top_k is 0; expected at least 1"),
+        ("a", None, {"repetition_penalty": -1.0}, r"repetition_penalty is -1\.0"),
         ("a", PICTURE, {"max_tiles": 0}, "max_tiles is 0"),
         ("a <img>", None, {}, "<img>"),
         ("a", "photo.png", {}, "str"),
