@@ -63,6 +63,21 @@ sys.exit(status)
     assert "8,656,264" in said  # parameters of its head
 
 
+def test_the_debug_configuration_has_its_data(site, tmp_path):
+    code = f"""
+import json
+from pathlib import Path
+from experiments.configs import CONFIGS
+sources = [Path(path) for path, _ in CONFIGS["debug"].data.sources]
+assert sources and all(source.is_relative_to({str(site)!r}) for source in sources), sources
+records = [json.loads(line) for source in sources for line in source.read_text().splitlines()]
+named = {{name for record in records for name in [record.get("image"), *record.get("source", [])] if name}}
+assert named and all((sources[0].parent / name).is_file() for name in named), named
+"""
+    python(site, tmp_path, "-c", code)
+
+
+@pytest.mark.slow
 def test_the_debug_configuration_from_the_shell(site, tmp_path):
     """From scratch: random parameters, byte-level tokenizer, the shipped toy data."""
     run = tmp_path / "run"

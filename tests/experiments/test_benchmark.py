@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from experiments.benchmark import Arguments, main, parse_case
+from experiments.benchmark import Arguments, Timing, main, parse_case, rows, whole
 from experiments.flops import CASES
 from internvlu_jax.presets import PRESETS
 
 
+@pytest.mark.slow
 def test_debug_preset_gives_every_part(tmp_path, capsys):
     out = tmp_path / "figures.json"
     main(Arguments(("text",), preset="debug", dtype="float32", repeats=1, json=out))
@@ -18,6 +19,16 @@ def test_debug_preset_gives_every_part(tmp_path, capsys):
     assert found["settings"]["dtype"] == "float32"
     shown = capsys.readouterr().out
     assert "tokens/s" in shown and "all" in shown
+
+
+def test_rows_and_their_sum():
+    """Two parts of a case, worked out by hand."""
+    args = Arguments(preset="debug", dtype="float32")
+    timings = [Timing("text", "prompt", 2.0, 0.5, 3.0), Timing("text", "write", 1.0, 2.0, 1.0)]
+    prompt, write, both = rows([*timings, whole("text", timings)], args)
+    assert prompt["TFLOP/s"] == 6 and write["TFLOP/s"] == 0.5 and both["TFLOP/s"] == 1.6
+    assert both["seconds"] == 2.5 and both["first run, s"] == 3
+    assert write["tokens/s"] == CASES["text"].new_tokens / 2 and "tokens/s" not in both
 
 
 @pytest.mark.parametrize("preset", ["debug", "small"])

@@ -92,6 +92,7 @@ def test_it_edits(pipe):
         assert untouched > 22, edit.instruction
 
 
+@pytest.mark.slow
 def test_it_reasons(pipe):
     out = pipe(list(REASONED), generation_mode="text_image", latents=noise(len(REASONED)), max_new_tokens=96)
     for picture, text, (prompt, (wanted, said)) in zip(out.images, out.text, REASONED.items(), strict=True):

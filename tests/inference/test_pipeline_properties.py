@@ -48,7 +48,8 @@ def test_text_batch_equals_one_by_one(pipe):
         np.testing.assert_array_equal(together.tokens[i], alone.tokens[0])
 
 
-@pytest.mark.parametrize("mode", ["image", "text_image"])
+# The second mode draws as the first does.
+@pytest.mark.parametrize("mode", [pytest.param("image", marks=pytest.mark.slow), "text_image"])
 def test_mixed_batch_equals_one_by_one(pipe, mode):
     """Some prompts with a picture, one with two, one with none, of different lengths."""
     prompts = ["a cat", "make it blue, and then " * 6 + "red", "join them", "a dog under a tree"]
