@@ -96,8 +96,8 @@ class InternVLUPipeline:
             attention: "auto", "xla", "chunked", "cudnn" or "splash", see `ops.attention`.
             devices: that share out the prompts of a call. None: one, the first. "all": all of them, each with all
                 parameters. "pmap": the same under `jax.pmap`, on one process. "data=4,tensor=2": a mesh (`parallel`);
-                along fsdp and tensor the parameters are shared out too. On several processes (`parallel.mesh.initialise`)
-                all make the same calls, each works on its share, and all get everything.
+                along fsdp and tensor the parameters are shared out too. On several processes, joined by
+                `parallel.mesh.initialise`, all make the same calls, each works on its share, and all get everything.
             quantize: the weights of the large linear maps while they are read: "int8" rounds weights alone, "int8xint8"
                 and "fp8" activations too (`models.quantization`). Of the 4B model 4.6 GB are left.
 
