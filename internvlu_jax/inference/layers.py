@@ -11,9 +11,10 @@ from internvlu_jax.models.internvlu import Params
 from internvlu_jax.models.layers import unstack
 
 # Bytes of all layers from which a list of them pays. Below, caches hold them, and a token costs little either way.
-# On two CPU cores, 8 layers of width 1024 (0.5 GB) wrote 2.6 times as fast from a list. What it costs is compilation:
-# a prompt through 28 layers of the released width took 16 s in place of 4 s, once. The vision encoder (1.03 times as
-# fast) and the head (1.13 times at 256 x 256, less with more tokens) compute much with each weight: they always scan.
+# Measured on two busy CPU cores: 8 layers of width 1024 (0.5 GB) wrote 2.9 times as fast from a list. What it costs is
+# compilation, once: at the released sizes 11 s in place of 2 s for reading a prompt, 28 s in place of 4 s for writing.
+# The vision encoder (1.03 times as fast) and the head (1.13 times at 256 x 256, less with more tokens) compute much
+# with each weight, so they always scan.
 _LIST_FROM = 2**26
 
 
