@@ -16,6 +16,7 @@ they are small, and what they do to the result is not.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ _TYPES: dict[str, Any] = {"int8": jnp.int8, "int8xint8": jnp.int8, "fp8": jnp.fl
 _CHOSEN = re.compile(
     r"(vlm/(vit/layers|projector|llm/layers|llm/lm_head)|head/mmdit/(blocks|last_block)/.+)(/.+)?/kernel"
 )
+_BLOCK = 2**24  # weights that are rounded at once
 # Of NVIDIA's cards those from the H100 and the L4 on multiply such numbers, and TPUs from the seventh generation.
 _FP8_NVIDIA, _FP8_TPU = 8.9, 7
 
@@ -76,7 +78,7 @@ def is_quantized(path: str) -> bool:
 
 
 def quantize(name: Quantization, path: str, array: np.ndarray) -> Kernel:
-    """A kernel in 8 bits, layer by layer, so that no more than one is on a device meanwhile.
+    """A kernel in 8 bits. A block of one layer's outputs at a time is on the default device meanwhile.
 
     Args:
         path: of the parameter, which says what its axes are: layers, inputs, outputs.
@@ -84,11 +86,16 @@ def quantize(name: Quantization, path: str, array: np.ndarray) -> Kernel:
     """
     stack, inputs = _axes(path, array.ndim)
     outputs = array.shape[stack + inputs :]
-    layers = array.reshape(-1, math.prod(array.shape[stack : stack + inputs]), *outputs)
-    values, scales = np.empty(layers.shape, _TYPES[name]), np.empty((len(layers), *outputs), np.float32)
-    for n, layer in enumerate(layers):
-        values[n], scales[n] = jax.device_get(_rounded(name)(layer.astype(np.float32)))
-    return Kernel(values.reshape(array.shape), scales.reshape(*array.shape[:stack], *outputs))
+    values, scale = np.empty(array.shape, _TYPES[name]), np.empty((*array.shape[:stack], *outputs), np.float32)
+    width, rows = math.prod(outputs), math.prod(array.shape[stack : stack + inputs])
+    kernels, rounded, scales = (a.reshape(-1, *shape) for a, shape in (
+        (array, (rows, width)), (values, (rows, width)), (scale, (width,))
+    ))  # fmt: skip
+    block = max(1, _BLOCK // rows)
+    for layer, begin in itertools.product(range(len(kernels)), range(0, width, block)):
+        some = slice(begin, begin + block)
+        rounded[layer, :, some], scales[layer, some] = jax.device_get(_rounded(name)(kernels[layer, :, some]))
+    return Kernel(values, scale)
 
 
 def placed(name: Quantization, place: Callable[[str, np.ndarray], Any], path: str, array: np.ndarray) -> Any:
@@ -104,7 +111,7 @@ def _rounded(name: Quantization) -> Callable[[np.ndarray], tuple[jax.Array, jax.
     qwix = _qwix()
 
     def rounded(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-        whole = qwix.quantize(kernel, _TYPES[name], channelwise_axes=range(1, kernel.ndim))
+        whole = qwix.quantize(kernel.astype(jnp.float32), _TYPES[name], channelwise_axes=(1,))
         return whole.qvalue, whole.scale[0]
 
     return jax.jit(rounded)
