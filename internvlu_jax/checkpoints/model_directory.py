@@ -3,6 +3,7 @@
     DIR/internvlu_jax.json   format and version
     DIR/released/            the small files of the released layout: configs, tokenizer, scheduler
     DIR/arrays/              {"params", "extras"}, written by Orbax
+    DIR/checksums.json       of the arrays (see `seals`); the small files may be edited
 
 `extras` are tensors of the released checkpoint that no computation on single pictures uses; they are kept so that the
 way back is bit-exact (see `converters`).
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from internvlu_jax.checkpoints.arrays import array_shapes, read_arrays, targets, write_arrays
+from internvlu_jax.checkpoints.seals import check_seal, seal
 from internvlu_jax.config import InternVLUConfig
 from internvlu_jax.config_files import check_types, read_config, write_assets
 from internvlu_jax.utils.files import new_directory, read_json, write_json
@@ -47,6 +49,7 @@ def save_model(
     with new_directory(directory) as partial:
         write_assets(config, partial / "released", released)
         write_arrays(partial / "arrays", {"params": params, "extras": extras})
+        seal(partial, "arrays")
         write_json(partial / MARKER, FORMAT)
 
 
@@ -60,11 +63,12 @@ def load_model(
         on_host: parameters are numpy arrays instead of arrays on the default device.
 
     Raises:
-        ValueError: not such a directory, or of a version that this code does not know.
+        ValueError: not such a directory, of a version that this code does not know, or damaged.
     """
     root = checked(directory, FORMAT)
     check_types(root / "released")
     config = read_config(root / "released")
+    check_seal(root, "arrays")
     stored = array_shapes(root / "arrays")
     specs = {"params": targets(stored["params"], max_dtype, on_host), "extras": targets(stored.get("extras", {}))}
     arrays = read_arrays(root / "arrays", specs)

@@ -1,28 +1,35 @@
 """The checkpoints that a training run saves every so many steps, in the background.
 
-    CHECKPOINTS/STEP/        params (what is trained), ema (where one is kept), optimizer, data (JSON)
+    CHECKPOINTS/STEP/        params (what is trained), ema (where one is kept), optimizer, data (JSON), checksums.json
 
-Every directory gets its name by one rename when all of it is written: what has its name is whole. Where a run has many
-processes, all of them make the same calls, and all see one file system.
+Every directory gets its name by one rename when all of it is written: what has its name is whole, and what a disk does
+to it later is noticed by its checksums (`seals`). Where a run has many processes, all of them make the same calls, and
+all see one file system.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from internvlu_jax.checkpoints.arrays import CheckpointError, orbax_errors, targets_like
+from internvlu_jax.checkpoints.seals import check_seal, seal
 
-_REMOVED = ".removed-"
+log = logging.getLogger("internvlu_jax.checkpoints")
+_WRITTEN, _REMOVED = ".written-", ".removed-"
 _TEMPORARY = ".orbax-checkpoint-tmp"
+_DAMAGED = "damaged-"
 # What Orbax writes beside the arrays, and other writers in the meantime.
 _SPARE_BYTES = 64 * 2**20
 
@@ -31,6 +38,76 @@ def saved_steps(directory: Path) -> list[int]:
     """The steps of which there are checkpoints, in order."""
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
     return sorted(int(name) for name in names if name.isdecimal())
+
+
+def model_part(saved: Path) -> str:
+    """The part of a checkpoint that is the model: the moving average where the run keeps one."""
+    return "ema" if (saved / "ema").is_dir() else "params"
+
+
+def last_intact(directory: Path, part: Callable[[Path], str] = lambda saved: "") -> int | None:
+    """The last step that is as it was written, None if there is no checkpoint; one line says which are not.
+
+    Args:
+        part: of a checkpoint, that is looked at; "" is all of it.
+
+    Raises:
+        CheckpointError: there are checkpoints, and all are damaged.
+    """
+    damages: list[str] = []
+    for step in reversed(saved_steps(directory)):
+        saved = directory / str(step)
+        try:
+            check_seal(saved, part(saved))
+        except ValueError as error:
+            damages.append(str(error))
+            continue
+        if damages:
+            log.warning("step %d is taken, for those after it are damaged: %s", step, "; ".join(damages))
+        return step
+    if damages:
+        raise CheckpointError(f"every checkpoint is damaged: {'; '.join(damages)}")
+    return None
+
+
+def step_to_resume(directory: Path) -> int | None:
+    """As `last_intact`, for the run that goes on from there; later steps are put aside under the name damaged-STEP.
+
+    All processes call it; the first one looks.
+    """
+
+    def look() -> int:
+        step = last_intact(directory)
+        if step is None:
+            return -1
+        for later in (saved for saved in saved_steps(directory) if saved > step):
+            aside = directory / f"{_DAMAGED}{later}"
+            shutil.rmtree(aside, ignore_errors=True)
+            (directory / str(later)).rename(aside)
+        return step
+
+    step = from_first(look)
+    return None if step < 0 else step
+
+
+def from_first(function: Callable[[], int]) -> int:
+    """What a function gives on the first process, which alone calls it; all processes call this.
+
+    Raises:
+        ValueError: the function did, on the first process; the others then raise one that points there.
+    """
+    if jax.process_count() == 1:
+        return function()
+    value, failure = 0, None
+    if jax.process_index() == 0:
+        try:
+            value = function()
+        except ValueError as error:
+            failure = error
+    value, failed = (int(n) for n in multihost_utils.broadcast_one_to_all(np.array([value, failure is not None])))
+    if failed:
+        raise failure or ValueError("the first process has ended; its message says why")
+    return value
 
 
 def barrier(name: str) -> None:
@@ -73,6 +150,8 @@ class RunCheckpoints:
         self._root = Path(directory).absolute()
         self._keep_last, self._keep_every = keep_last, keep_every
         self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._finisher = ThreadPoolExecutor(1)
+        self._finished: Future[None] | None = None
         if jax.process_index() == 0:
             self._root.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
@@ -100,17 +179,28 @@ class RunCheckpoints:
             data: the position in the data, as JSON; the same on all processes.
 
         Raises:
-            CheckpointError: the disk has no room for it, or this save or the one before it failed. Older checkpoints
-                are intact.
+            CheckpointError: the disk has no room for it, the step is saved already, or this save or the one before it
+                failed. Older checkpoints are intact.
         """
         self.wait()
         arrays = {"params": state.trained, "optimizer": state.opt_state}
         if state.ema is not None:
             arrays["ema"] = state.ema
         check_space(self._root, arrays)
+        if (self._root / str(step)).exists():
+            raise CheckpointError(f"{self._root / str(step)} exists; a step is saved once")
         items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
         with self._writing():
-            self._writer.save(self._root / str(step), ocp.args.Composite(**items, data=ocp.args.JsonSave(data)))
+            written = self._root / f"{_WRITTEN}{step}"
+            self._writer.save(written, ocp.args.Composite(**items, data=ocp.args.JsonSave(data)))
+            if jax.process_index() == 0:
+                self._finished = self._finisher.submit(self._finish, written, self._root / str(step))
+
+    def _finish(self, written: Path, final: Path) -> None:
+        """In the background, on the first process: what Orbax has written gets its checksums, and then its name."""
+        self._writer.wait_until_finished()
+        seal(written)
+        written.rename(final)
 
     def wait(self) -> None:
         """Returns when what is being written is written, and what is not kept is removed.
@@ -119,6 +209,9 @@ class RunCheckpoints:
             CheckpointError: it could not be written. Older checkpoints are intact.
         """
         with self._writing():
+            finished, self._finished = self._finished, None
+            if finished is not None:
+                finished.result()
             self._writer.wait_until_finished()
         if jax.process_index() == 0:
             self._remove_old()
@@ -127,12 +220,15 @@ class RunCheckpoints:
     def restore(self, step: int, like: RunState) -> tuple[Any, Any, Any, dict[str, Any]]:
         """(trained, ema, optimizer state, position in the data) of a step, placed with the shardings of `like`.
 
+        What is being saved is waited for.
+
         Args:
             like: arrays, or `jax.ShapeDtypeStruct` with shardings; the mesh need not be that which wrote.
 
         Raises:
-            CheckpointError: there is no such checkpoint, or it does not fit or cannot be read.
+            CheckpointError: there is no such checkpoint, or it does not fit or cannot be read; or as `wait`.
         """
+        self.wait()
         trees = {"params": like.trained, "optimizer": like.opt_state}
         if like.ema is not None:
             trees["ema"] = like.ema
@@ -151,6 +247,7 @@ class RunCheckpoints:
         try:
             self.wait()
         finally:
+            self._finisher.shutdown()
             self._writer.close()
 
     @contextmanager
@@ -172,5 +269,5 @@ class RunCheckpoints:
 
     def _remove_leftovers(self) -> None:
         for path in self._root.iterdir():
-            if path.name.startswith(_REMOVED) or _TEMPORARY in path.name:
+            if path.name.startswith((_WRITTEN, _REMOVED)) or _TEMPORARY in path.name:
                 shutil.rmtree(path, ignore_errors=True)

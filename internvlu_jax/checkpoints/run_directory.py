@@ -1,7 +1,8 @@
 """Work directories of training runs: what a run was started with, and the model that its last checkpoint makes.
 
     WORKDIR/config.json      the run's configuration
-    WORKDIR/start/           what it never changes, as a model directory, but with the arrays {"frozen", "extras"}
+    WORKDIR/start/           what it never changes, as a model directory, but with the arrays {"frozen", "extras"} and
+                             checksums of everything
     WORKDIR/checkpoints/     what it changes (see `RunCheckpoints`)
 
 The frozen parameters are written once. A checkpoint has the others, whole, so together they are the model.
@@ -27,7 +28,15 @@ from internvlu_jax.checkpoints.arrays import (
     write_arrays,
 )
 from internvlu_jax.checkpoints.model_directory import MARKER, checked, is_model
-from internvlu_jax.checkpoints.run_checkpoints import barrier, check_space, saved_steps
+from internvlu_jax.checkpoints.run_checkpoints import (
+    barrier,
+    check_space,
+    from_first,
+    last_intact,
+    model_part,
+    saved_steps,
+)
+from internvlu_jax.checkpoints.seals import check_seal, seal
 from internvlu_jax.config import InternVLUConfig
 from internvlu_jax.config_files import check_types, read_config, write_assets
 from internvlu_jax.processing.tokenizer import Tokenizer
@@ -85,6 +94,7 @@ def start_run(
     barrier("start_run: begun")
     write_arrays(partial / "arrays", arrays)
     if jax.process_index() == 0:
+        seal(partial)
         write_json(partial / MARKER, FORMAT)
         write_json(root / "config.json", config)
         partial.rename(root / "start")
@@ -151,6 +161,7 @@ def restore_frozen(workdir: str | Path, like: Any) -> Any:
         ValueError: not a run, or they do not fit or cannot be read.
     """
     start = _start(workdir)
+    from_first(lambda: _check_start(start))
     extras = targets(array_shapes(start / "arrays")["extras"])
     return read_arrays(start / "arrays", {"frozen": targets_like(like), "extras": extras})["frozen"]
 
@@ -164,14 +175,20 @@ def load_run(
     None, params have adapters (see `models.lora`), and none is cast so that the adapters can be merged without loss.
 
     Args:
-        step: of the checkpoint; None is the last.
+        step: of the checkpoint; None is the last, or where that is damaged the one before it, which one line says.
         max_dtype, on_host: as for `model_directory.load_model`.
 
     Raises:
-        ValueError: not a run, or one that has no checkpoint yet, or that cannot be read.
+        ValueError: not a run, or one that has no checkpoint yet, or that cannot be read or is damaged.
     """
-    start, last = _start(workdir), _parameters(workdir, step)
+    start = _start(workdir)
+    if step is None:
+        last = _parameters(workdir, last_intact(Path(workdir).absolute() / "checkpoints", model_part))
+    else:
+        last = _parameters(workdir, step)
+        check_seal(last.parent, last.name)
     lora = _config(Path(workdir))["lora"]
+    _check_start(start)
     max_dtype = max_dtype if lora is None else None
     stored = array_shapes(start / "arrays")
     specs = {
@@ -211,6 +228,13 @@ def _start(workdir: str | Path) -> Path:
     return checked(Path(workdir) / "start", FORMAT)
 
 
+def _check_start(start: Path) -> int:
+    """Raises CheckpointError if what a run began with is not as it was written; returns 0, for `from_first`."""
+    for part in ("arrays", "released"):
+        check_seal(start, part)
+    return 0
+
+
 def _parameters(workdir: str | Path, step: int | None) -> Path:
     """Those of a step, or of the last."""
     checkpoints = Path(workdir).absolute() / "checkpoints"
@@ -218,4 +242,4 @@ def _parameters(workdir: str | Path, step: int | None) -> Path:
     if not steps:
         raise CheckpointError(f"{checkpoints} has no checkpoint; the run has not saved a step yet")
     saved = checkpoints / str(steps[-1] if step is None else step)
-    return saved / ("ema" if (saved / "ema").is_dir() else "params")
+    return saved / model_part(saved)

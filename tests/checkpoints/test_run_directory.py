@@ -241,3 +241,31 @@ def test_a_configuration_of_today_stays():
     silent = OLD | {"objective": OLD["objective"] | {"text_weight": 0.0}}
     assert run_directory.with_present_names(silent)["objective"]["weights"] == [["flow", 20.0]]
     assert run_directory.with_present_names(CONFIG) == CONFIG
+
+
+def test_a_damaged_checkpoint_is_not_taken_for_the_model(tmp_path, model, caplog):
+    """The one before it is, which one line says; a step that is asked for, and what the run began with, are refused."""
+
+    def damage(directory: Path) -> None:
+        largest = max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+        data = bytearray(largest.read_bytes())
+        data[len(data) // 2] ^= 1
+        largest.write_bytes(data)
+
+    frozen = {name: model.params[name] for name in ("vlm", "vae")}
+    workdir = make_run(tmp_path / "run", model, {"head": model.params["head"]}, frozen)
+    with RunCheckpoints(workdir / "checkpoints", keep_last=9) as saved:
+        head = jax.tree.map(lambda leaf: leaf + 1, model.params["head"])
+        saved.save(2, SimpleNamespace(trained={"head": head}, opt_state={"count": np.zeros(999)}, ema=None), {})
+    damage(workdir / "checkpoints/2/optimizer")
+    assert_same(loading.load(workdir, place=on_host).params["head"], head)
+    assert not caplog.records, "what is not read does not matter"
+    damage(workdir / "checkpoints/2/params")
+    assert_same(loading.load(workdir, place=on_host).params["head"], model.params["head"])
+    (line,) = caplog.records
+    assert "step 1 is taken" in line.message and (workdir / "checkpoints/2").is_dir()
+    with pytest.raises(CheckpointError, match="2/params cannot be read: not as written"):
+        loading.load(workdir / "checkpoints/2")
+    damage(workdir / "start/released")
+    with pytest.raises(CheckpointError, match="start/released cannot be read: not as written"):
+        loading.load(workdir)
