@@ -4,7 +4,7 @@
         [--mesh.data -1 --mesh.fsdp 1 --mesh.tensor 1] [--any.field value]
 
 CONFIG is stage1, stage2, stage3, finetune or debug. Run again with the same --workdir it continues where the last
-checkpoint is. SIGTERM and Ctrl-C save and end with status 0. In DIR:
+checkpoint is. SIGTERM and Ctrl-C save and end with status 0; a second Ctrl-C ends at once, with 130. In DIR:
 
     config.json     the configuration with every override      metrics.jsonl   one object a step
     samples/        a sheet of pictures every so many steps     checkpoints/    what `convert` and `--start` take
@@ -105,8 +105,11 @@ def run(arguments: Arguments) -> int:
     except (NotFiniteError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    how = "stopped" if outcome.stopped else "done"
-    print(f"{how} at step {outcome.steps}; `{arguments.workdir}` can go on, or be converted", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"interrupted; `{arguments.workdir}` can go on from its last checkpoint", file=sys.stderr)
+        return 130
+    how, what = "stopped" if outcome.stopped else "done", ", or be converted" if outcome.steps else ""
+    print(f"{how} at step {outcome.steps}; `{arguments.workdir}` can go on{what}", file=sys.stderr)
     return 0
 
 

@@ -76,7 +76,10 @@ class WorkerLoader(Prefetcher):
             ours, theirs = context.Pipe(duplex=False)
             job = self._job(share=(w, len(states)), state=state)
             process = context.Process(target=_work, args=(job, theirs), daemon=True)
+            # Blocked while it starts, and so in the worker from its first moment: Ctrl-C is the run's own.
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             process.start()
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             theirs.close()  # so that the end of the worker is the end of the pipe
             self._workers.append((process, ours))
 
@@ -107,7 +110,6 @@ class WorkerLoader(Prefetcher):
 def _work(job: _Job, pipe: Connection) -> None:
     """What a worker does: sends (step, state after it) until nobody listens, or the error that ends it."""
     jax.config.update("jax_platforms", "cpu")  # accelerators are the run's own
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run ends its workers itself
     try:
         with Loader(
             job.cfg, job.tokenizer, job.data, seed=job.seed, accumulate=job.accumulate, rows=job.rows.__getitem__,

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from internvlu_jax.checkpoints import run_directory
-from internvlu_jax.checkpoints.run_checkpoints import RunCheckpoints, saved_steps
+from internvlu_jax.checkpoints.run_checkpoints import RunCheckpoints, saved_steps, step_to_resume
 from internvlu_jax.config import ConfigError
 from internvlu_jax.data.batch import Batch
 from internvlu_jax.data.prefetch import Prefetcher
@@ -25,7 +25,7 @@ from internvlu_jax.parallel.executors import Executor, make_executor
 from internvlu_jax.training import overview, setup
 from internvlu_jax.training.config import TrainConfig
 from internvlu_jax.training.reporting import Records
-from internvlu_jax.training.resuming import check_settings, interruption
+from internvlu_jax.training.resuming import Interrupted, check_settings, interruptible, interruption, sole_run
 from internvlu_jax.training.samples import sample_sheet
 from internvlu_jax.training.setup import InitialModel
 from internvlu_jax.training.step import Step, TrainState, not_finite
@@ -46,8 +46,8 @@ class NotFiniteError(RuntimeError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """steps: that are done. metrics: of the last step of this call, None if it made none. stopped: by SIGTERM or
-    Ctrl-C."""
+    """steps: that are done and saved. metrics: of the last step of this call, None if it made none. stopped: by SIGTERM
+    or Ctrl-C."""
 
     steps: int
     metrics: dict[str, float] | None
@@ -58,15 +58,24 @@ def train(cfg: TrainConfig, workdir: str | Path, quiet: bool = False) -> Outcome
     """Runs or resumes `cfg` in `workdir`.
 
     Raises:
-        ConfigError, ValueError: the configuration, data, mesh or work directory cannot be used; before compilation.
+        ConfigError, ValueError: the configuration, data, mesh or work directory cannot be used, or another process is
+            at work in it; before compilation.
         NotFiniteError: a step is not finite; names the step and the part. What is saved is from before.
     """
     workdir = Path(workdir).absolute()
     check_workdir(cfg, workdir)
+    try:
+        with interruptible(), sole_run(workdir):
+            return _train(cfg, workdir, quiet)
+    except Interrupted:  # before the first step of this call
+        return Outcome(max(saved_steps(workdir / "checkpoints"), default=0), None, stopped=True)
+
+
+def _train(cfg: TrainConfig, workdir: Path, quiet: bool) -> Outcome:
     executor = make_executor(cfg.executor, cfg.mesh)
     for rows in {cfg.data.batch_size, cfg.data.packed_rows or cfg.data.batch_size}:
         executor.rows(rows)
-    last = max(saved_steps(workdir / "checkpoints"), default=None)
+    last = step_to_resume(workdir / "checkpoints")
     initial = setup.initial_model(cfg, None if last is None else workdir)
     step = setup.make_step(cfg, initial, executor.shards)
     with (

@@ -4,6 +4,8 @@
 
     config.json      its settings          metrics.jsonl    one object a step
     checkpoints/     what it changes (see `checkpoints.run_checkpoints.RunCheckpoints`)
+
+One process at a time has a work directory (`sole_run`).
 """
 
 from __future__ import annotations
@@ -11,20 +13,21 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from internvlu_jax.checkpoints import run_directory
-from internvlu_jax.checkpoints.run_checkpoints import RunCheckpoints, saved_steps
+from internvlu_jax.checkpoints.run_checkpoints import RunCheckpoints, from_first, saved_steps, step_to_resume
 from internvlu_jax.config import ConfigError
 from internvlu_jax.training.reporting import Records
 from internvlu_jax.utils.files import write_json
+from internvlu_jax.utils.locks import locked
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -34,6 +37,50 @@ class Stopped(Exception):
 
     def __init__(self, workdir: Path, step: int) -> None:
         super().__init__(f"stopped at step {step}; `{workdir}` can go on")
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGTERM or Ctrl-C where nothing is in hand that would have to be saved."""
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Within, SIGTERM and Ctrl-C raise `Interrupted`; for what comes before the first step, see `interruption`.
+
+    Of several processes Ctrl-C alone: SIGTERM is what `interruption` asks JAX about.
+    """
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        raise Interrupted
+
+    with _handled(end, _SIGNALS if jax.process_count() == 1 else (signal.SIGINT,)):
+        yield
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None], signals: Iterable[signal.Signals]) -> Iterator[None]:
+    """Within, a handler has some signals; only the main thread may take them, elsewhere they do as before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in signals}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former or signal.SIG_DFL)  # None is a handler that Python did not set
+
+
+@contextmanager
+def sole_run(workdir: Path) -> Iterator[None]:
+    """Within, no other run has a work directory; of several processes the first holds it for all.
+
+    Raises:
+        ValueError: another run has it; says which process that is.
+    """
+    with ExitStack() as stack:
+        from_first(lambda: stack.enter_context(locked(workdir)) or 0)
+        yield
 
 
 @contextmanager
@@ -46,9 +93,6 @@ def interruption() -> Iterator[Callable[[int], bool]]:
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point
         return
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda step: False
-        return
     came: set[int] = set()
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -56,12 +100,8 @@ def interruption() -> Iterator[Callable[[int], bool]]:
             raise KeyboardInterrupt
         came.add(number)
 
-    before = {number: signal.signal(number, note) for number in _SIGNALS}
-    try:
+    with _handled(note, _SIGNALS):
         yield lambda step: bool(came)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None is a handler that Python did not set
 
 
 def check_settings(workdir: Path, settings: Mapping[str, Any], may_change: Iterable[str] = ()) -> None:
@@ -140,12 +180,32 @@ def run_steps(
 
     Raises:
         ConfigError: the loop began under other settings; before `init`.
+        ValueError: another process is at work in `workdir`.
         Stopped: SIGTERM or Ctrl-C came, even in the last step; the step in hand is saved.
     """
     check_loop(workdir, settings, may_change)
+    try:
+        with interruptible(), sole_run(workdir):
+            return _run_steps(workdir, settings, init, step, steps, save_every, data, quiet, speed)
+    except Interrupted:
+        raise Stopped(workdir, max(saved_steps(workdir / "checkpoints"), default=0)) from None
+
+
+def _run_steps(
+    workdir: Path,
+    settings: Mapping[str, Any],
+    init: Callable[[], LoopState],
+    step: Callable[[LoopState, int], tuple[LoopState, Mapping[str, Any]]],
+    steps: int,
+    save_every: int,
+    data: Mapping[str, Position],
+    quiet: bool,
+    speed: Callable[[], str],
+) -> LoopState:
+    """As `run_steps`, in a directory that nobody else is at work in."""
     state: Any = init()
     with RunCheckpoints(workdir / "checkpoints", keep_last=1) as saved:
-        done = saved.latest() or 0
+        done = step_to_resume(workdir / "checkpoints") or 0
         if done:
             trained, ema, opt_state, positions = saved.restore(done, state)
             state = LoopState(trained, opt_state, ema)

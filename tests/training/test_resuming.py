@@ -1,5 +1,7 @@
 """What all loops share: signals, and settings that must stay; on a loop that only adds."""
 
+import os
+import shutil
 import signal
 import threading
 
@@ -11,6 +13,7 @@ from internvlu_jax.checkpoints.run_directory import with_present_names
 from internvlu_jax.config import Compute, ConfigError
 from internvlu_jax.training.config import TrainConfig
 from internvlu_jax.training.resuming import LoopState, Stopped, interruption, run_steps
+from internvlu_jax.utils.locks import locked
 
 SETTINGS = {"rate": 0.5, "data": {"sources": [["a", 1.0]], "threads": 1}}
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
@@ -67,6 +70,42 @@ def test_a_second_interrupt_ends_at_once(tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
     with pytest.raises(Stopped):
         run(tmp_path, Counter(2, signal.SIGTERM, times=2))
+
+
+@pytest.mark.parametrize("which", SIGNALS)
+def test_a_signal_before_the_first_step_ends_at_once(which, tmp_path):
+    def init():
+        signal.raise_signal(which)
+        pytest.fail("it went on")
+
+    before = [signal.getsignal(which) for which in SIGNALS]
+    with pytest.raises(Stopped, match="stopped at step 0"):
+        run_steps(tmp_path, SETTINGS, init, pytest.fail, steps=5, save_every=1)
+    assert [signal.getsignal(which) for which in SIGNALS] == before
+    assert float(run(tmp_path, Counter()).trained["total"]) == pytest.approx(1.5)
+
+
+def test_two_loops_in_one_directory(tmp_path):
+    with locked(tmp_path), pytest.raises(ValueError, match=f"in use by process {os.getpid()} on"):
+        run_steps(tmp_path, SETTINGS, pytest.fail, pytest.fail, steps=5, save_every=1)
+    run(tmp_path, Counter())
+    assert {p.name for p in tmp_path.iterdir()} == {"config.json", "metrics.jsonl", "checkpoints"}
+
+
+def test_a_damaged_last_step_is_made_again(tmp_path, caplog):
+    """From the one before it, with its data, to the same end."""
+    whole = run(tmp_path / "whole", Counter())
+    with pytest.raises(Stopped):
+        run(tmp_path / "run", Counter(1))
+    shutil.copytree(tmp_path / "run/checkpoints/2", tmp_path / "kept")
+    with pytest.raises(Stopped):
+        run(tmp_path / "run", Counter(3))
+    shutil.copytree(tmp_path / "kept", tmp_path / "run/checkpoints/2")
+    (tmp_path / "run/checkpoints/4/optimizer/_METADATA").write_text("{}")
+    rest = Counter()
+    assert float(run(tmp_path / "run", rest).trained["total"]) == float(whole.trained["total"])
+    assert rest.steps == [2, 3, 4] and "step 2 is taken" in caplog.text
+    assert (tmp_path / "run/metrics.jsonl").read_text() == (tmp_path / "whole/metrics.jsonl").read_text()
 
 
 def test_off_the_main_thread_handlers_are_left_alone(tmp_path):

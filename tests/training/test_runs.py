@@ -25,9 +25,11 @@ from internvlu_jax.checkpoints.model_directory import save_model
 from internvlu_jax.config import ConfigError
 from internvlu_jax.data.plan import DataError
 from internvlu_jax.inference.pipeline import InternVLUPipeline
+from internvlu_jax.training import setup
 from internvlu_jax.training.config import LoraConfig
 from internvlu_jax.training.loop import NotFiniteError, train
 from internvlu_jax.training.reporting import Records
+from internvlu_jax.utils.locks import locked
 from tests.helpers.training import CHECKPOINT, TINY, leaves_equal, one_block, with_data
 
 ROOT = Path(__file__).parents[2]
@@ -197,6 +199,40 @@ def test_an_interrupt_saves_after_the_step_in_hand(tiny, whole, tmp_path, capsys
     assert train(tiny, tmp_path, quiet=True).steps == 4
     assert lines(tmp_path) == lines(whole)
     leaves_equal(loading.load(tmp_path).params, loading.load(whole).params)
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("where", ["initial_model", "first_state"])
+def test_a_signal_before_the_first_step_is_one_line(tiny, which, where, tmp_path, capsys, monkeypatch):
+    """While loading, and while what makes the first state is compiled."""
+    monkeypatch.setattr(setup, where, lambda *_: signal.raise_signal(which) or pytest.fail("it went on"))
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    assert run_command(Arguments(tmp_path, tiny)) == 0
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+    assert capsys.readouterr().err == f"stopped at step 0; `{tmp_path}` can go on\n"
+
+
+def test_a_second_interrupt_is_one_line(tiny, tmp_path, capsys, monkeypatch):
+    def twice(*_):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Records, "write", twice)
+    assert run_command(Arguments(tmp_path, tiny)) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == f"interrupted; `{tmp_path}` can go on from its last checkpoint"
+
+
+def test_a_directory_that_another_run_is_at_work_in(tiny, whole, capsys):
+    before = contents(whole)
+    with locked(whole):
+        assert run_command(Arguments(whole, tiny)) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and f"{whole} is in use by process {os.getpid()} on " in said[0]
+    assert contents(whole) == before
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
 
 
 @pytest.mark.slow
