@@ -5,8 +5,10 @@ source and mixes them by weight, and a generator seeded by (seed, p) decides whe
 wait in a queue for each kind (`examples.Kind`); a queue that is full becomes a batch. Understanding samples are packed
 first fit, in order, into the rows of one batch; a sample that fits in none of them closes it.
 
-The state is the next position and the positions that wait: restoring drafts these again. Of several plans side by side
-each walks every n-th position (`share`).
+The state is the next position and the positions that wait: restoring drafts these again. It has the fingerprints of the
+sources besides, because among other records a position is another example, and nobody would notice.
+
+Of several plans side by side each walks every n-th position (`share`).
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from internvlu_jax.data.config import DataConfig
 from internvlu_jax.data.examples import PACKED, DataError, Draft, ExampleBuilder, Kind
 from internvlu_jax.data.packing import Packer
 from internvlu_jax.data.records import BrokenRecord
-from internvlu_jax.data.sources import Source
+from internvlu_jax.data.sources import Source, fingerprint
 
 log = logging.getLogger("internvlu_jax.data")
 _ENOUGH = 20  # records after which the share of broken ones says something
@@ -97,6 +99,7 @@ class Plan:
         self._order = _order([len(source) for source in sources], data, seed)
         self._position, self._stride = share
         self._tally = Tally(data.max_broken, sum(len(source) for source in sources))
+        self._records = [fingerprint(source) for source in sources]
         self._queues: dict[Kind, list[tuple[int, Draft]]] = {}
         self._packer = self._new_packer()
 
@@ -116,11 +119,13 @@ class Plan:
         """What `restore` needs; JSON."""
         waiting = sorted(position for queue in self._queues.values() for position, _ in queue)
         return {
-            "position": self._position, "waiting": waiting, "read": self._tally.read, "broken": self._tally.broken
+            "position": self._position, "waiting": waiting, "read": self._tally.read, "broken": self._tally.broken,
+            "records": self._records,
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on where `state` was taken."""
+        """Goes on where `state` was taken. Raises DataError if it was taken of other records."""
+        check_records(self._data, state, self._records)
         self._position, self._queues, self._packer = state["position"], {}, self._new_packer()
         for position in state["waiting"]:
             draft = self._draft(position)
@@ -164,6 +169,20 @@ class Plan:
         self._queues[PACKED] = [(position, draft)]
         pictures = any(d.tiles for row in rows for d in row)
         return Planned(replace(PACKED, tiles=self._data.pack_tiles if pictures else 0), rows)
+
+
+def check_records(data: DataConfig, state: dict[str, Any], records: list[list[int | str]]) -> None:
+    """Raises DataError if sources are not those that a state was taken of; one of before has no fingerprints."""
+    for (name, _), (count, digest), (now, new) in zip(
+        data.sources, state.get("records", records), records, strict=False
+    ):
+        if count == now and digest == new:
+            continue
+        how = f"had {count} records and has {now} now" if count != now else f"had {count} other records"
+        raise DataError(
+            f"{name}: when the run last saved it {how}. Put back what was there, or begin another run from this one "
+            "with --start"
+        )
 
 
 def _order(sizes: Sequence[int], data: DataConfig, seed: int) -> Any:

@@ -48,7 +48,7 @@ class Prefetcher(ABC):
         return self._state
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on where `state` was taken; before the first step is taken."""
+        """Goes on where `state` was taken; before the first step is taken. Raises DataError if the data are others."""
         if self._thread is not None:
             raise RuntimeError("restore comes before the first step is taken")
         self._state = state

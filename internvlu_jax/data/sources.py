@@ -15,6 +15,7 @@ import os
 import re
 import threading
 import weakref
+import zlib
 from array import array
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -55,6 +56,18 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
+@runtime_checkable
+class Stored(Source, Protocol):
+    """A source on a disk. digest: says whether its records are still the same."""
+
+    digest: str
+
+
+def fingerprint(source: Source) -> list[int | str]:
+    """[how many records, what tells them from others]; JSON. Of what is no file the name says all."""
+    return [len(source), source.digest if isinstance(source, Stored) else ""]
+
+
 def open_source(path: str | Path) -> Source:
     """The records at `path`: JSON lines, a directory of shards, or by a name that begins with one of `SCHEMES`.
 
@@ -89,7 +102,7 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._numbers, self._starts, self._stops = _lines(path)
+        self._numbers, self._starts, self._stops, self.digest = _lines(path)
         if not self._numbers:
             raise ValueError(f"{path}: no records; expected one JSON object a line")
         self._file = os.open(path, os.O_RDONLY)
@@ -107,10 +120,13 @@ class JsonLines:
         return lambda: (self._path.parent / name).open("rb")
 
 
-def _lines(path: Path) -> tuple[array[int], array[int], array[int]]:
-    """(number, first byte, byte after the last) of every line that is not blank; numbers count from 1."""
+def _lines(path: Path) -> tuple[array[int], array[int], array[int], str]:
+    """(number, first byte, byte after the last) of every line that is not blank, and the CRC-32 of all of these.
+
+    Numbers count from 1.
+    """
     numbers, starts, stops = array("q"), array("q"), array("q")
-    stop = 0
+    stop = checksum = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             start, stop = stop, stop + len(line)
@@ -118,7 +134,8 @@ def _lines(path: Path) -> tuple[array[int], array[int], array[int]]:
                 numbers.append(number)
                 starts.append(start)
                 stops.append(stop)
-    return numbers, starts, stops
+                checksum = zlib.crc32(line.strip(), checksum)
+    return numbers, starts, stops, f"{checksum:08x}"
 
 
 def _json(data: bytes, where: str) -> Any:
@@ -131,7 +148,10 @@ def _json(data: bytes, where: str) -> Any:
 
 
 class Shards:
-    """A directory of shards that `write_shards` wrote, in the order of their names."""
+    """A directory of shards that `write_shards` wrote, in the order of their names.
+
+    digest: of their names and sizes; what is in them may be terabytes.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._files = sorted(directory.glob(f"*{SHARD_SUFFIX}"))
@@ -142,6 +162,8 @@ class Shards:
             self._ends = list(itertools.accumulate(pool.map(lambda path: len(self._shard(path)), self._files)))
         if not self._ends[-1]:
             raise ValueError(f"{directory}: its shards hold no records")
+        sizes = [(path.name, path.stat().st_size) for path in self._files]
+        self.digest = f"{zlib.crc32(json.dumps(sizes).encode()):08x}"
 
     def __len__(self) -> int:
         return self._ends[-1]

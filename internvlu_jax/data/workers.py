@@ -19,6 +19,7 @@ import jax
 from internvlu_jax.config import InternVLUConfig
 from internvlu_jax.data.config import DataConfig
 from internvlu_jax.data.loader import Loader, Rows
+from internvlu_jax.data.plan import check_records
 from internvlu_jax.data.prefetch import Prefetcher
 from internvlu_jax.processing.tokenizer import Tokenizer
 
@@ -58,8 +59,14 @@ class WorkerLoader(Prefetcher):
         own = {n: list((rows or range)(n)) for n in {data.batch_size, data.packed_rows or data.batch_size}}
         states = [{**start, "position": w} for w in range(data.workers)]
         super().__init__(_WAITING, {"next": 0, "workers": states})
+        self._check = partial(check_records, data, records=start["records"])
         self._job = partial(_Job, cfg, tokenizer, data, seed, accumulate, own)
         self._workers: list[tuple[Any, Connection]] = []
+
+    def restore(self, state: dict[str, Any]) -> None:
+        for worker in state["workers"]:
+            self._check(worker)
+        super().restore(state)
 
     def close(self) -> None:
         """Ends the processes."""

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import json
 import logging
+import shutil
 import threading
 import weakref
 from typing import ClassVar
@@ -17,6 +18,7 @@ from internvlu_jax.data.examples import DataError, ExampleBuilder
 from internvlu_jax.data.loader import Loader
 from internvlu_jax.data.plan import Tally
 from internvlu_jax.data.records import BrokenRecord, PictureFile, Record
+from internvlu_jax.data.sources import entry, write_shards
 from tests.helpers.data import (
     CFG,
     DATA,
@@ -67,7 +69,7 @@ def test_a_state_is_small():
     for _ in range(20):
         next(made)
     state = made.state()
-    assert set(state) == {"position", "waiting", "read", "broken"} and len(state["waiting"]) < 20
+    assert set(state) == {"position", "waiting", "read", "broken", "records"} and len(state["waiting"]) < 20
 
 
 def test_shares_of_a_mixture():
@@ -148,6 +150,48 @@ def test_what_waits_keeps_no_record():
     gc.collect()
     assert len(made.state()["waiting"]) == 4 and not Fresh.made
     assert [row[0].read().where for row in planned.rows] == [planned.rows[0][0].where] * 3
+
+
+# Other data
+
+
+def lines_file(path, count: int, prompt: str = "a") -> str:
+    Image.fromarray(pixels(0)).save(path.parent / "a.png")
+    line = {"task": "t2i", "prompt": prompt, "image": "a.png"}
+    path.write_text("".join(json.dumps({**line, "prompt": f"{prompt}{n}"}) + "\n" for n in range(count)))
+    return str(path)
+
+
+def shards(path, count: int) -> str:
+    shutil.rmtree(path, ignore_errors=True)
+    write_shards(path, (entry({"task": "t2i", "prompt": f"a{n}", "image": "a.png"}) for n in range(count)), 4)
+    return str(path)
+
+
+@pytest.mark.parametrize("make", [lines_file, shards])
+def test_data_that_grew_or_shrank_or_changed_are_not_gone_on_with(tmp_path, make):
+    kept = lines_file(tmp_path / "kept.jsonl", 3)
+
+    def opened() -> Loader:
+        data = dataclasses.replace(DATA, sources=((kept, 1.0), (str(tmp_path / "data"), 1.0)))
+        return Loader(CFG, TOKENIZER, data, seed=0)
+
+    make(tmp_path / "data", 9)
+    state = json.loads(json.dumps(opened().state()))
+    opened().restore(state)
+    opened().restore({name: value for name, value in state.items() if name != "records"})  # of before
+    for count in (8, 10):
+        make(tmp_path / "data", count)
+        with pytest.raises(DataError, match=rf"data: when the run last saved it had 9 records and has {count} now"):
+            opened().restore(state)
+    make(tmp_path / "data", 9)
+    opened().restore(state)
+    if make is lines_file:
+        make(tmp_path / "data", 9, "b")
+    else:
+        (tmp_path / "data/00000.array_record").rename(tmp_path / "data/9.array_record")
+    with pytest.raises(DataError, match=r"data: when the run last saved it had 9 other records\."):
+        opened().restore(state)
 
 
 # Broken data

@@ -59,6 +59,16 @@ def test_broken_data_ends_the_run_with_its_own_words(tmp_path):
                 next(made)
 
 
+def test_other_records_are_refused_before_a_process_starts(tmp_path):
+    (tmp_path / "a.jsonl").write_text("{}\n" * 3)
+    data = dataclasses.replace(TWO, sources=((str(tmp_path / "a.jsonl"), 1.0),))
+    state = WorkerLoader(CFG, TOKENIZER, data, seed=0).state()
+    WorkerLoader(CFG, TOKENIZER, data, seed=0).restore(state)
+    (tmp_path / "a.jsonl").write_text("{}\n" * 4)
+    with pytest.raises(DataError, match=r"a\.jsonl: when the run last saved it had 3 records and has 4 now"):
+        WorkerLoader(CFG, TOKENIZER, data, seed=0).restore(state)
+
+
 def test_a_worker_that_is_killed_is_missed():
     with WorkerLoader(CFG, TOKENIZER, dataclasses.replace(DATA, workers=1, prefetch=1), seed=0) as made:
         next(made)
