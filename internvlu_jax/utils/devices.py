@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import jax
 
@@ -30,15 +31,23 @@ def bfloat16_peak(kind: str | None = None) -> float | None:
 
 
 _SIMULATED, _CONCURRENT = "--xla_force_host_platform_device_count", "--xla_cpu_enable_concurrency_optimized_scheduler"
+_THREADS = "PJRT_NPROC"
+_IN_FLIGHT = 16  # collectives of one device that threads are kept for
 
 
 def order_simulated_collectives() -> None:
-    """Makes several simulated CPU devices run their collectives in one order; does nothing where there are none.
+    """Lets several simulated CPU devices finish their collectives; does nothing where there are none.
 
-    In the order that XLA's CPU runtime prefers, one device may wait in one collective for others that wait for it in
-    another, until the process is aborted. Call it before JAX makes its backend; what the user said in XLA_FLAGS stays.
+    Left to itself XLA's CPU runtime may wait for ever, until the process is aborted: one device waits in one collective
+    for others that wait for it in another, and a device that has begun several holds a thread for each, until none is
+    left for the device that they wait for. So collectives run in one order as far as XLA lets them, and there are
+    threads for many. Call it before JAX makes its backend; what the user said in XLA_FLAGS and PJRT_NPROC stays.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    simulated = _SIMULATED in flags or int(os.environ.get("JAX_NUM_CPU_DEVICES") or 1) > 1
-    if simulated and _CONCURRENT not in flags:
+    flagged = re.findall(rf"{_SIMULATED}=(\d+)", flags)
+    count = int(flagged[-1] if flagged else os.environ.get("JAX_NUM_CPU_DEVICES") or 1)
+    if count == 1:
+        return
+    if _CONCURRENT not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_CONCURRENT}=false".lstrip()
+    os.environ.setdefault(_THREADS, str(_IN_FLIGHT * count))

@@ -10,19 +10,23 @@ EIGHT, ORDERED = "--xla_force_host_platform_device_count=8", "--xla_cpu_enable_c
 
 
 @pytest.mark.parametrize(
-    ("flags", "devices", "after"),
+    ("flags", "devices", "threads", "after", "threads_after"),
     [
-        (EIGHT, None, f"{EIGHT} {ORDERED}=false"),
-        (f"{EIGHT} {ORDERED}=true", None, f"{EIGHT} {ORDERED}=true"),
-        ("", "4", f"{ORDERED}=false"),
-        ("--xla_dump_to=x", None, "--xla_dump_to=x"),
-        ("", "1", ""),
+        (EIGHT, None, None, f"{EIGHT} {ORDERED}=false", "128"),
+        (f"{EIGHT} {ORDERED}=true", None, "9", f"{EIGHT} {ORDERED}=true", "9"),
+        ("", "4", None, f"{ORDERED}=false", "64"),
+        ("--xla_dump_to=x", None, None, "--xla_dump_to=x", None),
+        ("", "1", None, "", None),
     ],
 )
-def test_flags(monkeypatch, flags, devices, after):
+def test_flags(monkeypatch, flags, devices, threads, after, threads_after):
     monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.setenv("PJRT_NPROC", threads or "")
+    if threads is None:
+        monkeypatch.delenv("PJRT_NPROC")
     monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
     if devices is not None:
         monkeypatch.setenv("JAX_NUM_CPU_DEVICES", devices)
     order_simulated_collectives()
     assert os.environ["XLA_FLAGS"] == after
+    assert os.environ.get("PJRT_NPROC") == threads_after
