@@ -25,7 +25,7 @@ from internvlu_jax.parallel.mesh import initialise
 from internvlu_jax.training.config import TrainConfig
 from internvlu_jax.training.loop import NotFiniteError, train
 from internvlu_jax.utils.compilation import enable_cache
-from internvlu_jax.utils.devices import order_simulated_collectives
+from internvlu_jax.utils.devices import prepare_cpu
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _former_option(argv: list[str]) -> str | None:
 def run(arguments: Arguments) -> int:
     """Trains; what a user can put right becomes one line and status 2, a run that broke down status 1."""
     cluster = arguments.cluster
-    order_simulated_collectives()
+    prepare_cpu()
     try:
         if cluster.distributed or cluster.coordinator is not None:
             initialise(cluster.coordinator, cluster.processes, cluster.process)

@@ -34,7 +34,7 @@ from internvlu_jax.processing.positions import Grid
 from internvlu_jax.processing.processor import ProcessedPrompt, Processor
 from internvlu_jax.processing.rows import Row, bucket, pack, pad_right
 from internvlu_jax.utils.compilation import enable_cache
-from internvlu_jax.utils.devices import order_simulated_collectives
+from internvlu_jax.utils.devices import prepare_cpu
 from internvlu_jax.utils.progress import steps_bar
 
 # Pixels that the VAE decodes at once on a device; larger batches go through it in parts.
@@ -105,8 +105,7 @@ class InternVLUPipeline:
             ValueError: the checkpoint does not exist, is incomplete, or is of another model; everything that is wrong
                 with it is named. Or there are no such devices, or they cannot compute with such weights.
         """
-        if devices is not None:
-            order_simulated_collectives()
+        prepare_cpu()
         on = placement(devices)
         if quantize is not None:
             check_quantization(quantize, jax.devices()[0])

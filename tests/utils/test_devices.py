@@ -1,10 +1,10 @@
-"""Simulated devices run their collectives in one order, unless the user says otherwise."""
+"""On a CPU operations run in one order, unless the user says otherwise; simulated devices have threads for many."""
 
 import os
 
 import pytest
 
-from internvlu_jax.utils.devices import order_simulated_collectives
+from internvlu_jax.utils.devices import prepare_cpu
 
 EIGHT, ORDERED = "--xla_force_host_platform_device_count=8", "--xla_cpu_enable_concurrency_optimized_scheduler"
 
@@ -15,8 +15,8 @@ EIGHT, ORDERED = "--xla_force_host_platform_device_count=8", "--xla_cpu_enable_c
         (EIGHT, None, None, f"{EIGHT} {ORDERED}=false", "128"),
         (f"{EIGHT} {ORDERED}=true", None, "9", f"{EIGHT} {ORDERED}=true", "9"),
         ("", "4", None, f"{ORDERED}=false", "64"),
-        ("--xla_dump_to=x", None, None, "--xla_dump_to=x", None),
-        ("", "1", None, "", None),
+        ("--xla_dump_to=x", None, None, f"--xla_dump_to=x {ORDERED}=false", None),
+        ("", "1", None, f"{ORDERED}=false", None),
     ],
 )
 def test_flags(monkeypatch, flags, devices, threads, after, threads_after):
@@ -27,6 +27,6 @@ def test_flags(monkeypatch, flags, devices, threads, after, threads_after):
     monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
     if devices is not None:
         monkeypatch.setenv("JAX_NUM_CPU_DEVICES", devices)
-    order_simulated_collectives()
+    prepare_cpu()
     assert os.environ["XLA_FLAGS"] == after
     assert os.environ.get("PJRT_NPROC") == threads_after
