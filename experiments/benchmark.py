@@ -31,7 +31,7 @@ from experiments.flops import case_for
 from experiments.traced import Part, Traced
 from internvlu_jax.config import Attention, Compute
 from internvlu_jax.presets import PRESETS
-from internvlu_jax.utils.devices import bfloat16_peak
+from internvlu_jax.utils.devices import bfloat16_peak, prepare_cpu
 from internvlu_jax.utils.files import write_json
 
 # Seconds: the floor at measured speed, the aim, and the most that is acceptable. One H100, bfloat16, released sizes.
@@ -163,6 +163,7 @@ def print_table(timings: Sequence[Timing], args: Arguments) -> None:
 
 
 def main(args: Arguments) -> None:
+    prepare_cpu()
     for name in args.cases:
         parse_case(name, args.preset)
     weights = random_weights(args)

@@ -20,7 +20,8 @@ from typing import Any, Literal
 
 import tyro
 
-from internvlu_jax.parallel.config import MeshConfig  # which does not import JAX: the devices come first
+from internvlu_jax.parallel.config import MeshConfig
+from internvlu_jax.utils.devices import prepare_cpu
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ def measure(arguments: Arguments) -> dict[str, Any]:
 def main(arguments: Arguments) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={arguments.devices}"
+    prepare_cpu()
     sizes = measure(arguments)
     if arguments.json:
         print(json.dumps({**dataclasses.asdict(arguments), **sizes}))

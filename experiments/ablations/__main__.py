@@ -32,6 +32,7 @@ from experiments.ablations.tuning import Settings, chosen, tune
 from internvlu_jax.config import ConfigError
 from internvlu_jax.training.resuming import Stopped
 from internvlu_jax.utils.compilation import compile_quickly, enable_cache
+from internvlu_jax.utils.devices import prepare_cpu
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def main(arguments: Arguments) -> int:
         if arguments.status:
             print(status(arguments, variants))
             return 0
+        prepare_cpu()
         enable_cache()
         if not arguments.size.optimized:
             compile_quickly()

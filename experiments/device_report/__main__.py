@@ -25,6 +25,7 @@ from rich.table import Table
 
 from experiments.device_report.sections import GOLDENS, SECTIONS, Section, Settings, SizeName
 from internvlu_jax.utils.compilation import compile_quickly, enable_cache
+from internvlu_jax.utils.devices import prepare_cpu
 from internvlu_jax.utils.files import read_json, write_json, write_text
 
 
@@ -43,6 +44,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> int:
     """Status 0 where no section failed, 1 where one did, 2 for what a user can put right."""
+    prepare_cpu()
     try:
         sections = chosen(arguments.sections)
         arguments.out.mkdir(parents=True, exist_ok=True)
