@@ -6,38 +6,36 @@ The model normalises them (`models.pixels`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageCms
 
 from internvlu_jax.config import GenerationImageProcessorConfig, ImageProcessorConfig
+from internvlu_jax.processing import decoding
 from internvlu_jax.processing.picture_files import pixels_of
 from internvlu_jax.processing.resize import resize_bicubic
 from internvlu_jax.utils.files import foreign_kind
 
 MAX_ASPECT_RATIO = 200
 
-# XYZ of red, green and blue, under the white of profiles (D50).
-_SRGB_PRIMARIES = ((0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141))
-
-# EXIF orientation to the transposition that undoes it; 1 is upright.
-_ORIENTATIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+# EXIF orientation to what undoes it; 1 is upright. The last four exchange height and width.
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels[::-1].swapaxes(0, 1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
 }
-_EXCHANGING = [_ORIENTATIONS[number] for number in (5, 6, 7, 8)]  # height and width
+_EXCHANGING = (5, 6, 7, 8)
 
 
 def load_image(path: str | Path) -> Image.Image:
@@ -63,7 +61,11 @@ def opened_picture(file: Path | BufferedReader | BytesIO, name: str) -> Iterator
     try:
         opening = file.open("rb") if isinstance(file, Path) else nullcontext(file)
         with opening as opened, Image.open(pixels_of(opened)) as image:
+            decoding.check_size(image)
+            decoding.reduce_while_decoding(image)
             yield image
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name}: the picture has over 179 million pixels; make it smaller") from error
     except Image.UnidentifiedImageError as error:
         kind = _foreign_kind(file)
         instead = f"; it is {kind}" if kind else ""
@@ -83,7 +85,7 @@ def to_rgb(image: Any) -> UInt8[np.ndarray, "y x 3"]:
     """Upright RGB values of a PIL picture of any kind.
 
     EXIF orientation is applied, colours of a profile with other primaries than sRGB's become sRGB's, transparency is
-    laid on white, 16-bit grey is scaled to 8 bits.
+    laid on white, 16-bit grey is scaled to 8 bits, a picture of over 67 million pixels is halved.
 
     Raises:
         ValueError: `image` is not a PIL picture, is truncated or damaged, has no pixels, has sides in a ratio over 200,
@@ -92,17 +94,34 @@ def to_rgb(image: Any) -> UInt8[np.ndarray, "y x 3"]:
     if not isinstance(image, Image.Image):
         raise ValueError(f"expected a PIL image, found {type(image).__name__}")
     _check_sides(image.height, image.width)
-    try:
-        image.load()
-    except Exception as error:  # a broken file can raise nearly anything in Pillow's decoders
-        raise ValueError(f"the picture is truncated or damaged: {error}") from error
-    image = _in_srgb(_upright(image))
-    if image.mode.startswith("I"):
-        grey = _grey_from_integers(image)
-        if isinstance(transparent := image.info.get("transparency"), int):
-            grey[np.asarray(image) == transparent] = 255
+    low = decoding.loaded(image)
+    step, to_srgb = decoding.step(image), decoding.srgb_transform(image)
+    scale = _grey_scale(image) if image.mode.startswith("I") else 1
+    pixels = np.empty((-(-image.height // step), -(-image.width // step), 3), np.uint8)
+    for top, bottom in decoding.bands(image):
+        low_rows = low and decoding.rows_of(low, top, bottom)
+        band = _rgb_band(decoding.rows_of(image, top, bottom), low_rows, to_srgb, scale)
+        small = band if step == 1 else np.asarray(Image.fromarray(band).reduce(step))
+        pixels[top // step : -(-bottom // step)] = small
+    upright = _UPRIGHT.get(_orientation(image))
+    return pixels if upright is None else np.ascontiguousarray(upright(pixels))
+
+
+def _rgb_band(
+    band: Image.Image, low: Image.Image | None, to_srgb: ImageCms.ImageCmsTransform | None, scale: int
+) -> UInt8[np.ndarray, "y x 3"]:
+    """RGB values of some rows as they are stored. `low`: see `decoding.loaded`; `scale`: see `_grey_scale`."""
+    if band.mode.startswith("I"):
+        values = np.asarray(band).astype(np.int32)
+        grey = ((values + scale // 2) // scale).astype(np.uint8)
+        if isinstance(transparent := band.info.get("transparency"), int):
+            grey[values == transparent] = 255
         return np.repeat(grey[..., None], 3, axis=-1)
-    return np.asarray(_opaque(image))
+    key = decoding.transparent(band, low)
+    shown = band if to_srgb is None else to_srgb.apply(band)
+    if key is None:
+        return np.asarray(_opaque(shown))
+    return np.where(key[..., None], np.uint8(255), np.asarray(shown))
 
 
 def _check_sides(height: int, width: int) -> None:
@@ -115,11 +134,6 @@ def _check_sides(height: int, width: int) -> None:
         )
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    method = _turn(image)
-    return image if method is None else image.transpose(method)
-
-
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """(height, width) of what `to_rgb` gives, without reading pixels.
 
@@ -129,51 +143,32 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
         ValueError: the picture has no pixels or an aspect ratio over 200.
     """
     _check_sides(image.height, image.width)
-    turned = image.format != "TIFF" and _turn(image) in _EXCHANGING  # of a TIFF Pillow gives the upright size
-    return (image.width, image.height) if turned else (image.height, image.width)
+    turned = image.format != "TIFF" and _orientation(image) in _EXCHANGING  # of a TIFF Pillow gives the upright size
+    height, width = (-(-side // decoding.step(image)) for side in (image.height, image.width))
+    return (width, height) if turned else (height, width)
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What makes the picture upright; metadata that cannot be read leaves it as it is stored."""
+def _orientation(image: Image.Image) -> int:
+    """As EXIF counts it; metadata that cannot be read leaves the picture as it is stored."""
     try:
         # PNG's own method would read all pixels first
-        return _ORIENTATIONS.get(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
+        return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
     except Exception:  # metadata is as often broken as absent, and the pixels are fine without it
-        return None
+        return 1
 
 
-def _in_srgb(image: Image.Image) -> Image.Image:
-    """Colours of a profile with other primaries, as cameras and screens of a wide gamut have, in sRGB.
-
-    A profile with sRGB's primaries, of which most pictures have one, changes nothing, and neither does one that cannot
-    be read or has no primaries.
-    """
-    stored = image.info.get("icc_profile")
-    if not stored or image.mode not in ("RGB", "RGBA"):
-        return image
-    try:
-        profile = ImageCms.ImageCmsProfile(BytesIO(stored))
-        primaries = [getattr(profile.profile, f"{name}_colorant") for name in ("red", "green", "blue")]
-        if None in primaries or np.allclose([xyz for xyz, _ in primaries], _SRGB_PRIMARIES, atol=0.02):
-            return image
-        return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode=image.mode) or image
-    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):  # metadata is as often broken as absent
-        return image
-
-
-def _grey_from_integers(image: Image.Image) -> UInt8[np.ndarray, "y x"]:
-    """8-bit grey of a picture with integers of 16 bits (modes I;16...) or 32 (mode I).
+def _grey_scale(image: Image.Image) -> int:
+    """What takes the integers of a picture, of 16 bits (modes I;16...) or 32 (mode I), to 8 bits: 257 or 1.
 
     Mode I says nothing of its range: it holds 16-bit values from files, 8-bit ones after `convert("I")`. Up to 255 they
     are taken for 8-bit ones.
     """
-    values = np.asarray(image).astype(np.int64)
-    low, high = np.min(values), np.max(values)
+    if image.mode != "I":
+        return 257
+    low, high = cast(tuple[int, int], image.getextrema())
     if low < 0 or high > 65535:
         raise ValueError(f"the picture holds integers from {low} to {high}; convert it to 8 or 16 bits first")
-    if image.mode == "I" and high <= 255:
-        return values.astype(np.uint8)
-    return ((values + 128) // 257).astype(np.uint8)
+    return 1 if high <= 255 else 257
 
 
 def _opaque(image: Image.Image) -> Image.Image:

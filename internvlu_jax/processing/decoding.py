@@ -1,0 +1,131 @@
+"""Pillow's decoders within a bounded memory: how large a picture may be, and the parts that Pillow leaves out.
+
+A file of some hundred kB can hold 180 million pixels. Whoever reads them all, and copies them on the way from one form
+to the next, needs gigabytes. So the size is checked by the header, a large picture is halved (a JPEG while it is
+decoded), and what follows decoding goes band by band.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+from PIL import Image, ImageCms
+
+_HALVED = 2**26  # pixels above which a picture is halved; over what one camera in a thousand takes
+_MEMORY = 900e6  # bytes that decoding may take; what follows is small beside it
+# Bytes a pixel while it is decoded and halved, as measured; the rest are 20 in JPEG 2000, 16 to 20 in WebP, 10 in AVIF.
+_BYTES = {"PNG": 6, "JPEG": 2, "MPO": 2, "BMP": 6, "DIB": 6, "PPM": 6, "TGA": 6, "PCX": 6, "GIF": 6, "TIFF": 9}
+_OTHERS = 24
+_PROGRESSIVE = 8  # all coefficients wait for the last scan
+_KEYED = 10  # read twice, see `_low_bytes`
+_BAND = 2**22  # pixels
+
+# XYZ of red, green and blue, under the white of profiles (D50).
+_SRGB_PRIMARIES = ((0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141))
+
+
+def check_size(image: Image.Image) -> None:
+    """Raises ValueError if reading the pixels of an opened file would take over 1 GB."""
+    each = _BYTES.get(image.format or "", _OTHERS)
+    if image.format in ("JPEG", "MPO") and image.info.get("progressive"):
+        each = _PROGRESSIVE
+    if _is_keyed(image):
+        each = _KEYED
+    most = int(_MEMORY / each)
+    if image.width * image.height > most:
+        raise ValueError(
+            f"the picture is {image.width} x {image.height} pixels; a {image.format} of its kind is read up to "
+            f"{most / 1e6:.0f} million, so that it takes less than 1 GB of memory; make it smaller"
+        )
+
+
+def step(image: Image.Image) -> int:
+    """2 if the picture is halved (sides rounded up), else 1."""
+    return 2 if image.width * image.height > _HALVED else 1
+
+
+def reduce_while_decoding(image: Image.Image) -> None:
+    """Has a large picture decoded at half its size, where its format can do so; its size changes."""
+    if step(image) > 1:
+        image.draft(image.mode, (image.width // 2, image.height // 2))
+
+
+def loaded(image: Image.Image) -> Image.Image | None:
+    """Reads the pixels; of RGB with 16 bits and a transparent value the second bytes too, which it returns.
+
+    Raises:
+        ValueError: they are truncated or damaged.
+    """
+    try:
+        low = _low_bytes(image) if _is_keyed(image) else None
+        image.load()
+    except Exception as error:  # a broken file can raise nearly anything in Pillow's decoders
+        raise ValueError(f"the picture is truncated or damaged: {error}") from error
+    return low
+
+
+def bands(image: Image.Image) -> Iterator[tuple[int, int]]:
+    """(first, one after the last) row of bands of some millions of pixels, all but the last of an even number of rows."""
+    height = max(2, _BAND // max(image.width, 1) // 2 * 2)
+    for top in range(0, image.height, height):
+        yield top, min(top + height, image.height)
+
+
+def rows_of(image: Image.Image, top: int, bottom: int) -> Image.Image:
+    """Some rows of a picture; itself where they are all."""
+    return image if (top, bottom) == (0, image.height) else image.crop((0, top, image.width, bottom))
+
+
+def _is_keyed(image: Image.Image) -> bool:
+    """Whether it is a PNG of RGB with 16 bits in which one value stands for transparent, not read yet."""
+    tiles = getattr(image, "tile", [])
+    is_rgb16 = image.format == "PNG" and bool(tiles) and tiles[0][3] == "RGB;16B"
+    return is_rgb16 and isinstance(image.info.get("transparency"), tuple)
+
+
+def _low_bytes(image: Any) -> Image.Image:
+    """The lower bytes of a PNG of RGB with 16 bits; Pillow gives the upper ones.
+
+    They are what comes out if the numbers are taken for little-endian ones.
+    """
+    file = image.fp
+    position = file.tell()
+    low: Any = Image.open(file)
+    low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]
+    low.load()
+    file.seek(position)
+    return low
+
+
+def transparent(band: Image.Image, low: Image.Image | None) -> Bool[np.ndarray, "y x"] | None:
+    """Where an RGB picture has the one colour that its file calls transparent. None if there is no such colour."""
+    key = band.info.get("transparency")
+    if band.mode != "RGB" or not isinstance(key, tuple):
+        return None
+    values = np.array(key)
+    if low is None:
+        return np.all(np.asarray(band) == values & 255, axis=-1)
+    return np.all((np.asarray(band) == values >> 8) & (np.asarray(low) == values & 255), axis=-1)
+
+
+def srgb_transform(image: Image.Image) -> ImageCms.ImageCmsTransform | None:
+    """From the colours of a profile with other primaries, as cameras and screens of a wide gamut have, to sRGB.
+
+    None for a profile with sRGB's primaries, of which most pictures have one, and for one that cannot be read or has no
+    primaries.
+    """
+    stored = image.info.get("icc_profile")
+    if not stored or image.mode not in ("RGB", "RGBA"):
+        return None
+    try:
+        profile = ImageCms.ImageCmsProfile(BytesIO(stored))
+        primaries = [getattr(profile.profile, f"{name}_colorant") for name in ("red", "green", "blue")]
+        if None in primaries or np.allclose([xyz for xyz, _ in primaries], _SRGB_PRIMARIES, atol=0.02):
+            return None
+        return ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), image.mode, image.mode)
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):  # metadata is as often broken as absent
+        return None

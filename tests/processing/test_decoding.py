@@ -1,0 +1,180 @@
+"""Large pictures: refused by their header, halved, the same band by band; transparent values of 8 and 16 bits."""
+
+import io
+import os
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from internvlu_jax.data.records import PictureFile
+from internvlu_jax.processing import decoding
+from internvlu_jax.processing.images import load_image, opened_picture, to_rgb, upright_size
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x * 255 // width, y * 255 // height, (x + y) % 40 + 100], -1).astype(np.uint8)
+
+
+def stored(image: Image.Image, kind: str, **options) -> PictureFile:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return PictureFile(f"a.{kind.lower()}", lambda: io.BytesIO(buffer.getvalue()))
+
+
+def oriented(number: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[274] = number
+    return exif
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(height: int, width: int, depth: int, colour: int, rows: bytes, *chunks: bytes) -> bytes:
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunks) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+# Halving
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(("height", "width"), [(120, 160), (121, 161)])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "BMP"])
+def test_a_large_picture_is_halved(monkeypatch, kind, height, width, orientation):
+    monkeypatch.setattr(decoding, "_HALVED", 10_000)
+    monkeypatch.setattr(decoding, "_BAND", 1000)
+    whole = smooth(height, width)
+    options = {} if kind == "BMP" else {"exif": oriented(orientation)}
+    picture = stored(Image.fromarray(whole), kind, **options)
+    turned = orientation == 6 and kind != "BMP"
+    first = turned and kind == "TIFF"  # which Pillow turns itself
+    expected = np.asarray(Image.fromarray(np.rot90(whole, -1) if first else whole).reduce(2))
+    if turned and not first:
+        expected = np.rot90(expected, -1)
+    got = picture.pixels()
+    assert picture.size() == got.shape[:2] == expected.shape[:2]
+    assert np.mean(np.abs(got.astype(int) - expected)) < (4 if kind in ("JPEG", "WEBP") else 0.01)
+
+
+def test_a_picture_at_the_limit_is_not(monkeypatch):
+    monkeypatch.setattr(decoding, "_HALVED", 120 * 160)
+    np.testing.assert_array_equal(stored(Image.fromarray(smooth(120, 160)), "PNG").pixels(), smooth(120, 160))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "1", "I;16", "I"])
+def test_bands_make_no_difference(monkeypatch, mode):
+    image = Image.fromarray(smooth(37, 20))
+    if mode.startswith("I"):
+        image = Image.fromarray(np.arange(740, dtype=np.uint16).reshape(37, 20) * 80).convert(mode)
+        image.info["transparency"] = 800
+    elif mode == "PA":
+        image = image.quantize().convert("PA")
+    else:
+        image = image.convert(mode)
+    if mode == "RGB":
+        image.info["transparency"] = tuple(smooth(37, 20)[5, 5].tolist())
+    whole, info = to_rgb(image), dict(image.info)
+    monkeypatch.setattr(decoding, "_BAND", 200)
+    assert len(list(decoding.bands(image))) > 3
+    np.testing.assert_array_equal(to_rgb(image), whole)
+    assert image.info == info
+
+
+# Limits
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (png(14000, 14000, 8, 2, b""), "over 179 million pixels"),
+        (png(12500, 12500, 8, 2, b""), "12500 x 12500 pixels; a PNG of its kind is read up to 150 million"),
+        (png(10000, 10000, 16, 2, b"", chunk(b"tRNS", bytes(6))), "a PNG of its kind is read up to 90 million"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_what_would_take_over_1_gb_is_refused_by_its_header(data, said):
+    picture = PictureFile("a.png", lambda: io.BytesIO(data))
+    for use in (PictureFile.size, PictureFile.pixels):
+        with pytest.raises(ValueError, match=rf"^a\.png: .*{said}.*make it smaller"):
+            use(picture)
+
+
+def test_limits_go_by_the_decoder(monkeypatch):
+    monkeypatch.setattr(decoding, "_MEMORY", 5 * 1000)  # bytes
+    image = Image.fromarray(smooth(30, 40))
+    assert stored(image, "JPEG").size() == (30, 40)
+    for kind, options in {"WEBP": {}, "JPEG": {"progressive": True}, "TIFF": {}}.items():
+        with pytest.raises(ValueError, match=f"40 x 30 pixels; a {kind} of its kind is read up to"):
+            stored(image, kind, **options).size()
+
+
+LARGE = """
+import resource, sys
+from PIL import Image
+from internvlu_jax.processing.images import load_image
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+load_image(sys.argv[1])
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "side", "options"),
+    [
+        ("PNG", 12200, {}), ("PNG", 8190, {}), ("JPEG", 13300, {}), ("WEBP", 6100, {}), ("GIF", 12200, {}),
+        ("JPEG", 10500, {"progressive": True, "subsampling": 0}), ("JPEG2000", 6100, {}), ("TIFF", 9900, {}),
+        ("AVIF", 6100, {}),
+    ],
+)  # fmt: skip
+def test_no_picture_takes_over_1_gb(tmp_path, monkeypatch, kind, side, options):
+    path = tmp_path / "large"
+    turned = {} if kind in ("JPEG2000", "GIF") else {"exif": oriented(6)}
+    Image.new("RGB", (side, side), (9, 99, 200)).save(path, kind, **options, **turned)
+    command = [sys.executable, "-W", "ignore", "-c", LARGE, str(path)]
+    grown = int(subprocess.run(command, check=True, capture_output=True, env=dict(os.environ)).stdout)
+    print(kind, side, grown)
+    assert grown < 1e9
+
+
+# RGB of 16 bits with a transparent value
+
+
+@pytest.mark.parametrize("band", [2**22, 16])
+def test_rgb_of_16_bits_with_a_transparent_value(monkeypatch, band, tmp_path):
+    """White where all 16 bits are the value's, and only there; the upper 8 bits elsewhere."""
+    monkeypatch.setattr(decoding, "_BAND", band)
+    values = np.random.default_rng(0).integers(0, 2**16, (6, 5, 3)).astype(">u2")
+    key = values[1, 2]
+    values[4, 4] = key
+    values[5, 0] = key ^ 1  # as transparent to whoever has the upper bits alone
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    (tmp_path / "a.png").write_bytes(png(6, 5, 16, 2, rows, chunk(b"tRNS", key.tobytes())))
+    expected = (values >> 8).astype(np.uint8)
+    expected[[1, 4], [2, 4]] = 255
+    np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "a.png")), expected)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:-60])
+    with pytest.raises(ValueError, match=r"cut\.png: the picture is truncated or damaged"):
+        load_image(tmp_path / "cut.png")
+
+
+@pytest.mark.parametrize(("colour", "samples"), [(0, 1), (2, 3)])
+def test_a_transparent_value_of_8_bits_is_read_from_its_lower_ones(colour, samples):
+    values = np.arange(12 * samples, dtype=np.uint8).reshape(3, 4, samples)
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    key = b"".join(b"\x01" + bytes([sample]) for sample in values[1, 1])
+    data = png(3, 4, 8, colour, rows, chunk(b"tRNS", key))
+    with opened_picture(io.BytesIO(data), "a") as image:
+        got = to_rgb(image)
+        assert upright_size(image) == (3, 4)
+    expected = np.broadcast_to(values, (3, 4, 3)).copy()
+    expected[1, 1] = 255
+    np.testing.assert_array_equal(got, expected)
