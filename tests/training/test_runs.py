@@ -290,5 +290,9 @@ def test_errors_are_one_line_and_status_2(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     assert command(["debug", "--workdir", str(tmp_path / "file")]) == 2
     assert capsys.readouterr().err.startswith("error: --workdir")
+    for name, said in (("x" * 256, "a name of 256 bytes"), ("file/run", "file is a file; expected a directory")):
+        assert command(["debug", "--workdir", str(tmp_path / name)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and said in line
     assert command(["debug", "--workdir", str(tmp_path / "w"), "--model", "nano"]) == 2
     assert "model is 'nano'; expected one of internvl-u-4b, debug" in capsys.readouterr().err

@@ -1,12 +1,18 @@
 """Files are there whole or not at all."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from internvlu_jax.utils.files import new_directory, read_json, write_json, write_text, written_whole
+from internvlu_jax.utils.files import check_writable, new_directory, read_json, write_json, write_text, written_whole
 from internvlu_jax.utils.sheets import save_sheet
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_file_becomes_its_name_when_it_is_whole(tmp_path):
@@ -64,6 +70,60 @@ def test_new_directory(tmp_path):
         (partial / "file").write_text("x")
         raise OSError("full")
     assert {p.name for p in tmp_path.iterdir()} == {"new", "empty"}
+
+
+def test_what_killed_writers_left_is_removed_and_what_living_ones_write_is_not(tmp_path):
+    code = (
+        "import sys, time; from internvlu_jax.utils.files import new_directory\n"
+        "with new_directory(sys.argv[1]) as partial:\n"
+        "    (partial / 'file').write_text('half'); print(partial, flush=True); time.sleep(99)\n"
+    )
+    writers = [
+        subprocess.Popen([sys.executable, "-c", code, tmp_path / name], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for name in ("a", "a", "ab")
+    ]
+    try:
+        killed, living, other = (Path(writer.stdout.readline().strip()) for writer in writers)
+        for writer in (writers[0], writers[2]):
+            writer.kill()
+            writer.wait()
+        with new_directory(tmp_path / "a") as partial:
+            (partial / "file").write_text("whole")
+            assert not killed.exists()
+            assert living.exists() and other.exists(), "of somebody who is at work, and of another name"
+        assert (tmp_path / "a/file").read_text() == "whole"
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.communicate()
+
+
+def test_names_of_any_length_are_written_under_names_that_can_be(tmp_path, monkeypatch):
+    """Also where another machine, or container, has the same processes at the same time."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    for name in ("a" * 255, "a" * 251 + ".png", "é" * 125 + ".png", "." + "b" * 254, "a." + "c" * 253):
+        with written_whole(tmp_path / name) as first, written_whole(tmp_path / name) as second:
+            assert first.name != second.name
+            first.write_text("1")
+            second.write_text("2")
+        assert (tmp_path / name).read_text() == "1"
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_where_nothing_can_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "new/deep/a", tmp_path / "file", "a"):
+        check_writable(path)
+    for path, said in (
+        ("file/a", "file is a file"),
+        ("x" * 256, "name of 256 bytes"),
+        ("é" * 128 + "/a", "of 256 bytes"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            check_writable(tmp_path / path)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ValueError, match=r"new/a: nothing can be written in .*; expected a directory that is yours"):
+        check_writable(tmp_path / "new/a")
 
 
 def test_json(tmp_path):
