@@ -67,8 +67,9 @@ def generate(
 ) -> Generated:
     """Writes at most `max_new_tokens` tokens to each row, ending it with the first of `stop_ids`.
 
-    Greedy; with `keys` (see `row_keys`) sampling with temperature, top-k and top-p (`sampling.choose`); with
-    `num_beams` > 1 beam search. `repetition_penalty` goes with all of them (`sampling.penalised`); 1 is none.
+    Greedy; with `keys` (see `utils.seeds.numbered_keys`) sampling with temperature, top-k and top-p
+    (`sampling.choose`); with `num_beams` > 1 beam search. `repetition_penalty` goes with all of them
+    (`sampling.penalised`); 1 is none.
 
     A new `buffer`, batch size, cache capacity or top-k compiles anew; a new `max_new_tokens`, temperature, top-p (below
     1), penalty (but 1), stop ids or prompt does not. `prompt.cache` is given up: it cannot be used again.

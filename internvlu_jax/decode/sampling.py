@@ -12,11 +12,6 @@ from jaxtyping import Array, Bool, Float, Int, Key
 Scalar = Float[Array, ""] | float
 
 
-def row_keys(seed: int, count: int) -> Key[Array, "b"]:
-    """One random key for each of `count` rows. Row i has the same key however many rows there are."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), jnp.arange(count))
-
-
 def choose(
     logits: Float[Array, "b v"],
     keys: Key[Array, "b"] | None,

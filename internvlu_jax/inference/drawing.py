@@ -50,12 +50,6 @@ class PictureInputs:
     sources: tuple[np.ndarray, ...] = ()
 
 
-def noise(seed: int, count: int, shape: tuple[int, int, int]) -> jax.Array:
-    """Standard normal [count, y, x, c], keyed by picture: number i is the same however many there are."""
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), jnp.arange(count))
-    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
-
-
 def groups(
     on: Placement, model: InternVLU, params: Params, pictures: Sequence[PictureInputs], grid: tuple[int, int]
 ) -> tuple[Group, ...]:
@@ -166,6 +160,25 @@ def draw(
         state = on.run(programs.draw_step, model, params, state, step_at(steps, i), batch, scales)
         report(np.asarray(on.get(state.x, count)))
     return np.asarray(on.get(state.x, count))
+
+
+def reporter(
+    callback: Callable[[int, int, Any], None] | None, before: int, total: int, advance: Callable[[], None] | None
+) -> Callable[[np.ndarray], None] | None:
+    """What happens after each step; None if nothing does, so that the whole loop can be one program."""
+    if callback is None and advance is None:
+        return None
+    done = before
+
+    def report(latents: np.ndarray) -> None:
+        nonlocal done
+        done += 1
+        if callback is not None:
+            callback(done, total, latents)
+        if advance is not None:
+            advance()
+
+    return report
 
 
 def _numbers(tree: Any) -> Any:

@@ -6,11 +6,12 @@ import math
 import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from internvlu_jax.config import InternVLUConfig
+from internvlu_jax.flow.noise import Noise
 from internvlu_jax.processing.chat import MODES
 from internvlu_jax.utils.seeds import check_seed
 
@@ -32,7 +33,8 @@ class Options:
     all_cfg_scale: float
     part_cfg_scale: float
     num_images_per_prompt: int
-    seed: int
+    seed: int | tuple[int, ...]
+    noise: Noise
     latents: np.ndarray | None
     max_new_tokens: int
     do_sample: bool
@@ -66,6 +68,7 @@ class Options:
             self._check_size(config)
             self._check_image()
             self._check_latents(config, num_prompts)
+        self._check_seed(num_prompts * (1 if self.mode == "text" else self.num_images_per_prompt))
 
     def _check_text(self) -> None:
         _at_least("max_new_tokens", self.max_new_tokens, 1)
@@ -83,9 +86,23 @@ class Options:
             _at_least("top_k", self.top_k, 1)
         if not (_is_number(self.repetition_penalty) and self.repetition_penalty > 0):
             raise ValueError(f"repetition_penalty is {self.repetition_penalty!r}; expected a number over 0 (1 is none)")
-        check_seed(self.seed)
         if self.system_prompt is not None and not isinstance(self.system_prompt, str):
             raise ValueError(f"system_prompt is {self.system_prompt!r}; expected a string or None")
+
+    def _check_seed(self, expected: int) -> None:
+        if self.noise not in get_args(Noise):
+            raise ValueError(f"noise is {self.noise!r}; expected one of {', '.join(map(repr, get_args(Noise)))}")
+        if not isinstance(self.seed, tuple):
+            return check_seed(self.seed)
+        if len(self.seed) != expected:
+            raise ValueError(f"seed has {len(self.seed)} entries; expected one for all, or {expected}, one for each")
+        for number, seed in enumerate(self.seed):
+            check_seed(seed, f"seed {number}")
+
+    def text_seed(self) -> int | tuple[int, ...]:
+        """Of sampled text: of several seeds for a prompt's pictures it has the first."""
+        shared = 1 if self.mode == "text" else self.num_images_per_prompt
+        return self.seed[::shared] if isinstance(self.seed, tuple) else self.seed
 
     def _check_size(self, config: InternVLUConfig) -> None:
         smallest = config.generation_decoder.pixel_multiple

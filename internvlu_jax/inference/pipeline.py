@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from PIL import Image
 from internvlu_jax.checkpoints import loading
 from internvlu_jax.config import Compute, InternVLUConfig, Quantization
 from internvlu_jax.flow.guidance import Scales
+from internvlu_jax.flow.noise import Noise, starting_noise
 from internvlu_jax.flow.solver import schedule
 from internvlu_jax.inference import drawing, programs
 from internvlu_jax.inference.drawing import Branch, PictureInputs
@@ -36,6 +36,7 @@ from internvlu_jax.processing.rows import Row, bucket, pack, pad_right
 from internvlu_jax.utils.compilation import enable_cache
 from internvlu_jax.utils.devices import prepare_cpu
 from internvlu_jax.utils.progress import steps_bar
+from internvlu_jax.utils.seeds import any_seed
 
 # Pixels that the VAE decodes at once on a device; larger batches go through it in parts.
 _DECODE_PIXELS = 8 * 512 * 512
@@ -46,11 +47,13 @@ _KEPT_BRANCHES = 16
 @dataclass(frozen=True)
 class PipelineOutput:
     """text: one string per prompt, or None in image mode. tokens: their ids, without the prompt, with the stop token
-    if one was written. images: prompt by prompt, `num_images_per_prompt` of each, or None in text mode."""
+    if one was written. images: prompt by prompt, `num_images_per_prompt` of each, or None in text mode. seed: the
+    argument, or what was drawn where there was none."""
 
     text: list[str] | None = None
     tokens: list[np.ndarray] | None = None
     images: list[Image.Image] | None = None
+    seed: int | Sequence[int] | None = None
 
 
 class InternVLUPipeline:
@@ -134,7 +137,8 @@ class InternVLUPipeline:
         all_cfg_scale: float | None = None,
         part_cfg_scale: float | None = None,
         num_images_per_prompt: int = 1,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
+        noise: Noise = "torch-cpu",
         latents: np.ndarray | jax.Array | None = None,
         max_new_tokens: int | None = None,
         do_sample: bool = False,
@@ -160,7 +164,11 @@ class InternVLUPipeline:
                 is the checkpoint's, that of its training.
             all_cfg_scale, part_cfg_scale: guidance by everything, and by the source pictures alone; by default 4.5 and
                 2.0, with reasoning 3.5 and 1.5.
-            seed: of the starting noise and of sampled text; None draws one.
+            seed: of the starting noise and of sampled text; None draws one. A list has one for each picture (for each
+                prompt in text mode): each is what it is alone.
+            noise: whose noise a seed stands for: "torch-cpu" and "torch-cuda" are that of the released code with
+                `torch.Generator("cpu" or "cuda").manual_seed(seed)`, the second unverified (`flow.torch_noise`); "jax"
+                that of JAX's keys.
             latents: starting noise instead, float32 [images, height/8, width/8, channels].
             max_new_tokens: most tokens of text; by default 512, with reasoning 200.
             do_sample, temperature, top_k, top_p: draw tokens at random, from the so many best (None: from all) and of
@@ -175,6 +183,7 @@ class InternVLUPipeline:
         Raises:
             ValueError: an argument cannot be used; before anything is computed.
         """
+        seed = self._on.agreed(any_seed()) if seed is None else seed
         drawn = (height, width) if generation_mode in GUIDANCE else (None, None)
         head = self.config.generation_decoder
         guidance = GUIDANCE.get(generation_mode, (0.0, 0.0))
@@ -187,7 +196,8 @@ class InternVLUPipeline:
             all_cfg_scale=guidance[0] if all_cfg_scale is None else all_cfg_scale,
             part_cfg_scale=guidance[1] if part_cfg_scale is None else part_cfg_scale,
             num_images_per_prompt=num_images_per_prompt,
-            seed=self._on.agreed(secrets.randbits(31)) if seed is None else seed,
+            seed=tuple(seed) if isinstance(seed, Sequence) else seed,
+            noise=noise,
             latents=None if latents is None else np.asarray(latents),
             max_new_tokens=NEW_TOKENS.get(generation_mode, 1) if max_new_tokens is None else max_new_tokens,
             do_sample=do_sample,
@@ -208,14 +218,14 @@ class InternVLUPipeline:
         visual, rows = self._see(prompts)
         parts = self._on, self.model, self.params, self.processor.tokenizer
         if generation_mode == "text":
-            return self._text(write(*parts, rows, visual, options))
+            return dataclasses.replace(self._text(write(*parts, rows, visual, options)), seed=seed)
         sources, grid = [self._source_grids(p) for p in prompts], options.latent_grid(self.config)
         if generation_mode == "image":
             cond = self._branches(rows, sources, grid, visual)
-            return PipelineOutput(images=self._draw(prompts, rows, cond, visual, options))
+            return PipelineOutput(images=self._draw(prompts, rows, cond, visual, options), seed=seed)
         reasoned = reason(*parts, rows, visual, options, sources, grid)
         images = self._draw(prompts, rows, [r.branch for r in reasoned], visual, options)
-        return dataclasses.replace(self._text([r.tokens for r in reasoned]), images=images)
+        return dataclasses.replace(self._text([r.tokens for r in reasoned]), images=images, seed=seed)
 
     def parameters(self) -> dict[str, Any]:
         """The parameters in their own shapes: under `pmap` `params` holds a copy for each device."""
@@ -255,7 +265,8 @@ class InternVLUPipeline:
         pictures = self._pictures(prompts, rows, cond, visual, grid)
         repeated = [p for p in pictures for _ in range(options.num_images_per_prompt)]
         given = options.latents
-        start = drawing.noise(options.seed, len(repeated), (*grid, self.config.vae.z_dim)) if given is None else given
+        shape = (*grid, self.config.vae.z_dim)
+        start = starting_noise(options.noise, options.seed, len(repeated), shape) if given is None else given
         latents = self._sample(repeated, np.asarray(start, np.float32), options)
         size = (options.width, options.height)
         return [Image.fromarray(p).resize(size, Image.Resampling.LANCZOS) for p in self._decode(latents)]
@@ -342,7 +353,8 @@ class InternVLUPipeline:
         latents = np.empty_like(start)
         with steps_bar(total, options.progress) as advance:
             for number, members in enumerate(kinds.values()):
-                report = _reporter(options, number * options.num_inference_steps, total, advance)
+                before = number * options.num_inference_steps
+                report = drawing.reporter(options.callback, before, total, advance)
                 chosen = [pictures[i] for i in members]
                 latents[members] = drawing.draw(
                     self._on, self.model, self.params, chosen, start[members], plan, scales, report
@@ -375,22 +387,3 @@ def dtype_name(dtype: Any) -> str:
         return jnp.dtype(dtype).name
     except TypeError:
         return str(dtype)
-
-
-def _reporter(
-    options: Options, before: int, total: int, advance: Callable[[], None] | None
-) -> Callable[[np.ndarray], None] | None:
-    """What happens after each step; None if nothing does, so that the whole loop can be one program."""
-    if options.callback is None and advance is None:
-        return None
-    done = before
-
-    def report(latents: np.ndarray) -> None:
-        nonlocal done
-        done += 1
-        if options.callback is not None:
-            options.callback(done, total, latents)
-        if advance is not None:
-            advance()
-
-    return report

@@ -14,7 +14,6 @@ from jaxtyping import Array, Float, Int
 
 from internvlu_jax.decode.generate import Generated, generate
 from internvlu_jax.decode.model import LanguageModel, Prompt, extend, prefill
-from internvlu_jax.decode.sampling import row_keys
 from internvlu_jax.inference import programs
 from internvlu_jax.inference.drawing import Branch
 from internvlu_jax.inference.options import Options
@@ -25,6 +24,7 @@ from internvlu_jax.processing.layout import layout
 from internvlu_jax.processing.positions import Grid
 from internvlu_jax.processing.rows import PromptBatch, Row, bucket, pack, pad_right
 from internvlu_jax.processing.tokenizer import Tokenizer
+from internvlu_jax.utils.seeds import numbered_keys
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _write(
         pad_id=tokenizer.pad,
         max_new_tokens=options.max_new_tokens,
         buffer=buffer,
-        keys=on.put(row_keys(options.seed, len(rows))) if options.do_sample else None,
+        keys=on.put(numbered_keys(options.text_seed(), len(rows))) if options.do_sample else None,
         temperature=options.temperature,
         top_p=options.top_p,
         top_k=options.top_k,

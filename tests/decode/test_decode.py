@@ -18,12 +18,13 @@ from internvlu_jax.config_files import read_config
 from internvlu_jax.decode.beam import search
 from internvlu_jax.decode.generate import _search, _write, generate
 from internvlu_jax.decode.model import LanguageModel, extend, prefill
-from internvlu_jax.decode.sampling import choose, row_keys
+from internvlu_jax.decode.sampling import choose
 from internvlu_jax.models.internvlu import InternVLU, modules, param_shapes
 from internvlu_jax.models.layers import unstack
 from internvlu_jax.models.qwen3 import KVCache, Qwen3Output
 from internvlu_jax.presets import debug_config, small_config
 from internvlu_jax.processing.tokenizer import SPECIAL_TABLE
+from internvlu_jax.utils.seeds import numbered_keys
 from tests.conftest import sizes_only
 from tests.helpers.measures import assert_close
 
@@ -294,7 +295,7 @@ def chi_square(drawn, probabilities):
 def test_samples_have_the_distribution(temperature):
     """6 degrees of freedom: 30 is exceeded in 4 of 100 000 draws, and the key is fixed."""
     model, params, count = Toy(), toy_params(0), 4000
-    result = write(model, params, [[3, 4, 5]] * count, 2, keys=row_keys(0, count), temperature=temperature)
+    result = write(model, params, [[3, 4, 5]] * count, 2, keys=numbered_keys(0, count), temperature=temperature)
     first, second = np.asarray(result.tokens)[:, :2].T
 
     def wanted(history):
@@ -318,7 +319,7 @@ def test_the_nucleus_holds_the_token_that_crosses_it():
         (0.81, {1, 2, 3}),
         (0.96, {0, 1, 2, 3}),
     ]:
-        drawn = np.asarray(choose(logits, row_keys(1, 2000), 0, 2.0, top_p))
+        drawn = np.asarray(choose(logits, numbered_keys(1, 2000), 0, 2.0, top_p))
         assert set(drawn.tolist()) == kept
         inside = np.where(np.isin(np.arange(4), list(kept)), p, 1e-30)
         assert chi_square(drawn, inside / inside.sum()) < 30
@@ -332,7 +333,7 @@ def test_the_best_so_many_are_drawn_from_and_the_nucleus_is_that_of_these(top_k,
     before = np.cumsum(p[best]) / p[best].sum() - p[best] / p[best].sum()
     kept = best if top_p is None else best[before < top_p]
     logits = jnp.broadcast_to(jnp.asarray(2 * np.log(p), jnp.float32), (2000, 4))
-    drawn = np.asarray(choose(logits, row_keys(1, 2000), 0, 2.0, top_p, top_k))
+    drawn = np.asarray(choose(logits, numbered_keys(1, 2000), 0, 2.0, top_p, top_k))
     assert set(drawn.tolist()) == set(kept.tolist())
     inside = np.where(np.isin(np.arange(4), kept), p, 1e-30)
     assert chi_square(drawn, inside / inside.sum()) < 30
@@ -340,7 +341,7 @@ def test_the_best_so_many_are_drawn_from_and_the_nucleus_is_that_of_these(top_k,
 
 def test_a_tiny_nucleus_is_greedy():
     model, params = Toy(), toy_params(0)
-    sampled = write(model, params, PROMPTS, keys=row_keys(0, len(PROMPTS)), top_p=1e-6)
+    sampled = write(model, params, PROMPTS, keys=numbered_keys(0, len(PROMPTS)), top_p=1e-6)
     assert texts(sampled) == texts(write(model, params, PROMPTS))
 
 
@@ -353,7 +354,7 @@ def test_a_tiny_nucleus_is_greedy():
 )
 def test_a_row_is_written_alike_in_any_batch(options):
     options = dict(options)
-    keys = row_keys(5, len(PROMPTS)) if options.pop("sample", False) else None
+    keys = numbered_keys(5, len(PROMPTS)) if options.pop("sample", False) else None
     model, params = Toy(), toy_params(4)
     together = texts(write(model, params, PROMPTS, keys=keys, **options))
     for row, prompt in enumerate(PROMPTS):
@@ -386,7 +387,7 @@ def test_one_token_needs_no_step_and_its_row_is_padded():
 @pytest.mark.parametrize("options", [{}, {"top_p": 0.5, "sample": True}, {"num_beams": 2}])
 def test_new_numbers_do_not_compile_again(options):
     options = dict(options)
-    keys = row_keys(0, 4) if options.pop("sample", False) else None
+    keys = numbered_keys(0, 4) if options.pop("sample", False) else None
     model = Toy()
     write(model, toy_params(0), PROMPTS, max_new_tokens=6, keys=keys, **options)
     traced = len(model.traced[0])
@@ -455,10 +456,10 @@ def test_a_token_reads_the_weights_and_the_cache_once():
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"max_new_tokens": 9}, "max_new_tokens is 9"),
         ({"num_beams": 0}, "num_beams is 0"),
-        ({"num_beams": 2, "keys": row_keys(0, 4)}, "beam search draws nothing"),
-        ({"keys": row_keys(0, 4), "temperature": 0.0}, "temperature is 0"),
-        ({"keys": row_keys(0, 4), "top_p": 1.5}, "top_p is 1.5"),
-        ({"keys": row_keys(0, 4), "top_k": 0}, "top_k is 0"),
+        ({"num_beams": 2, "keys": numbered_keys(0, 4)}, "beam search draws nothing"),
+        ({"keys": numbered_keys(0, 4), "temperature": 0.0}, "temperature is 0"),
+        ({"keys": numbered_keys(0, 4), "top_p": 1.5}, "top_p is 1.5"),
+        ({"keys": numbered_keys(0, 4), "top_k": 0}, "top_k is 0"),
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0"),
     ],
 )

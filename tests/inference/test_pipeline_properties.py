@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 from PIL import Image
 
 from internvlu_jax import InternVLUPipeline
+from internvlu_jax.flow.noise import starting_noise
 from internvlu_jax.flow.solver import schedule
 from internvlu_jax.inference import programs, reasoning
-from internvlu_jax.inference.drawing import noise
+from internvlu_jax.inference.options import Options
 from tests.conftest import GOLDENS
 from tests.helpers.measures import assert_close, relative_l2
 
@@ -30,7 +32,7 @@ def picture(seed: int, width: int = 64, height: int = 48) -> Image.Image:
 
 
 def start(count: int) -> np.ndarray:
-    return np.asarray(noise(7, count, (4, 6, 16)))
+    return starting_noise("jax", 7, count, (4, 6, 16))
 
 
 def same(first: Image.Image, second: Image.Image) -> bool:
@@ -92,6 +94,36 @@ def test_seed_and_number_of_pictures(pipe):
     other = pipe("a cat", seed=4, **draw).images
     assert len(three) == 3 and same(one[0], three[0])
     assert not same(three[0], three[1]) and not same(one[0], other[0])
+
+
+def test_seeds_one_a_picture(pipe):
+    draw = {"generation_mode": "image", **SMALL}
+    three = pipe("a cat", seed=[5, 6, 5], num_images_per_prompt=3, **draw)
+    alone = pipe("a cat", seed=6, **draw)
+    assert three.seed == [5, 6, 5] and alone.seed == 6
+    assert same(three.images[1], alone.images[0]) and same(three.images[0], three.images[2])
+    assert not same(three.images[0], three.images[1])
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("text_image", (5, 7)), ("text", (5, 6, 7, 8))])
+def test_text_is_written_with_the_first_seed_of_its_prompt(mode, expected):
+    options = types.SimpleNamespace(mode=mode, num_images_per_prompt=2, seed=(5, 6, 7, 8))
+    assert Options.text_seed(options) == expected
+    options.seed = 5
+    assert Options.text_seed(options) == 5
+
+
+def test_a_seed_that_was_drawn_is_told(pipe):
+    draw = {"generation_mode": "image", **SMALL}
+    out = pipe("a cat", **draw)
+    assert same(out.images[0], pipe("a cat", seed=out.seed, **draw).images[0])
+
+
+@pytest.mark.parametrize("noise", ["torch-cpu", "torch-cuda", "jax"])
+def test_whose_noise_a_seed_stands_for(pipe, noise):
+    draw = {"generation_mode": "image", **SMALL}
+    drawn = pipe("a cat", seed=3, **draw, **({} if noise == "torch-cpu" else {"noise": noise})).images[0]
+    assert same(drawn, pipe("a cat", latents=starting_noise(noise, 3, 1, (4, 6, 16)), **draw).images[0])
 
 
 def test_pictures_come_prompt_by_prompt(pipe):

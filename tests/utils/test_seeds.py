@@ -6,7 +6,7 @@ import pytest
 
 from internvlu_jax.training.autoencoder import AutoencoderConfig
 from internvlu_jax.training.config import TrainConfig
-from internvlu_jax.utils.seeds import LARGEST_SEED, check_seed
+from internvlu_jax.utils.seeds import LARGEST_SEED, check_seed, numbered_keys
 
 
 def key(seed: int) -> bytes:
@@ -30,3 +30,16 @@ def test_other_seeds_are_refused_by_value(seed):
     for refuse in (check_seed, *(configs if isinstance(seed, int) else ())):
         with pytest.raises(ValueError, match=r"seed is .*; expected a whole number from 0 to 4294967295"):
             refuse(seed)
+
+
+def test_keys_of_one_seed_are_numbered_and_those_of_several_are_each_ones_first():
+    def drawn(keys):
+        return np.asarray(jax.random.key_data(keys))
+
+    one = drawn(numbered_keys(LARGEST_SEED, 4))
+    assert len(np.unique(one, axis=0)) == 4
+    for i in range(4):
+        np.testing.assert_array_equal(one[i], drawn(jax.random.fold_in(jax.random.key(LARGEST_SEED), i)))
+    np.testing.assert_array_equal(one[:2], drawn(numbered_keys(LARGEST_SEED, 2)))
+    several = drawn(numbered_keys((3, LARGEST_SEED), 2))
+    np.testing.assert_array_equal(several[1], one[0])
