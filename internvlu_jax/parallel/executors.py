@@ -63,6 +63,9 @@ class Executor(Protocol):
     def step(self, state: Tree, batches: tuple[Batch, ...], key: jax.Array) -> tuple[Tree, dict[str, Any]]:
         """(state, metrics) after one step of micro-batches that were `put`; the state that goes in is used up."""
 
+    def measure(self, state: Tree, batch: Batch, key: jax.Array) -> Tree:
+        """What the step measures on a micro-batch that was `put`, over all its rows; the state stays."""
+
     def replica(self, tree: Tree) -> Tree:
         """Values that are the same on all devices, once."""
 
@@ -121,6 +124,9 @@ class SingleExecutor:
 
     def step(self, state: Tree, batches: tuple[Batch, ...], key: jax.Array) -> tuple[Tree, dict[str, Any]]:
         return self._programs(state, batches, key)
+
+    def measure(self, state: Tree, batch: Batch, key: jax.Array) -> Tree:
+        return self._programs.measured(state, batch, key)
 
     def replica(self, tree: Tree) -> Tree:
         return tree
@@ -181,10 +187,16 @@ class MeshExecutor:
         self._step, self._programs = step, None
 
     def step(self, state: Tree, batches: tuple[Batch, ...], key: jax.Array) -> tuple[Tree, dict[str, Any]]:
+        return self._of(state)(state, batches, key)
+
+    def measure(self, state: Tree, batch: Batch, key: jax.Array) -> Tree:
+        return self._of(state).measured(state, batch, key)
+
+    def _of(self, state: Tree) -> Programs:
         if self._programs is None:
             assert self._step is not None, "compile comes first"
             self._programs = mesh_step(self._step, self.mesh, shardings(state, self.mesh))
-        return self._programs(state, batches, key)
+        return self._programs
 
     def replica(self, tree: Tree) -> Tree:
         return tree
@@ -245,6 +257,9 @@ class PmapExecutor:
 
     def step(self, state: Tree, batches: tuple[Batch, ...], key: jax.Array) -> tuple[Tree, dict[str, Any]]:
         return self._programs(state, batches, key)
+
+    def measure(self, state: Tree, batch: Batch, key: jax.Array) -> Tree:
+        return self.replica(self._programs.measured(state, batch, key))
 
     def replica(self, tree: Tree) -> Tree:
         return jax.tree.map(lambda leaf: leaf.addressable_data(0)[0], tree)

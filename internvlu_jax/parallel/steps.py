@@ -31,7 +31,7 @@ _KEPT = 8  # steps whose programs stay, the latest used
 class Step(Protocol):
     """What is compiled: `training.step.Step`. Calling it is a whole step, and the methods are its parts.
 
-    With an axis name the batches are one device's rows, and `totals` and `update` sum over that axis.
+    With an axis name the batches are one device's rows, and `totals`, `update` and `measure` sum over that axis.
     """
 
     def __hash__(self) -> int: ...
@@ -48,6 +48,8 @@ class Step(Protocol):
 
     def update(self, state: Tree, gradients: Tree, axis_name: str | None = None) -> Any: ...
 
+    def measure(self, state: Tree, batch: Batch, key: jax.Array, axis_name: str | None = None) -> Tree: ...
+
 
 @dataclass(frozen=True)
 class Programs:
@@ -57,7 +59,8 @@ class Programs:
     and one for the update: as many programs as there are shapes, and not as there are combinations of them.
 
     whole: (state, batch, key); totals: (batch); pool: (list of totals); zeros: (state); add: (gradients so far, state,
-    batch, totals, key); update: (state, gradients). around: what they are called and traced within.
+    batch, totals, key); update: (state, gradients). measure: (state, batch, key), which changes nothing. around: what
+    they are called and traced within.
     """
 
     whole: Any
@@ -66,6 +69,7 @@ class Programs:
     zeros: Any
     add: Any
     update: Any
+    measure: Any
     around: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def __call__(self, state: Tree, batches: Batches, key: jax.Array) -> tuple[Tree, dict[str, jax.Array]]:
@@ -77,6 +81,11 @@ class Programs:
             for batch in batches:
                 gradients = block_on_cpu(self.add(gradients, state, batch, totals, key))
             return block_on_cpu(self.update(state, gradients))
+
+    def measured(self, state: Tree, batch: Batch, key: jax.Array) -> Tree:
+        """What the step measures on a micro-batch; the state stays."""
+        with self.around():
+            return block_on_cpu(self.measure(state, batch, key))
 
     def lower(self, state: Tree, batch: Batch, key: jax.Array) -> jax.stages.Lowered:
         """The program of a step of one micro-batch, from arrays or from shapes with their shardings."""
@@ -95,6 +104,7 @@ def single_step(step: Step) -> Programs:
         zeros=jax.jit(step.zeros, keep_unused=True),
         add=jax.jit(partial(_added, step), donate_argnums=0),
         update=jax.jit(lambda state, gradients: step.update(state, gradients), donate_argnums=0),
+        measure=jax.jit(lambda state, batch, key: step.measure(state, batch, key)),
     )
 
 
@@ -125,6 +135,7 @@ def _mesh_step(
         zeros=jax.jit(lambda state: laid(step.zeros(state))),
         add=jax.jit(lambda *given: laid(_added(step, *given)), donate_argnums=0),
         update=jax.jit(lambda state, gradients: step.update(state, gradients), donate_argnums=0, out_shardings=done),
+        measure=jax.jit(lambda state, batch, key: step.measure(state, batch, key), out_shardings=one),
         around=partial(tracing_on, mesh),
     )
 
@@ -150,6 +161,7 @@ def _pmap_step(step: Step, devices: tuple[jax.Device, ...] | None) -> Programs:
         zeros=mapped(step.zeros),
         add=mapped(partial(_added, step), in_axes=(0, 0, 0, 0, None), donate_argnums=0),
         update=mapped(lambda state, gradients: step.update(state, gradients, axis_name=AXIS), donate_argnums=0),
+        measure=mapped(lambda state, batch, key: step.measure(state, batch, key, axis_name=AXIS), in_axes=(0, 0, None)),
     )
 
 

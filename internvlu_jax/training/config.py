@@ -74,6 +74,24 @@ class LoraConfig:
 
 
 @dataclass(frozen=True)
+class ValidationConfig:
+    """Losses on records that are not trained on: the same ones with the same noise each time, no prompt dropped.
+
+    sources: as `DataConfig.sources`, read in their order; empty for no validation.
+    every: steps from one to the next. batches: micro-batches, of as many rows as in training, from the first record.
+    """
+
+    sources: tuple[tuple[str, float], ...] = ()
+    every: int = 1000
+    batches: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("every", "batches"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"validation.{name} is {getattr(self, name)}; expected at least 1")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A run.
 
@@ -105,6 +123,7 @@ class TrainConfig:
     save_every: int = 1000
     keep_last: int = 2
     keep_every: int | None = None
+    validation: ValidationConfig = ValidationConfig()
     sample_every: int | None = None
     sample_prompts: tuple[str, ...] = field(default=())
     sample_steps: int = 20

@@ -31,14 +31,15 @@ from internvlu_jax.training.samples import sample_sheet
 from internvlu_jax.training.setup import InitialModel
 from internvlu_jax.training.step import Step, TrainState, not_finite
 from internvlu_jax.training.throughput import Operations, Rate, Waiting, peak_operations
+from internvlu_jax.training.validation import Validation
 from internvlu_jax.utils.files import check_writable
 from internvlu_jax.utils.sheets import save_sheet
 from internvlu_jax.utils.tree import merge
 
 # What may change between the calls that make up one run: how long, on what machine, and what is kept and shown.
 _MAY_CHANGE = (
-    "steps", "executor", "mesh", "save_every", "keep_last", "keep_every", "sample_every", "sample_prompts",
-    "sample_steps", "data.threads", "data.prefetch",
+    "steps", "executor", "mesh", "save_every", "keep_last", "keep_every", "validation", "sample_every",
+    "sample_prompts", "sample_steps", "data.threads", "data.prefetch",
 )  # fmt: skip
 
 
@@ -80,6 +81,7 @@ def _train(cfg: TrainConfig, workdir: Path, quiet: bool) -> Outcome:
     last = step_to_resume(workdir / "checkpoints")
     initial = setup.initial_model(cfg, None if last is None else workdir)
     step = setup.make_step(cfg, initial, executor.shards)
+    validation = Validation(cfg, initial, executor, step.objective) if cfg.validation.sources else None
     with (
         setup.make_loader(cfg, initial, executor) as loader,
         RunCheckpoints(workdir / "checkpoints", cfg.keep_last, cfg.keep_every) as saved,
@@ -93,7 +95,7 @@ def _train(cfg: TrainConfig, workdir: Path, quiet: bool) -> Outcome:
         if not quiet and jax.process_index() == 0:
             overview.show(executor.savable(state), step.factors)
         executor.compile(step)
-        return _Run(cfg, workdir, initial, step, executor, loader, saved, quiet).go(state, last or 0)
+        return _Run(cfg, workdir, initial, step, executor, loader, validation, saved, quiet).go(state, last or 0)
 
 
 def check_workdir(cfg: TrainConfig, workdir: Path) -> None:
@@ -120,6 +122,7 @@ class _Ended:
     step: int
     metrics: Any
     batches: tuple[Batch, ...]
+    valid: dict[str, float]
 
 
 class _Run:
@@ -133,11 +136,12 @@ class _Run:
         step: Step,
         executor: Executor,
         loader: Prefetcher,
+        validation: Validation | None,
         saved: RunCheckpoints,
         quiet: bool,
     ) -> None:
         self._cfg, self._workdir, self._initial, self._quiet = cfg, workdir, initial, quiet
-        self._executor, self._loader, self._saved = executor, loader, saved
+        self._executor, self._loader, self._validation, self._saved = executor, loader, validation, saved
         self._first = jax.process_index() == 0
         self._pictures, self._work, self._peak = Rate(), Rate(), peak_operations()
         self._waiting = Waiting()
@@ -155,7 +159,7 @@ class _Run:
                 done += 1
                 # The step before this one is read while this one runs, so that the devices need not wait for the host.
                 last = self._record(records, waiting) or last
-                waiting = _Ended(done, metrics, batches)
+                waiting = _Ended(done, metrics, batches, self._valid(done, state))
                 stopped = is_interrupted(done)
                 saves = stopped or done % self._cfg.save_every == 0 or done == self._cfg.steps
                 samples = bool(self._cfg.sample_every and done % self._cfg.sample_every == 0)
@@ -188,9 +192,16 @@ class _Run:
                 "step, lower the learning rate, or clip harder"
             )
         values.pop("finite")
+        values |= ended.valid
         self._pictures.add(sum(b.picture.weight.shape[0] for b in ended.batches if b.picture is not None))
         records.write(ended.step, values, self._speed(ended.batches))
         return values
+
+    def _valid(self, done: int, state: TrainState) -> dict[str, float]:
+        """Of a step after which the held-out records are looked at; nothing after others."""
+        if self._validation is None or done % self._cfg.validation.every:
+            return {}
+        return self._validation(state)
 
     def _speed(self, batches: tuple[Batch, ...]) -> str:
         """Pictures a second, the share of the time that was spent waiting and, where it is known, of the peak."""

@@ -136,4 +136,4 @@ class Records:
         self._line.close()
 
 
-_SHOWN = ("loss", "flow_loss", "text_loss")
+_SHOWN = ("loss", "flow_loss", "text_loss", "valid_loss")

@@ -130,6 +130,13 @@ class Step:
         }
         return dataclasses.replace(kept, frozen=state.frozen), metrics
 
+    def measure(
+        self, state: TrainState, batch: Batch, key: PRNGKeyArray, axis_name: str | None = None
+    ) -> tuple[Terms, Terms]:
+        """Sums of the terms over a micro-batch, and what they are to be divided by; `key` alone decides the noise."""
+        sums = self.objective.sums(merge(state.trained, state.frozen), batch, self.objective.draw(key, batch))
+        return _summed((sums, self.objective.totals(batch)), axis_name)
+
     def __call__(
         self, state: TrainState, batches: tuple[Batch, ...], key: PRNGKeyArray, axis_name: str | None = None
     ) -> tuple[TrainState, Metrics]:

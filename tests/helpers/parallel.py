@@ -112,6 +112,10 @@ class ToyStep:
         norm = optax.tree.norm(gradients.of)
         return new.replace(trained=optax.apply_updates(state.trained, updates)), {"loss": gradients.loss, "norm": norm}
 
+    def measure(self, state, batch, key, axis_name=None):
+        share = self.gradients(state, batch, Totals(1.0), key).loss
+        return _summed({"sum": share}, axis_name)
+
     def __call__(self, state, batches, key, axis_name=None):
         totals, gradients = self.totals(batches, axis_name), self.zeros(state)
         for batch in batches:
@@ -162,7 +166,8 @@ PLAN = [(5,), (5, 3), (3, 5)]
 
 def train(executor) -> tuple[State, dict[str, np.ndarray]]:
     """The state after PLAN, from random parameters, and what was seen on the way: metrics, programs compiled in each
-    step, arrays of each old state that are still there, whether the new one lies where the first did."""
+    step, arrays of each old state that are still there, whether the new one lies where the first did. What is measured
+    afterwards comes last."""
     step = ToyStep()
     executor.compile(step)
     params = executor.init(step.params, jax.random.key(0))
@@ -176,6 +181,8 @@ def train(executor) -> tuple[State, dict[str, np.ndarray]]:
         metrics.append({name: np.asarray(v) for name, v in executor.replica(values).items()})
         counts.append(len(seen))
         kept.append(sum(not leaf.is_deleted() for leaf in jax.tree.leaves((before.trained, before.opt_state))))
+    for batch in batches_of(len(PLAN), (5, 3)):
+        metrics.append(executor.measure(state, executor.put(own_rows(executor, batch)), jax.random.key(8)))
     seen = {"counts": counts, "kept": kept, "stays": where == places(state)}
     return state, flat("metrics", metrics) | {name: np.array(value) for name, value in seen.items()}
 

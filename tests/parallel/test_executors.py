@@ -61,6 +61,7 @@ def test_executors_agree(run, name):
     want = named(found, "single")
     assert want["state/step"] == len(PLAN)
     assert want["metrics/0/loss"] != want["metrics/1/loss"]
+    assert want[f"metrics/{len(PLAN)}/sum"] != want[f"metrics/{len(PLAN) + 1}/sum"]
     assert_same(named(found, name), want)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from PIL import Image
 
 from converters.engine import on_host
 from experiments import precompute
+from experiments.configs.debug import TOY
 from experiments.train import Arguments
 from experiments.train import main as command
 from experiments.train import run as run_command
@@ -26,7 +28,7 @@ from internvlu_jax.config import ConfigError
 from internvlu_jax.data.plan import DataError
 from internvlu_jax.inference.pipeline import InternVLUPipeline
 from internvlu_jax.training import setup
-from internvlu_jax.training.config import LoraConfig
+from internvlu_jax.training.config import LoraConfig, ValidationConfig
 from internvlu_jax.training.loop import NotFiniteError, train
 from internvlu_jax.training.reporting import Records
 from internvlu_jax.utils.locks import locked
@@ -125,6 +127,48 @@ def test_adapters_train_and_merge(tiny, tmp_path):
     leaves_equal(start["vlm"]["vit"], end["vlm"]["vit"])
     q = lambda params: params["head"]["mmdit"]["last_block"]["image"]["q"]["kernel"]  # noqa: E731
     assert 0 < np.max(np.abs(q(start) - q(end))) < 0.1
+
+
+def test_losses_on_held_out_records(tiny, whole, tmp_path):
+    """Every other step, in the line of that step; training is as without, resumed or not, and they come again."""
+    held_out = ValidationConfig(((str(TOY / "t2i.jsonl"), 1.0),), every=2, batches=2)
+    cfg = dataclasses.replace(tiny, validation=held_out)
+    train(dataclasses.replace(cfg, steps=2), tmp_path, quiet=True)
+    outcome = train(cfg, tmp_path, quiet=True)
+    found = lines(tmp_path)
+    valid = [{name: line.pop(name) for name in ("valid_loss", "valid_flow_loss") if name in line} for line in found]
+    assert found == lines(whole)
+    assert [sorted(values) for values in valid] == [[], ["valid_flow_loss", "valid_loss"]] * 2
+    assert valid[1] != valid[3] and all(values["valid_loss"] > 0 for values in valid[1::2])
+    assert outcome.metrics["valid_loss"] == valid[3]["valid_loss"] == valid[3]["valid_flow_loss"]
+    shutil.rmtree(tmp_path / "checkpoints/4")
+    before = lines(tmp_path)
+    train(cfg, tmp_path, quiet=True)
+    assert lines(tmp_path) == before
+
+
+def test_held_out_records_that_are_not_there(tiny, tmp_path):
+    for sources, said in ((("nowhere.jsonl", 1.0), "nowhere.jsonl: there is no such file"), (("x:y", 1.0), "x:y")):
+        with pytest.raises(ValueError, match=said):
+            train(dataclasses.replace(tiny, validation=ValidationConfig((sources,))), tmp_path, quiet=True)
+    with pytest.raises(ConfigError, match=r"validation.every is 0; expected at least 1"):
+        ValidationConfig(every=0)
+
+
+def test_a_run_of_before_goes_on(tiny, whole, tmp_path):
+    """Without checksums, fingerprints of its data, or a word of validation in its configuration."""
+    shutil.copytree(whole, tmp_path / "run")
+    for path in (tmp_path / "run").rglob("checksums.json"):
+        path.unlink()
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    del config["validation"]
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
+    (position,) = (p for p in (tmp_path / "run/checkpoints/4/data").iterdir() if b"position" in p.read_bytes())
+    state = json.loads(position.read_text())
+    del state["records"]
+    position.write_text(json.dumps(state))
+    assert train(tiny, tmp_path / "run", quiet=True).steps == 4
+    leaves_equal(loading.load(tmp_path / "run").params, loading.load(whole).params)
 
 
 def test_precomputed_gives_the_same_losses(tiny, whole, tmp_path):

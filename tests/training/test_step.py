@@ -116,6 +116,18 @@ def test_two_parts_of_a_batch_equal_the_whole(model, make):
         np.testing.assert_allclose(got, want, atol=1e-5 * np.max(np.abs(want)) + 1e-9, err_msg=path)
 
 
+@pytest.mark.parametrize("make", [stored, spoken])
+def test_what_is_measured_are_the_terms_of_the_loss(model, make):
+    """As the gradients' way has them, with the same noise."""
+    step = step_for(model, rates=HEAD_ONLY)
+    state, batch = step.init(model.params), make(step.objective)
+    sums, totals = jax.jit(step.measure)(state, batch, jax.random.fold_in(KEY, state.step))
+    terms = jax.jit(step.gradients)(state, batch, step.totals((batch,)), KEY).terms
+    for name, term in terms.items():
+        assert_close(sums[name] / np.maximum(totals[name], 1), term, 1e-6, name)
+    assert max(map(float, totals.values())) > 1
+
+
 def test_a_step_that_is_not_finite_changes_nothing_and_names_the_part(model, whole):
     step, state, batch, _, _ = whole
     broken = paths(state.trained)
