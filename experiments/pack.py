@@ -24,19 +24,21 @@ from rich.console import Console
 from rich.progress import track
 
 from internvlu_jax.data.records import BrokenRecord, Record
-from internvlu_jax.data.sources import Source, entry, open_source, write_shards
+from internvlu_jax.data.sources import Shards, Source, entry, open_source, write_shards
 
 
 @dataclass(frozen=True)
 class Arguments:
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-    """JSON lines, see `internvlu_jax.data.records`."""
+    """JSON lines or an array of JSON, Parquet, or a folder of pictures with captions; see `internvlu_jax.data`."""
     target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIRECTORY")]
     """Where the shards go; it is made."""
     shard_size: int = 1000
     """Records of a shard."""
     max_broken: float = 0.01
     """Nothing is written when more than this share of the records cannot be used."""
+    allow_outside: bool = False
+    """Whether records may name pictures elsewhere than in the folder of their file."""
     threads: int = 8
     """That read and decode."""
 
@@ -100,9 +102,11 @@ def pack(arguments: Arguments, console: Console) -> tuple[int, int]:
         raise ValueError(f"--max-broken is {arguments.max_broken}; expected a share from 0 to 1")
     if arguments.threads < 1:
         raise ValueError(f"--threads is {arguments.threads}; expected at least 1")
-    if arguments.source.is_dir():
-        raise ValueError(f"{arguments.source} is a directory; expected JSON lines")
-    source = open_source(arguments.source)
+    source = open_source(arguments.source, arguments.allow_outside)
+    if isinstance(source, Shards):
+        raise ValueError(
+            f"{arguments.source} has shards already; expected JSON lines, Parquet or pictures with captions"
+        )
     report = partial(console.print, "left out", markup=False, highlight=False, soft_wrap=True)
     packed = entries(source, int(arguments.max_broken * len(source)), arguments.threads, report)
     shown = track(packed, "packing", total=len(source), console=console)

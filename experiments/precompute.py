@@ -142,7 +142,7 @@ def precompute(cfg: TrainConfig, target: Path) -> list[Path]:
     computer = Precomputer(cfg)
     written = []
     for n, (path, _) in enumerate(cfg.data.sources):
-        write_shards(target / str(n), computer.entries(usable(open_source(path))), _PER_SHARD)
+        write_shards(target / str(n), computer.entries(usable(open_source(path, cfg.data.allow_outside))), _PER_SHARD)
         written.append(target / str(n))
     write_json(target / "data.json", dataclasses.asdict(cfg.data))
     return written

@@ -12,9 +12,9 @@ from internvlu_jax.config import ConfigError
 class DataConfig:
     """The data of a run.
 
-    sources: (path, weight): JSON-lines files, directories of shards and small worlds ("world:small", see
-        `small_world.names`), mixed example by example in proportion to the weights. Each is repeated for as long as the
-        run lasts, shuffled anew each time.
+    sources: (path, weight): what `sources.open_source` takes: JSON lines, shards, small worlds ("world:small", see
+        `small_world.names`) and others, mixed example by example in proportion to the weights. Each is repeated for as
+        long as the run lasts, shuffled anew each time.
     batch_size: rows of a micro-batch, over all devices and hosts; with `TrainConfig.accumulate` micro-batches a step.
     packed_rows: rows of a micro-batch of packed understanding samples; None is `batch_size`.
     sides: each picture to be drawn goes to the largest of these sizes that does not enlarge it (else the smallest). A
@@ -26,7 +26,9 @@ class DataConfig:
     max_tiles: most tiles that a picture is cut into for the vision encoder, the thumbnail not counted.
     drop_all_t2i, drop_all_edit, drop_text_edit: shares of the examples whose prompt is dropped for guidance.
     text_targets: whether answers and reasoning are targets of the language model.
-    max_broken: the run stops when clearly more than this share of the records read so far could not be used.
+    max_broken: the run stops when clearly more than this share of the records read so far could not be used; however
+        often they are read, each counts once.
+    allow_outside: whether records may name pictures elsewhere than in the folder of their file and those in it.
     workers: processes that make batches side by side, each one those of every so-manieth step; 0 makes them in the
         run's own process. Another number is another order of the examples.
     threads: of each process, that read pictures; prefetch: steps that each makes ahead.
@@ -47,6 +49,7 @@ class DataConfig:
     text_targets: bool = True
     shuffle: bool = True
     max_broken: float = 0.01
+    allow_outside: bool = False
     workers: int = 0
     threads: int = 8
     prefetch: int = 2

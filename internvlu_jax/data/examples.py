@@ -201,13 +201,14 @@ class ExampleBuilder:
     def _conversation(self, record: Record, read: Callable[[], Record]) -> Draft:
         counts = self._tile_counts(record.sources)
         messages = _messages([human for human, _ in record.turns], len(counts))
+        system = chat.check_system_text(record.system or chat.UNDERSTANDING_SYSTEM)
         tokens = iter([n * self._cfg.vlm.tokens_per_tile for n in counts])
         ids: list[int] = []
         written: list[bool] = []
         for n, ((_, answer), message) in enumerate(zip(record.turns, messages, strict=True)):
             marks = message.count(chat.IMAGE_MARK)
             expanded = chat.expand_images(message, [next(tokens) for _ in range(marks)])
-            asked = chat.render(chat.UNDERSTANDING_SYSTEM, expanded, False) if n == 0 else chat.render_further(expanded)
+            asked = chat.render(system, expanded, False) if n == 0 else chat.render_further(expanded)
             said = chat.check_written_text(answer, "answer") + IM_END
             for text, by_model in ((asked, False), (said, True)):
                 part = self._tokenizer.encode(text)

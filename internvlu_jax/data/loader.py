@@ -49,7 +49,9 @@ class Loader(Prefetcher):
         """
         if not data.sources:
             raise DataError("data.sources is empty; expected one source of records at least, such as t2i.jsonl")
-        opened = [open_source(path) for path, _ in data.sources] if sources is None else list(sources)
+        opened = (
+            [open_source(path, data.allow_outside) for path, _ in data.sources] if sources is None else list(sources)
+        )
         self._accumulate = accumulate
         self._rows: Rows = range if rows is None else rows
         self._plan = Plan(ExampleBuilder(cfg, tokenizer, data), opened, data, seed, share)

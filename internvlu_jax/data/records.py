@@ -6,13 +6,15 @@ Three forms of JSON object:
     {"task": "edit", "prompt": str, "source": [file, ...], "image": file, "reasoning"?: str}
     {"image"?: file or [file, ...], "conversations": [{"from": "human", "value": str}, {"from": "gpt", ...}, ...]}
 
-The last is that of InternVL and LLaVA (`images` is taken for `image`, and "task": "understanding" may stand there). An
-optional "sizes": {file: [height, width]}, upright, spares reading the header of each picture. Further fields are left
-alone.
+The last is that of InternVL and LLaVA (`images` is taken for `image`, and "task": "understanding" may stand there);
+`messages` and a system turn are taken too, see `conversations`. An optional "sizes": {file: [height, width]}, upright,
+spares reading the header of each picture. Further fields are left alone.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from io import BufferedReader, BytesIO
@@ -22,9 +24,11 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from internvlu_jax.data.conversations import FORMS, conversation, is_text, shown
 from internvlu_jax.processing.chat import IMAGE_MARK
 from internvlu_jax.processing.images import opened_picture, to_rgb, upright_size
 
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
 Task = Literal["t2i", "edit", "understanding"]
 Open = Callable[[], BufferedReader | BytesIO]
 
@@ -98,7 +102,7 @@ class Record:
     where: file and line (or number in its shard, from 1), for messages.
     prompt, image, reasoning: what is asked to be drawn, the picture, and the words before it.
     sources: pictures that are edited, or that a conversation is about.
-    turns: (human, answer) of a conversation.
+    turns: (human, answer) of a conversation. system: its own text in place of the model's.
     stored: arrays computed beforehand (`experiments.precompute`), by name.
     data: the JSON object, for those who write the record elsewhere.
     """
@@ -110,6 +114,7 @@ class Record:
     image: PictureFile | None = None
     sources: tuple[PictureFile, ...] = ()
     turns: tuple[tuple[str, str], ...] = ()
+    system: str | None = None
     stored: Mapping[str, np.ndarray] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -130,13 +135,11 @@ def parse(data: Any, where: str, opener: Callable[[str], Open]) -> Record:
         BrokenRecord: the object has none of the three forms; names the field, its value and what is expected.
     """
     if not isinstance(data, dict):
-        raise BrokenRecord(where, f"the line holds {_shown(data)}; expected a JSON object")
+        raise BrokenRecord(where, f"the line holds {shown(data)}; expected a JSON object")
     fields = _Fields(data, where, opener)
-    task = data.get("task", "understanding" if "conversations" in data else None)
+    task = data.get("task", "understanding" if any(field in data for field in FORMS) else None)
     if task == "understanding":
-        record = Record(task, where, sources=fields.seen(), turns=fields.turns(), data=data)
-        _check_marks(record)
-        return record
+        return fields.conversation()
     if task not in ("t2i", "edit"):
         raise fields.broken("task", '"t2i", "edit" or "understanding"')
     return Record(
@@ -150,14 +153,14 @@ def parse(data: Any, where: str, opener: Callable[[str], Open]) -> Record:
     )
 
 
-def _check_marks(record: Record) -> None:
-    marks = sum(human.count(IMAGE_MARK) for human, _ in record.turns)
-    if marks > len(record.sources):
-        raise BrokenRecord(
-            record.where,
-            f"conversations has {marks} {IMAGE_MARK} marks for {len(record.sources)} picture(s); expected at most one "
-            "for each file in image",
-        )
+def read_json_text(data: bytes, where: str) -> Any:
+    """What JSON in UTF-8 says. Raises BrokenRecord if it is neither."""
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise BrokenRecord(where, f"not UTF-8: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise BrokenRecord(where, f"not valid JSON: {error}") from None
 
 
 class _Fields:
@@ -167,66 +170,66 @@ class _Fields:
         self._data, self._where, self._opener = data, where, opener
 
     def broken(self, name: str, expected: str) -> BrokenRecord:
-        shown = _shown(self._data[name]) if name in self._data else f"missing (there are {_shown(list(self._data))})"
-        return BrokenRecord(self._where, f"{name} is {shown}; expected {expected}")
+        found = shown(self._data[name]) if name in self._data else f"missing (there are {shown(list(self._data))})"
+        return BrokenRecord(self._where, f"{name} is {found}; expected {expected}")
 
     def text(self, name: str) -> str:
-        if not _is_text(self._data.get(name)):
+        if not is_text(self._data.get(name)):
             raise self.broken(name, "text, in valid Unicode")
         return self._data[name]
 
     def reasoning(self) -> str | None:
         """Text; tables of records often have null or nothing where there is none."""
-        return self.text("reasoning") if self._data.get("reasoning") not in (None, "") else None
+        if self._data.get("reasoning") in (None, ""):
+            return None
+        if IMAGE_MARK in (text := self.text("reasoning")):
+            raise self.broken("reasoning", f"words without {IMAGE_MARK}")
+        return text
 
     def picture(self, name: str) -> PictureFile:
-        if not _is_text(self._data.get(name)):
+        if not is_text(self._data.get(name)):
             raise self.broken(name, "the name of a picture file")
         return self._file(self._data[name])
 
     def pictures(self, name: str) -> tuple[PictureFile, ...]:
         value = self._data.get(name)
         files = value if isinstance(value, list) else [value]
-        if not files or not all(map(_is_text, files)):
+        if not files or not all(map(is_text, files)):
             raise self.broken(name, "the name of a picture file or a list of them")
         return tuple(map(self._file, files))
 
-    def seen(self) -> tuple[PictureFile, ...]:
-        """The pictures of a conversation, which can do without."""
-        if self._data.get("video") is not None:
+    def conversation(self) -> Record:
+        """The record of a conversation."""
+        try:
+            said = conversation(self._data)
+        except ValueError as error:
+            raise BrokenRecord(self._where, str(error)) from error
+        sources = self._seen(said.pictures)
+        marks = sum(human.count(IMAGE_MARK) for human, _ in said.turns)
+        if marks > len(sources):
+            raise BrokenRecord(
+                self._where,
+                f"its questions have {marks} {IMAGE_MARK} marks for {len(sources)} picture(s); expected at most one "
+                "for each file in image",
+            )
+        return Record(
+            "understanding", self._where, sources=sources, turns=said.turns, system=said.system, data=self._data
+        )
+
+    def _seen(self, named: tuple[str, ...]) -> tuple[PictureFile, ...]:
+        """The pictures of a conversation, which can do without: tables have nothing, or empty text, there."""
+        if self._data.get("video") not in (None, ""):
             raise self.broken("video", "pictures only; leave records of videos out")
-        names = [name for name in ("image", "images") if self._data.get(name) not in (None, [])]
-        if len(names) == 2:
-            raise self.broken("images", "either image or images")
-        return self.pictures(names[0]) if names else ()
-
-    def turns(self) -> tuple[tuple[str, str], ...]:
-        said = self._data.get("conversations")
-        if not isinstance(said, list) or not said:
-            raise self.broken("conversations", 'a list of {"from": "human" or "gpt", "value": text}')
-        values = [self._turn(n, turn) for n, turn in enumerate(said)]
-        if len(values) % 2:
-            raise BrokenRecord(self._where, f"conversations has {len(values)} turn(s); expected an answer to the last")
-        return tuple(zip(values[::2], values[1::2], strict=True))
-
-    def _turn(self, n: int, turn: Any) -> str:
-        speaker, value = (turn.get("from"), turn.get("value", "")) if isinstance(turn, dict) else (None, "")
-        if speaker == "system":
-            raise BrokenRecord(
-                self._where,
-                f"conversations[{n}] is a system turn; expected human and gpt alone, for the system text is the "
-                "model's own: drop the turn, or move what matters into the first question",
-            )
-        turn_of = ("human", "gpt")[n % 2]
-        if speaker != turn_of or not _is_text(value):
-            raise BrokenRecord(
-                self._where,
-                f'conversations[{n}] is {_shown(turn)}; expected {{"from": "{turn_of}", "value": text}}, human and gpt '
-                "in turn",
-            )
-        return value
+        names = [name for name in ("image", "images") if self._data.get(name) not in (None, [], "", [""])]
+        if len(names) + bool(named) > 1:
+            raise self.broken(names[-1], "either image or images, or names among the words")
+        return self.pictures(names[0]) if names else tuple(map(self._file, named))
 
     def _file(self, name: str) -> PictureFile:
+        if _URL.match(name):
+            raise BrokenRecord(
+                self._where, f"{shown(name)} is a URL; expected the name of a file: download the picture"
+            )
         try:
             return PictureFile(name, self._opener(name), self._size(name))
         except ValueError as error:
@@ -238,15 +241,5 @@ class _Fields:
             return None
         size = sizes.get(name) if isinstance(sizes, dict) else None
         if not (isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)):
-            raise BrokenRecord(self._where, f"sizes is {_shown(sizes)}; expected [height, width] for {name}")
+            raise BrokenRecord(self._where, f"sizes is {shown(sizes)}; expected [height, width] for {name}")
         return size[0], size[1]
-
-
-def _is_text(value: Any) -> bool:
-    """Whether it is a string with something in it, and no half of a surrogate pair: JSON can hold those."""
-    return isinstance(value, str) and bool(value.strip()) and value == value.encode("utf-8", "replace").decode()
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

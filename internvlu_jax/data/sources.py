@@ -1,7 +1,8 @@
-"""Records by number: JSON lines with pictures beside them, or ArrayRecord shards that hold all of it.
+"""Records by number: listed beside their pictures (see `listed`), in Parquet, or in ArrayRecord shards.
 
-An entry of a shard is the bytes of a safetensors file: `record` is the JSON text as bytes, `file/<name>` the bytes of
-each picture's file under the name that the text has for it; other arrays become `Record.stored`.
+A shard holds pictures too. An entry of it is the bytes of a safetensors file: `record` is the JSON text as bytes,
+`file/<name>` the bytes of each picture's file under the name that the text has for it; other arrays become
+`Record.stored`.
 """
 
 from __future__ import annotations
@@ -11,12 +12,9 @@ import importlib
 import io
 import itertools
 import json
-import os
 import re
 import threading
-import weakref
 import zlib
-from array import array
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -30,7 +28,9 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
 from converters.rules import DTYPES
-from internvlu_jax.data.records import BrokenRecord, Open, Record, parse
+from internvlu_jax.data.listed import PICTURES, Captions, JsonFile
+from internvlu_jax.data.parquet import Parquet
+from internvlu_jax.data.records import BrokenRecord, Open, Record, parse, read_json_text
 from internvlu_jax.utils.files import new_directory
 
 SCHEMES: Mapping[str, str] = {"world": "internvlu_jax.small_world.names:open_world"}
@@ -68,8 +68,13 @@ def fingerprint(source: Source) -> list[int | str]:
     return [len(source), source.digest if isinstance(source, Stored) else ""]
 
 
-def open_source(path: str | Path) -> Source:
-    """The records at `path`: JSON lines, a directory of shards, or by a name that begins with one of `SCHEMES`.
+def open_source(path: str | Path, allow_outside: bool = False) -> Source:
+    """The records at `path`.
+
+    Args:
+        path: of JSON lines or an array of JSON, of Parquet, of a folder of pictures with captions or of shards; or a
+            name that begins with one of `SCHEMES`.
+        allow_outside: whether records may name pictures elsewhere than in the folder of their file.
 
     Raises:
         ValueError: there is nothing of that kind there, no record in it, or a shard is damaged.
@@ -79,72 +84,34 @@ def open_source(path: str | Path) -> Source:
         module, _, function = SCHEMES[scheme].partition(":")
         return getattr(importlib.import_module(module), function)(str(path))
     name, path = str(path), Path(path).expanduser().absolute()
+    if re.match(r"[A-Za-z][\w+.-]*://", name):
+        raise ValueError(f"{name} is a URL; download what it names, and give the file or folder")
     if path.is_dir():
-        return Shards(path)
-    if not path.is_file() and scheme:
+        return _folder(path, allow_outside)
+    if not path.exists() and scheme:
         known = ", ".join(f"{known}:" for known in SCHEMES)
         raise ValueError(f"{name}: there is no such file, and no kind of source {scheme + ':'!r}; expected {known}")
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file; expected JSON lines, or a directory of *{SHARD_SUFFIX}")
+    if not path.exists():
+        raise ValueError(
+            f"{path}: there is no such file; expected JSON lines, an array of JSON, Parquet, or a directory of "
+            f"*{SHARD_SUFFIX} or of pictures with captions"
+        )
     if path.suffix == SHARD_SUFFIX:
         raise ValueError(f"{path} is one shard; name its directory, {path.parent}")
-    return JsonLines(path)
+    return Parquet(path, allow_outside) if path.suffix == ".parquet" else JsonFile(path, allow_outside)
+
+
+def _folder(path: Path, allow_outside: bool) -> Source:
+    """Shards, or pictures with captions where there are none."""
+    if not any(path.glob(f"*{SHARD_SUFFIX}")) and any(file.suffix.lower() in PICTURES for file in path.rglob("*")):
+        return Captions(path, allow_outside)
+    return Shards(path)
 
 
 def _scheme(name: str) -> str:
     """What stands before a colon, "" where there is none or where it is part of a path."""
     match = re.match(r"([A-Za-z][\w+.-]*):", name)
     return match[1] if match else ""
-
-
-class JsonLines:
-    """One JSON object a line, blank lines left out; names of pictures are relative to the file."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._numbers, self._starts, self._stops, self.digest = _lines(path)
-        if not self._numbers:
-            raise ValueError(f"{path}: no records; expected one JSON object a line")
-        self._file = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._file)
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def __getitem__(self, index: int) -> Record:
-        start, stop = self._starts[index], self._stops[index]
-        where = f"{self._path}:{self._numbers[index]}"
-        return parse(_json(os.pread(self._file, stop - start, start), where), where, self._opener)
-
-    def _opener(self, name: str) -> Open:
-        return lambda: (self._path.parent / name).open("rb")
-
-
-def _lines(path: Path) -> tuple[array[int], array[int], array[int], str]:
-    """(number, first byte, byte after the last) of every line that is not blank, and the CRC-32 of all of these.
-
-    Numbers count from 1.
-    """
-    numbers, starts, stops = array("q"), array("q"), array("q")
-    stop = checksum = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            start, stop = stop, stop + len(line)
-            if line.strip():
-                numbers.append(number)
-                starts.append(start)
-                stops.append(stop)
-                checksum = zlib.crc32(line.strip(), checksum)
-    return numbers, starts, stops, f"{checksum:08x}"
-
-
-def _json(data: bytes, where: str) -> Any:
-    try:
-        return json.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise BrokenRecord(where, f"not UTF-8: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise BrokenRecord(where, f"not valid JSON: {error}") from None
 
 
 class Shards:
@@ -156,7 +123,9 @@ class Shards:
     def __init__(self, directory: Path) -> None:
         self._files = sorted(directory.glob(f"*{SHARD_SUFFIX}"))
         if not self._files:
-            raise ValueError(f"{directory}: no *{SHARD_SUFFIX} files; expected a directory that experiments.pack wrote")
+            raise ValueError(
+                f"{directory}: no *{SHARD_SUFFIX} files, as experiments.pack writes, and no pictures with captions"
+            )
         self._shard = lru_cache(_OPEN_SHARDS)(_Shard)
         with ThreadPoolExecutor() as pool:
             self._ends = list(itertools.accumulate(pool.map(lambda path: len(self._shard(path)), self._files)))
@@ -213,7 +182,7 @@ def _record(entry: bytes, where: str) -> Record:
             return partial(_absent, name)
         raise ValueError(f"the picture {name} is not in the shard (there are {sorted(files)}); pack the records again")
 
-    return replace(parse(_json(text.tobytes(), where), where, opener), stored=arrays)
+    return replace(parse(read_json_text(text.tobytes(), where), where, opener), stored=arrays)
 
 
 def _arrays(entry: bytes, where: str) -> dict[str, np.ndarray]:

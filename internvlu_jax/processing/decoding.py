@@ -69,7 +69,7 @@ def loaded(image: Image.Image) -> Image.Image | None:
 
 
 def bands(image: Image.Image) -> Iterator[tuple[int, int]]:
-    """(first, one after the last) row of bands of some millions of pixels, all but the last of an even number of rows."""
+    """(first, one after the last) row of bands of some millions of pixels, of even heights but for the last."""
     height = max(2, _BAND // max(image.width, 1) // 2 * 2)
     for top in range(0, image.height, height):
         yield top, min(top + height, image.height)

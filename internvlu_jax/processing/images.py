@@ -22,6 +22,7 @@ from internvlu_jax.processing import decoding
 from internvlu_jax.processing.picture_files import pixels_of
 from internvlu_jax.processing.resize import resize_bicubic
 from internvlu_jax.utils.files import foreign_kind
+from internvlu_jax.utils.regular_files import open_file
 
 MAX_ASPECT_RATIO = 200
 
@@ -45,7 +46,7 @@ def load_image(path: str | Path) -> Image.Image:
         ValueError: the file is missing, is not a picture, is truncated, or cannot be used (see `to_rgb`); names it.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         raise ValueError(f"{path}: no such picture file")
     with opened_picture(path, str(path)) as image:
         return Image.fromarray(to_rgb(image))
@@ -59,7 +60,7 @@ def opened_picture(file: Path | BufferedReader | BytesIO, name: str) -> Iterator
         ValueError: `name`, and what is wrong.
     """
     try:
-        opening = file.open("rb") if isinstance(file, Path) else nullcontext(file)
+        opening = open_file(file) if isinstance(file, Path) else nullcontext(file)
         with opening as opened, Image.open(pixels_of(opened)) as image:
             decoding.check_size(image)
             decoding.reduce_while_decoding(image)

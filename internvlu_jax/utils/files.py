@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from internvlu_jax.utils.locks import lock
+from internvlu_jax.utils.regular_files import NotAFileError, open_file
 
 _NAME_BYTES = 255  # the longest name that the usual file systems take
 _SUFFIX = 16  # characters of the longest that may say what a file is
@@ -128,9 +129,12 @@ def write_json(path: str | Path, value: Any, *, allow_nan: bool = True) -> None:
 def read_json(path: str | Path) -> Any:
     """What a JSON file holds. Raises ValueError naming it, and what it is instead where that can be told."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        with open_file(path) as file:
+            return json.loads(file.read().decode("utf-8"))
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+    except NotAFileError:
+        raise
     except (ValueError, RecursionError) as error:
         kind = foreign_kind(path)
         raise ValueError(f"{path} cannot be read: {f'it is {kind}' if kind else error}") from error
@@ -145,6 +149,13 @@ _FOREIGN = {
     b"%pdf-": "a PDF document; save its page as PNG or JPEG",
     b"pk\x03\x04": "a zip archive, as PyTorch's pickles are; what it holds is not read",
     b"\x1f\x8b": "compressed with gzip; unpack it first",
+    b"par1": "a Parquet file; give it a name that ends in .parquet",
+    b"\xff\xfe": "text in UTF-16; save it as UTF-8",
+    b"\xfe\xff": "text in UTF-16; save it as UTF-8",
+    b"{\0": "text in UTF-16; save it as UTF-8",
+    b"[\0": "text in UTF-16; save it as UTF-8",
+    b"\0{": "text in UTF-16; save it as UTF-8",
+    b"\0[": "text in UTF-16; save it as UTF-8",
 }
 # By the brand in the first box of an ISO media file.
 _BRANDS = {
@@ -162,7 +173,7 @@ def foreign_kind(file: str | Path | bytes) -> str | None:
         file: its path, or its first bytes.
     """
     if not isinstance(file, bytes):
-        with Path(file).open("rb") as opened:
+        with open_file(file) as opened:
             file = opened.read(256)
     if not file:
         return "empty"

@@ -79,6 +79,48 @@ def test_other_ways_to_write_a_conversation(changes):
     assert [source.name for source in record.sources] == ["c.jpg"]
 
 
+SYSTEM = {"from": "system", "value": "Be brief."}
+OF_MESSAGES = {"human": "user", "gpt": "assistant", "system": "system"}
+
+
+def as_messages(turns: list[dict]) -> list[dict]:
+    return [{"role": OF_MESSAGES[turn["from"]], "content": turn["value"]} for turn in turns]
+
+
+def test_messages_are_conversations_in_other_words():
+    for data in (ASK, TALK, {**ASK, "conversations": [SYSTEM, HUMAN, GPT]}):
+        same = {name: value for name, value in data.items() if name != "conversations"}
+        messages = parse({**same, "messages": as_messages(data["conversations"])}, "x:1", no_files)
+        expected = parse(data, "x:1", no_files)
+        assert (messages.turns, messages.system) == (expected.turns, expected.system)
+        assert [picture.name for picture in messages.sources] == (["c.jpg"] if "image" in data else [])
+
+
+@pytest.mark.parametrize("names", [{"image": "c.jpg"}, {}])
+def test_messages_in_parts(names):
+    parts = [{"type": "image", **names}, {"type": "text", "text": "what "}, {"type": "text", "text": "is it?"}]
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "a ball"}]}
+    data = {"messages": [{"role": "user", "content": parts}, answer], **({} if names else {"images": ["c.jpg"]})}
+    record = parse(data, "x:1", no_files)
+    assert record.turns == (("<image>\nwhat is it?", "a ball"),)
+    assert [picture.name for picture in record.sources] == ["c.jpg"]
+    if names:
+        with pytest.raises(BrokenRecord, match="either image or images, or names among the words"):
+            parse({**data, "image": "d.jpg"}, "x:1", no_files)
+
+
+def test_a_system_turn_is_kept():
+    assert parse({"conversations": [SYSTEM, *TALK["conversations"]]}, "x:1", no_files).system == "Be brief."
+    for nothing in ("", " "):
+        record = parse({"conversations": [{**SYSTEM, "value": nothing}, *TALK["conversations"]]}, "x:1", no_files)
+        assert record.system is None and len(record.turns) == 2
+
+
+@pytest.mark.parametrize("nothing", ["", None, [], [""]])
+def test_a_conversation_without_a_picture(nothing):
+    assert parse({**TALK, "image": nothing, "video": ""}, "x:1", no_files).sources == ()
+
+
 @pytest.mark.parametrize("reasoning", [None, ""])
 def test_no_reasoning(reasoning):
     assert parse({**T2I, "reasoning": reasoning}, "x:1", no_files).reasoning is None
@@ -98,7 +140,31 @@ BROKEN = {
     "odd source": ({**EDIT, "source": ["a", 1]}, "source is ['a', 1]; expected"),
     "empty conversation": ({"conversations": []}, "conversations is []; expected a list"),
     "no answer": ({"conversations": [HUMAN, GPT, HUMAN], "image": ["a", "b"]}, "has 3 turn(s); expected an answer"),
-    "system turn": ({"conversations": [{"from": "system", "value": "s"}, HUMAN, GPT]}, "[0] is a system turn; expect"),
+    "second system turn": (
+        {"conversations": [HUMAN, GPT, {"from": "system", "value": "s"}, GPT]},
+        "[2] is {'from': 'system', 'value': 's'}; expected",
+    ),
+    "two system turns": ({"conversations": [{"from": "system", "value": "s"}] * 2}, "after one system turn at most"),
+    "a system turn alone": ({"conversations": [{"from": "system", "value": "s"}]}, "has 0 turn(s); expected an answer"),
+    "mark in an answer": (
+        {**ASK, "conversations": [HUMAN, {"from": "gpt", "value": "here: <image>"}]},
+        "conversations[1] is an answer with <image> in it",
+    ),
+    "mark in reasoning": ({**T2I, "reasoning": "so <image>"}, "expected words without <image>"),
+    "messages and conversations": ({**TALK, "messages": [{"role": "user"}]}, "it has conversations and messages"),
+    "messages of other keys": (
+        {"messages": [HUMAN, GPT]},
+        """[0] is {'from': 'human', 'value': '<image>\\nwhat?'}; ex""",
+    ),
+    "odd part": (
+        {"messages": [{"role": "user", "content": [{"type": "audio"}]}]},
+        """expected {"role": "user", "content": text}, user and assistant in turn""",
+    ),
+    "URL": (
+        {**T2I, "image": "https://a.b/c.png"},
+        "'https://a.b/c.png' is a URL; expected the name of a file: download",
+    ),
+    "data URL": ({**ASK, "image": "data:image/png;base64,iVBORw0KGgo="}, "is a URL; expected"),
     "wrong order": (
         {"conversations": [GPT, HUMAN]},
         """'value': '一个球'}; expected {"from": "human",""",
@@ -106,7 +172,7 @@ BROKEN = {
     "other speaker": ({"conversations": [HUMAN, {"from": "bot", "value": "a"}]}, "[1] is {'from': 'bot'"),
     "empty answer": ({"conversations": [HUMAN, {"from": "gpt", "value": ""}]}, "[1] is {'from': 'gpt', 'value': ''}"),
     "turn of no object": ({"conversations": ["hi", GPT]}, "[0] is 'hi'; expected"),
-    "too many marks": ({**ASK, "image": None}, "has 1 <image> marks for 0 picture(s)"),
+    "too many marks": ({**ASK, "image": None}, "its questions have 1 <image> marks for 0 picture(s)"),
     "image and images": ({**ASK, "images": ["a"]}, "expected either image or images"),
     "odd image": ({**ASK, "image": 0}, "image is 0; expected"),
     "video": ({**TALK, "video": "a.mp4"}, "video is 'a.mp4'; expected pictures only"),
@@ -351,7 +417,7 @@ def test_pack_stops_at_too_many_broken_records(tmp_path, capsys):
     ("args", "reason"),
     [
         (("none.jsonl", "out"), "none.jsonl: there is no such file"),
-        ((".", "out"), ". is a directory; expected JSON lines"),
+        ((".", "out"), "no captions; expected a text file beside each picture"),
         (("all.jsonl", "out", "--max-broken", 2), "--max-broken is 2.0; expected a share from 0 to 1"),
         (("all.jsonl", "out", "--threads", 0), "--threads is 0; expected at least 1"),
         (("all.jsonl", "out", "--shard-size", 0), "shards of 0 records; expected at least 1"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from internvlu_jax.data.sources import JsonLines, open_source
+from internvlu_jax.data.sources import JsonFile, open_source
 from internvlu_jax.small_world import WorldSource
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ def test_a_file_with_a_colon_opens(name, tmp_path, monkeypatch):
     (tmp_path / name).write_text(RECORD + "\n")
     monkeypatch.chdir(tmp_path)
     for path in (name, tmp_path / name, str(tmp_path / name)):
-        assert isinstance(open_source(path), JsonLines) and len(open_source(path)) == 1
+        assert isinstance(open_source(path), JsonFile) and len(open_source(path)) == 1
 
 
 def test_a_path_with_a_colon_that_is_not_there_is_a_file_that_is_not_there(tmp_path):
