@@ -39,7 +39,9 @@ class VLM(nn.Module):
         grid = patches.reshape(patches.shape[0], rows, columns, -1)
         shuffled = pixel_shuffle(grid, self.cfg.shuffle)
         # Rows whole, or the language model would look visual tokens up in pieces of their width, all rows on a device.
-        return rows_first(self.projector(shuffled.reshape(shuffled.shape[0], -1, shuffled.shape[-1])))
+        # The gradient before the projector likewise, which the shuffle turns.
+        joined = rows_first(shuffled.reshape(shuffled.shape[0], -1, shuffled.shape[-1]))
+        return rows_first(self.projector(joined))
 
     def embed_prompt(
         self,
