@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import sys
@@ -9,11 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from internvlu_jax.config import Attention, Quantization
+from internvlu_jax.config import Attention, Noise, Quantization
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -80,8 +81,15 @@ class Drawing:
     image_guidance: float | None = None
     """Weight of the source pictures alone (part_cfg_scale)."""
     num_images: int = 1
+    """With the seeds that follow each other from `seed` on."""
+    seed: int | None = None
+    """Of the starting noise, and of sampled text. Default: a new one, which is shown, and kept in a PNG."""
+    noise: Noise = "torch-cpu"
+    """Whose numbers the seed stands for: PyTorch's on a CPU or on CUDA (unverified), or those of JAX's keys."""
     out: Path | None = None
     """Where the picture goes, overwriting. Default: the first free name of out.png, out-1.png, ..."""
+    like: Path | None = None
+    """A PNG that was drawn here: its prompt, sources, model, seed and settings hold where nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,7 @@ class Text:
     max_tiles: int = 1
     """Cut large pictures into up to this many tiles."""
     seed: int | None = None
+    """Of sampled text. Default: a new one, which is shown."""
 
     def run(self) -> None:
         images = _load_images(self.image)
@@ -105,6 +114,8 @@ class Text:
                 **vars(self.writing),
             )  # fmt: skip
         print(_only_text(out))
+        if self.writing.do_sample:
+            print(f"seed {out.seed}", file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -116,10 +127,9 @@ class Draw:
     """Source pictures; with any, this is `edit`."""
     model: tyro.conf.OmitArgPrefixes[Model] = Model()
     drawing: tyro.conf.OmitArgPrefixes[Drawing] = Drawing()
-    seed: int | None = None
 
     def run(self) -> None:
-        _draw(self.model, self.drawing, self.prompt, self.image, "image", self.seed)
+        _draw(self.model, self.drawing, self.prompt, self.image, "image")
 
 
 @dataclass(frozen=True)
@@ -130,12 +140,11 @@ class Edit:
     image: Images
     model: tyro.conf.OmitArgPrefixes[Model] = Model()
     drawing: tyro.conf.OmitArgPrefixes[Drawing] = Drawing()
-    seed: int | None = None
 
     def run(self) -> None:
         if not self.image:
             raise ValueError("edit needs a picture; expected --image FILE")
-        _draw(self.model, self.drawing, self.prompt, self.image, "image", self.seed)
+        _draw(self.model, self.drawing, self.prompt, self.image, "image")
 
 
 @dataclass(frozen=True)
@@ -147,10 +156,9 @@ class TextImage:
     model: tyro.conf.OmitArgPrefixes[Model] = Model()
     drawing: tyro.conf.OmitArgPrefixes[Drawing] = Drawing()
     writing: tyro.conf.OmitArgPrefixes[Writing] = Writing()
-    seed: int | None = None
 
     def run(self) -> None:
-        _draw(self.model, self.drawing, self.prompt, self.image, "text_image", self.seed, **vars(self.writing))
+        _draw(self.model, self.drawing, self.prompt, self.image, "text_image", **vars(self.writing))
 
 
 @dataclass(frozen=True)
@@ -211,6 +219,10 @@ COMMANDS: dict[str, Callable] = {
     "info": Info,
     "convert": Convert,
 }
+# The mode of each command that draws, what of its model changes pictures, and what of its drawing does not.
+_DRAWN = {"image": "image", "edit": "image", "text-image": "text_image"}
+_KEPT_OF_MODEL = ("checkpoint", "dtype", "quantize")
+_NOT_KEPT = ("out", "like")
 
 
 def main(args: list[str] | None = None) -> int:
@@ -221,11 +233,8 @@ def main(args: list[str] | None = None) -> int:
     """
     from internvlu_jax.utils.failures import one_line, out_of_memory
 
-    command = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, prog="internvlu-jax", description="InternVL-U on JAX.", args=args
-    )
     try:
-        command.run()
+        _command(sys.argv[1:] if args is None else args).run()
     except (ValueError, OSError) as error:
         return _failed(one_line(error), 2)
     except (RuntimeError, MemoryError) as error:
@@ -243,26 +252,82 @@ def _failed(said: str, status: int) -> int:
     return status
 
 
-def _draw(
-    model: Model, drawing: Drawing, prompt: str, files: tuple[Path, ...], mode: str, seed: int | None, **writing
-) -> None:
+def _command(args: list[str]) -> Any:
+    """What was asked for; with `--like` the settings of that picture are the defaults."""
+    given = [following for flag, following in itertools.pairwise(args) if flag == "--like"]
+    given += [flag.removeprefix("--like=") for flag in args if flag.startswith("--like=")]
+    if given and args[0] in _DRAWN:
+        prog = f"internvlu-jax {args[0]}"
+        return tyro.cli(COMMANDS[args[0]], prog=prog, args=args[1:], default=_repeated(Path(given[-1]), args[0]))
+    return tyro.extras.subcommand_cli_from_dict(
+        COMMANDS, prog="internvlu-jax", description="InternVL-U on JAX.", args=args
+    )
+
+
+def _repeated(path: Path, name: str) -> Any:
+    """The command `name` with the settings of a picture, checked as those of a command line."""
+    from internvlu_jax.utils.picture_settings import read_settings
+
+    settings = read_settings(path)
+    mode, prompt = settings.pop("mode", None), settings.pop("prompt", None)
+    if mode != _DRAWN[name]:
+        right = next((command for command, drawn in _DRAWN.items() if drawn == mode), None)
+        raise ValueError(f"{path} was not drawn by {name}" + (f"; use {right}" if right else ""))
+    parts: tuple[Any, ...] = (Drawing, Writing) if mode == "text_image" else (Drawing,)
+    known = {f.name: f.default for part in parts for f in dataclasses.fields(part) if f.name not in _NOT_KEPT}
+    known |= {"image": [], **dict.fromkeys(_KEPT_OF_MODEL)}
+    arguments = []
+    for setting, value in settings.items():
+        flag = setting.replace("_", "-")
+        if setting not in known:
+            raise ValueError(f"{path}: unknown setting {setting!r}; was it drawn by another version?")
+        if isinstance(value, bool):
+            arguments.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value != known[setting]:
+            arguments += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
+    try:
+        # As `image` where the mode is that: `edit` would need sources before the command line may give them.
+        drawn = tyro.cli(TextImage if mode == "text_image" else Draw, args=["-", *arguments], console_outputs=False)
+    except SystemExit as error:
+        raise ValueError(f"{path}: its settings cannot be used: {settings}") from error
+    if not isinstance(prompt, str):
+        raise ValueError(f"{path}: its prompt is {prompt!r}; expected a string")
+    return COMMANDS[name](**{**vars(drawn), "prompt": prompt})
+
+
+def _draw(model: Model, drawing: Drawing, prompt: str, files: tuple[Path, ...], mode: str, **writing: Any) -> None:
     from internvlu_jax.utils.files import written_whole
+    from internvlu_jax.utils.picture_settings import with_settings
+    from internvlu_jax.utils.seeds import LARGEST_SEED, any_seed, check_seed
 
     images = _load_images(files)
     _check_out(drawing.out, drawing.num_images)
+    seed = any_seed() if drawing.seed is None else drawing.seed
+    check_seed(seed)
+    seeds = [(seed + n) % (LARGEST_SEED + 1) for n in range(drawing.num_images)]
     pipe = model.load()
     height, width = _size(drawing, images, pipe)
     out = pipe(
-        prompt, image=_one_entry(images), generation_mode=mode, height=height, width=width, seed=seed, progress=True,
+        prompt, image=_one_entry(images), generation_mode=mode, height=height, width=width, seed=seeds, progress=True,
         num_inference_steps=drawing.steps, all_cfg_scale=drawing.guidance, part_cfg_scale=drawing.image_guidance,
-        num_images_per_prompt=drawing.num_images, **writing,
+        num_images_per_prompt=drawing.num_images, noise=drawing.noise, **writing,
     )  # fmt: skip
     if out.text is not None:
         print(_only_text(out))
-    for picture, path in zip(out.images or [], _names(drawing.out), strict=False):
+    kept = {
+        "mode": mode, "prompt": prompt, "image": [str(file) for file in files],
+        **{name: getattr(model, name) for name in _KEPT_OF_MODEL}, **writing,
+        **{name: value for name, value in vars(drawing).items() if name not in _NOT_KEPT},
+    }  # fmt: skip
+    for own, picture, path in zip(seeds, out.images or [], _names(drawing.out), strict=False):
+        # A picture is repeated alone, but where it needs the text that was written with the first seed.
+        repeat = (seed, drawing.num_images) if writing.get("do_sample") else (own, 1)
+        settings = {**kept, "seed": repeat[0], "num_images": repeat[1]}
+        extra: dict[str, Any] = {"pnginfo": with_settings(settings)} if path.suffix.lower() == ".png" else {}
         with written_whole(path) as partial:
-            picture.save(partial)
+            picture.save(partial, **extra)
         print(path)
+        print(f"{path}: seed {own}", file=sys.stderr)
 
 
 def _size(drawing: Drawing, images: list[Image], pipe: InternVLUPipeline) -> tuple[int | None, int | None]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from internvlu_jax.cli import main
 from internvlu_jax.utils.files import written_whole
+from internvlu_jax.utils.picture_settings import read_settings, with_settings
 from tests.conftest import GOLDENS
 
 CHECKPOINT = str(GOLDENS / "base/checkpoint")
@@ -64,6 +65,59 @@ def test_text_image(elsewhere, capsys):
     assert path == "c.png" and text
 
 
+def pixels(name: str) -> bytes:
+    return Image.open(name).tobytes()
+
+
+def test_the_seed_is_shown_and_like_repeats_it(capsys):
+    """Of two pictures each has its own seed and is repeated alone; flags override, and out.png is not kept."""
+    draw = ["image", "ein Hund 犬", "--height", "32", "--width", "48", "--steps", "1", "--noise", "jax", *MODEL]
+    assert main([*draw, "--num-images", "2", "--out", "a.png"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.split() == ["a.png", "a-1.png"]
+    seeds = [int(line.rpartition(" ")[2]) for line in shown.err.splitlines() if "png: seed " in line]
+    assert seeds[1] == seeds[0] + 1
+    settings = read_settings("a-1.png")
+    assert (settings["prompt"], settings["seed"], settings["noise"]) == ("ein Hund 犬", seeds[1], "jax")
+    assert main(["image", "--like", "a-1.png", "--out", "b.png"]) == 0
+    assert pixels("b.png") == pixels("a-1.png") != pixels("a.png") and read_settings("b.png") == settings
+    assert main(["image", "a cat", "--like=a-1.png", "--noise", "torch-cpu", "--out", "c.png"]) == 0
+    assert read_settings("c.png") == {**settings, "prompt": "a cat", "noise": "torch-cpu"}
+    assert pixels("c.png") != pixels("b.png")
+    assert main(["edit", "--like", "a-1.png", "--image", PHOTO, "--out", "d.png"]) == 0
+    assert read_settings("d.png") == {**settings, "image": [PHOTO]}
+    assert main(["edit", "--like", "a-1.png"]) == 2 and "edit needs a picture" in capsys.readouterr().err
+
+
+def test_like_of_an_edit_and_of_sampled_reasoning(capsys):
+    """The second picture of a sampled text needs the first one's seed, so both are drawn again."""
+    options = ["--steps", "1", "--max-new-tokens", "3", "--do-sample", "--seed", "4294967295", "--num-images", "2"]
+    assert main(["text-image", "a cat", "--image", PHOTO, *options, "--out", "a.png", *MODEL]) == 0
+    written, *_ = capsys.readouterr().out.splitlines()
+    assert main(["text-image", "--like", "a-1.png", "--out", "b.png"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == written
+    assert (pixels("a.png"), pixels("a-1.png")) == (pixels("b.png"), pixels("b-1.png"))
+    assert read_settings("b.png")["image"] == [PHOTO]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (None, "a.png does not say how it was drawn"),
+        ({"mode": "text_image", "prompt": "a"}, "a.png was not drawn by image; use text-image"),
+        ({"prompt": "a"}, "a.png was not drawn by image"),
+        ({"mode": "image", "prompt": 3}, "a.png: its prompt is 3"),
+        ({"mode": "image", "prompt": "a", "out": "/b.png"}, "a.png: unknown setting 'out'"),
+        ({"mode": "image", "prompt": "a", "steps": "many"}, "a.png: its settings cannot be used"),
+        ({"mode": "image", "prompt": "a", "seed": -1}, "seed is -1; expected"),
+    ],
+)
+def test_settings_that_cannot_be_repeated(settings, message, capsys):
+    Image.new("RGB", (8, 8)).save("a.png", **({} if settings is None else {"pnginfo": with_settings(settings)}))
+    assert main(["image", "--like", "a.png", "--out", "b.png"]) == 2
+    assert message in capsys.readouterr().err and not Path("b.png").exists()
+
+
 def contents(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
@@ -80,7 +134,8 @@ def test_converted_checkpoint_draws_the_same(elsewhere):
     draw = ["image", "a cat", "--height", "48", "--width", "80", "--steps", "2", "--seed", "3"]
     assert main([*draw, "--out", "a.png", *MODEL]) == 0
     assert main([*draw, "--out", "b.png", "--checkpoint", "ours"]) == 0
-    assert (elsewhere / "a.png").read_bytes() == (elsewhere / "b.png").read_bytes()
+    first, second = (Image.open(elsewhere / name) for name in ("a.png", "b.png"))
+    assert first.tobytes() == second.tobytes()
 
 
 def test_info(capsys, elsewhere):

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from internvlu_jax.config import Noise
 from internvlu_jax.flow.torch_noise import cpu_normal, cuda_normal
 from internvlu_jax.utils.seeds import numbered_keys
-
-Noise = Literal["torch-cpu", "torch-cuda", "jax"]
-"""As the released code draws it with a generator on a CPU or on a GPU (the second unverified: `torch_noise`), or that
-of JAX's keys."""
 
 
 def starting_noise(kind: Noise, seed: int | Sequence[int], count: int, shape: tuple[int, int, int]) -> np.ndarray:

@@ -143,7 +143,7 @@ def _halves(uniform: np.ndarray, log: Callable[..., Any], sin_cos: Callable[...,
     return np.stack([radius * cosine, radius * sine], axis=1).ravel()
 
 
-def _fused(x: np.ndarray, y: np.ndarray | float, z: np.ndarray | float) -> np.ndarray:
+def _fused(x: np.ndarray, y: np.ndarray | np.floating | float, z: np.ndarray | np.floating | float) -> np.ndarray:
     """x y + z of float32, rounded once, as the processor's multiply-add has it."""
     exact = np.multiply(x, np.float32(y), dtype=np.float64)  # 48 bits
     return np.add(exact, np.float32(z), dtype=np.float64).astype(np.float32)

@@ -10,8 +10,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from internvlu_jax.config import InternVLUConfig
-from internvlu_jax.flow.noise import Noise
+from internvlu_jax.config import InternVLUConfig, Noise
 from internvlu_jax.processing.chat import MODES
 from internvlu_jax.utils.seeds import check_seed
 

@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 from internvlu_jax.checkpoints import loading
-from internvlu_jax.config import Compute, InternVLUConfig, Quantization
+from internvlu_jax.config import Compute, InternVLUConfig, Noise, Quantization
 from internvlu_jax.flow.guidance import Scales
-from internvlu_jax.flow.noise import Noise, starting_noise
+from internvlu_jax.flow.noise import starting_noise
 from internvlu_jax.flow.solver import schedule
 from internvlu_jax.inference import drawing, programs
 from internvlu_jax.inference.drawing import Branch, PictureInputs

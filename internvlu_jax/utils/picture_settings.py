@@ -1,0 +1,55 @@
+"""How a picture was drawn, kept in its PNG file: one chunk of text, a JSON object."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from PIL.PngImagePlugin import PngInfo
+
+_KEYWORD = "internvlu-jax"
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_LARGEST = 2**20  # bytes of the chunk
+# Of an iTXt chunk: keyword, not compressed, no language, no translated keyword.
+_HEAD = _KEYWORD.encode() + b"\0\0\0\0\0"
+
+
+def with_settings(settings: dict[str, Any]) -> PngInfo:
+    """What `Image.save` takes as `pnginfo`."""
+    info = PngInfo()
+    info.add_itxt(_KEYWORD, json.dumps(settings, ensure_ascii=False))
+    return info
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings that a PNG file was saved with.
+
+    Raises:
+        ValueError: it is no such file, or what it holds is damaged; names it.
+    """
+    text = _text(Path(path))
+    try:
+        settings = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: its settings are damaged: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: its settings are damaged: expected a JSON object")
+    return settings
+
+
+def _text(path: Path) -> bytes:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such picture file")
+    with path.open("rb") as file:
+        if file.read(len(_SIGNATURE)) == _SIGNATURE:
+            while len(head := file.read(8)) == 8:
+                length, kind = struct.unpack(">I4s", head)
+                if kind in (b"IDAT", b"IEND"):
+                    break
+                body = file.read(length) if kind == b"iTXt" and length <= _LARGEST else b""
+                if body.startswith(_HEAD):
+                    return body.removeprefix(_HEAD)
+                file.seek(length - len(body) + 4, 1)
+    raise ValueError(f"{path} does not say how it was drawn; expected a PNG that internvlu-jax wrote")
