@@ -204,7 +204,7 @@ def _run_steps(
 ) -> LoopState:
     """As `run_steps`, in a directory that nobody else is at work in."""
     state: Any = init()
-    with RunCheckpoints(workdir / "checkpoints", keep_last=1) as saved:
+    with RunCheckpoints(workdir / "checkpoints", keep_last=2) as saved:
         done = step_to_resume(workdir / "checkpoints") or 0
         if done:
             trained, ema, opt_state, positions = saved.restore(done, state)

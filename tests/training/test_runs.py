@@ -24,6 +24,7 @@ from experiments.train import main as command
 from experiments.train import run as run_command
 from internvlu_jax.checkpoints import loading
 from internvlu_jax.checkpoints.model_directory import save_model
+from internvlu_jax.checkpoints.run_checkpoints import saved_steps
 from internvlu_jax.config import ConfigError
 from internvlu_jax.data.plan import DataError
 from internvlu_jax.inference.pipeline import InternVLUPipeline
@@ -279,17 +280,31 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
 
 
+def damage(path: Path, rng: np.random.Generator) -> None:
+    """Turns one bit."""
+    data = bytearray(path.read_bytes())
+    data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
+    path.write_bytes(data)
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_it_ends_where_the_uninterrupted_run_does(tiny, cache, tmp_path):
-    """SIGKILL at 20 random moments of a run that saves every other step."""
-    rng, steps = np.random.default_rng(0), 400
+    """SIGKILL at 40 random moments of a run that saves every other step; after each fifth its last step is damaged."""
+    rng, steps, damaged = np.random.default_rng(0), 800, 0
     process = start_process(tmp_path / "whole", cache, tiny.start, steps)
     assert process.wait(timeout=600) == 0
-    for _ in range(20):
+    for number in range(40):
         process = start_process(tmp_path / "killed", cache, tiny.start, steps)
         time.sleep(rng.uniform(4, 16))
         process.kill()
         process.wait()
+        checkpoints = tmp_path / "killed/checkpoints"
+        steps_saved = saved_steps(checkpoints)
+        if number % 5 == 4 and len(steps_saved) > 1:
+            files = [p for p in (checkpoints / str(steps_saved[-1])).rglob("*") if p.is_file() and p.stat().st_size]
+            damage(files[rng.integers(len(files))], rng)
+            damaged += 1
+    assert damaged >= 4, "else damage is not tried"
     process = start_process(tmp_path / "killed", cache, tiny.start, steps)
     assert process.wait(timeout=600) == 0
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
