@@ -171,8 +171,8 @@ def collated(
                 break
             batch = collator.batch(planned.kind, planned.rows, np.arange(len(planned.rows)))
             parts.setdefault(planned.kind, []).append(batch)
-    if plan.state()["broken"]:
-        raise DataError(f"{plan.state()['broken']} examples of the pool do not fit the data configuration: see the log")
+    if broken := plan.state()["broken"]:
+        raise DataError(f"{len(broken)} examples of the pool do not fit the data configuration: see the log")
     whole: dict[str, Batch] = {}
     for kind, batches in parts.items():
         name = _name(kind)

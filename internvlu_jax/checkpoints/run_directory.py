@@ -131,7 +131,12 @@ def _leaves(tree: Any, path: str = "") -> dict[str, str]:
 
 
 def _config(workdir: Path) -> dict[str, Any]:
-    return with_present_names(read_json(workdir.absolute() / "config.json"))
+    path = workdir.absolute() / "config.json"
+    config = read_json(path)
+    groups = ("objective", "data", "compute")
+    if not isinstance(config, dict) or any(not isinstance(config.get(name) or {}, dict) for name in groups):
+        raise ValueError(f"{path} is damaged; expected an object with objects {', '.join(groups)}")
+    return with_present_names(config)
 
 
 def with_present_names(config: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +150,7 @@ def with_present_names(config: dict[str, Any]) -> dict[str, Any]:
     if "draws" in objective:
         objective["noises_per_image"] = objective.pop("draws")
     if "text_weight" in objective:
-        weights = [["text", objective.pop("text_weight")], ["flow", objective.pop("flow_weight")]]
+        weights = [["text", objective.pop("text_weight")], ["flow", objective.pop("flow_weight", None)]]
         objective["weights"] = [term for term in weights if term[1]]  # what is not named is not computed
     if data.pop("condition_latents", True) is False:
         config["head_sources"] = "context"

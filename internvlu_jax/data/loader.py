@@ -14,9 +14,10 @@ from internvlu_jax.data.batch import Batch
 from internvlu_jax.data.collate import Collator
 from internvlu_jax.data.config import DataConfig
 from internvlu_jax.data.examples import DataError, ExampleBuilder
-from internvlu_jax.data.plan import Plan, Planned, Tally
+from internvlu_jax.data.plan import Plan, Planned
 from internvlu_jax.data.prefetch import Prefetcher
 from internvlu_jax.data.sources import Source, open_source
+from internvlu_jax.data.tally import Tally
 from internvlu_jax.processing.tokenizer import Tokenizer
 
 Rows = Callable[[int], Sequence[int]]
@@ -55,7 +56,7 @@ class Loader(Prefetcher):
         self._accumulate = accumulate
         self._rows: Rows = range if rows is None else rows
         self._plan = Plan(ExampleBuilder(cfg, tokenizer, data), opened, data, seed, share)
-        self._unreadable = Tally(data.max_broken, sum(len(source) for source in opened))
+        self._unreadable = Tally(data.max_broken, [len(source) for source in opened], [w for _, w in data.sources])
         self._pool = ThreadPoolExecutor(data.threads)
         self._collator = Collator(cfg, tokenizer, data, self._pool, self._unreadable.bad)
         super().__init__(data.prefetch, self._plan.state())
@@ -82,4 +83,6 @@ class Loader(Prefetcher):
         own = np.asarray(self._rows(len(planned.rows)), np.int32)
         rows = [planned.rows[r] for r in own.tolist()]
         self._unreadable.read += sum(map(len, rows))
-        return self._collator.batch(planned.kind, rows, own + first)
+        batch = self._collator.batch(planned.kind, rows, own + first)
+        self._unreadable.settle()
+        return batch

@@ -13,10 +13,8 @@ Of several plans side by side each walks every n-th position (`share`).
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,9 +26,8 @@ from internvlu_jax.data.examples import PACKED, DataError, Draft, ExampleBuilder
 from internvlu_jax.data.packing import Packer
 from internvlu_jax.data.records import BrokenRecord
 from internvlu_jax.data.sources import Source, fingerprint
+from internvlu_jax.data.tally import Tally
 
-log = logging.getLogger("internvlu_jax.data")
-_ENOUGH = 20  # records after which the share of broken ones says something
 _SEEDS = 2**32  # of grain
 
 
@@ -40,38 +37,6 @@ class Planned:
 
     kind: Kind
     rows: Sequence[Sequence[Draft]]
-
-
-@dataclass
-class Tally:
-    """Records read and broken so far; complains, and gives up when too many are broken.
-
-    Among the first hundreds chance brings more broken ones than their share, so three standard deviations are allowed.
-    """
-
-    share: float
-    total: int
-    read: int = 0
-    broken: int = 0
-    seen: set[str] = field(default_factory=set)
-
-    def bad(self, error: BrokenRecord) -> None:
-        """Counts one of the records that were read as broken.
-
-        Raises DataError once the share is exceeded, or when a whole pass held nothing that can be used.
-        """
-        self.broken += 1
-        if error.where not in self.seen:
-            self.seen.add(error.where)
-            log.warning("skipped %s", error)
-        expected = self.share * self.read
-        too_many = self.read >= _ENOUGH and self.broken > expected + 3 * math.sqrt(expected)
-        whole_pass = self.broken == self.read and self.read >= self.total
-        if too_many or whole_pass:
-            raise DataError(
-                f"{self.broken} of the {self.read} records read so far cannot be used, and data.max_broken is "
-                f"{self.share:g}; the last one is {error}"
-            )
 
 
 class Plan:
@@ -98,7 +63,7 @@ class Plan:
         self._builder, self._sources, self._data, self._seed = builder, sources, data, seed
         self._order = _order([len(source) for source in sources], data, seed)
         self._position, self._stride = share
-        self._tally = Tally(data.max_broken, sum(len(source) for source in sources))
+        self._tally = Tally(data.max_broken, [len(source) for source in sources], [w for _, w in data.sources])
         self._records = [fingerprint(source) for source in sources]
         self._queues: dict[Kind, list[tuple[int, Draft]]] = {}
         self._packer = self._new_packer()
@@ -119,8 +84,8 @@ class Plan:
         """What `restore` needs; JSON."""
         waiting = sorted(position for queue in self._queues.values() for position, _ in queue)
         return {
-            "position": self._position, "waiting": waiting, "read": self._tally.read, "broken": self._tally.broken,
-            "records": self._records,
+            "position": self._position, "waiting": waiting, "records": self._records,
+            "read": self._tally.read, "broken": list(self._tally.broken),
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -131,7 +96,8 @@ class Plan:
             draft = self._draft(position)
             if draft is not None:
                 self._add(position, draft)
-        self._tally.read, self._tally.broken = state["read"], state["broken"]
+        broken = state["broken"]  # a number in runs of before
+        self._tally.restore(state["read"], broken if isinstance(broken, list) else [])
 
     def _new_packer(self) -> Packer:
         data = self._data
@@ -149,6 +115,8 @@ class Plan:
         except BrokenRecord as error:
             self._tally.bad(error)
             return None
+        finally:
+            self._tally.settle()
 
     def _add(self, position: int, draft: Draft) -> Planned | None:
         """Puts an example into its queue; the batch that this completes, if it does."""

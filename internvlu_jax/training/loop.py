@@ -21,6 +21,7 @@ from internvlu_jax.checkpoints import run_directory
 from internvlu_jax.checkpoints.run_checkpoints import RunCheckpoints, saved_steps, step_to_resume
 from internvlu_jax.config import ConfigError
 from internvlu_jax.data.batch import Batch
+from internvlu_jax.data.examples import DataError
 from internvlu_jax.data.prefetch import Prefetcher
 from internvlu_jax.parallel.executors import Executor, make_executor
 from internvlu_jax.training import overview, setup
@@ -39,7 +40,7 @@ from internvlu_jax.utils.tree import merge
 # What may change between the calls that make up one run: how long, on what machine, and what is kept and shown.
 _MAY_CHANGE = (
     "steps", "executor", "mesh", "save_every", "keep_last", "keep_every", "validation", "sample_every",
-    "sample_prompts", "sample_steps", "data.threads", "data.prefetch",
+    "sample_prompts", "sample_steps", "data.threads", "data.prefetch", "data.max_broken", "data.allow_outside",
 )  # fmt: skip
 
 
@@ -150,11 +151,19 @@ class _Run:
     def go(self, state: TrainState, done: int) -> Outcome:
         """From step `done` to the end."""
         key = jax.random.key(self._cfg.seed)
-        last, waiting, stopped = None, None, False
+        last, waiting, stopped, saved = None, None, False, done
         with self._records(done) as records, interruption() as is_interrupted:
             while done < self._cfg.steps and not stopped:
-                with self._waiting:
-                    batches = next(self._loader)
+                try:
+                    with self._waiting:
+                        batches = next(self._loader)
+                except DataError:
+                    self._record(records, waiting)
+                    # Of several processes the others may have data, and would not come to save.
+                    if done > saved and jax.process_count() == 1:
+                        self._saved.save(done, self._executor.savable(state), self._loader.state())
+                        self._saved.wait()
+                    raise
                 state, metrics = self._executor.step(state, tuple(self._executor.put(b) for b in batches), key)
                 done += 1
                 # The step before this one is read while this one runs, so that the devices need not wait for the host.
@@ -167,6 +176,7 @@ class _Run:
                     last, waiting = self._record(records, waiting) or last, None
                 if saves:
                     self._saved.save(done, self._executor.savable(state), self._loader.state())
+                    saved = done
                 if samples:
                     self._sample(done, state)
             self._saved.wait()

@@ -16,9 +16,9 @@ from PIL import Image
 
 from internvlu_jax.data.examples import DataError, ExampleBuilder
 from internvlu_jax.data.loader import Loader
-from internvlu_jax.data.plan import Tally
 from internvlu_jax.data.records import BrokenRecord, PictureFile, Record
 from internvlu_jax.data.sources import entry, write_shards
+from internvlu_jax.data.tally import Tally
 from tests.helpers.data import (
     CFG,
     DATA,
@@ -212,7 +212,8 @@ def test_broken_records_are_skipped_and_reported_once(tmp_path, caplog):
     assert len(said) == 2
     assert f"{tmp_path}/all.jsonl:2: not valid JSON" in said[0]
     assert f"{tmp_path}/all.jsonl:4: missing.png: there is no such picture file" in said[1]
-    assert state["position"] == state["read"] == 20 and state["broken"] == 8
+    assert state["position"] == state["read"] == 20
+    assert sorted(state["broken"]) == [f"{tmp_path}/all.jsonl:2", f"{tmp_path}/all.jsonl:4"]
 
 
 def test_a_row_whose_picture_cannot_be_read_does_not_count(caplog):
@@ -251,25 +252,87 @@ def test_a_source_without_a_valid_record():
 
 
 def test_pictures_that_can_never_be_read():
-    with pytest.raises(DataError, match=r"2 of the 2 records .*t2i:0: half.png: the picture is truncated"):
+    with pytest.raises(DataError, match=r"1 of the 1 records .*t2i:0: half.png: the picture is truncated"):
         one([dataclasses.replace(t2i(0), image=truncated("half.png"))])
 
 
 @pytest.mark.parametrize(("share", "every", "stops"), [(0.01, 200, False), (0.01, 30, True), (0.0, 500, True)])
 def test_the_share_of_broken_records_that_is_borne(share, every, stops):
     """Fewer than the share are borne even where chance brings some early; more are not."""
-    tally = Tally(share, 10**6)
+    tally = Tally(share, [10**6], [1.0])
 
     def read() -> None:
         for n in range(3000):
             tally.read += 1
             if n % every == 25:
                 tally.bad(BrokenRecord(f"a:{n}", "why"))
+            tally.settle()
 
     if not stops:
         return read()
     with pytest.raises(DataError, match=rf"data.max_broken is {share:g}; the last one is a:\d+: why"):
         read()
+
+
+@pytest.mark.parametrize(("size", "broken", "stops"), [(20, 1, False), (60, 2, False), (60, 4, True), (20, 3, True)])
+def test_a_broken_record_counts_once_however_many_passes(size, broken, stops):
+    """Before, one of 20 ended a run in its third pass, and one of 60 in its 34th."""
+    tally = Tally(0.01, [size], [1.0])
+
+    def passes(count: int, first: int = 0) -> None:
+        for n in range(first, count * size):
+            tally.read += 1
+            if n % size >= size - broken:
+                tally.bad(BrokenRecord(f"a:{n % size}", "why"))
+            tally.settle()
+
+    if stops:
+        with pytest.raises(DataError, match=r"of the \d+ records read so far cannot be used"):
+            passes(1)
+        return
+    passes(50)
+    tally.restore(tally.read, list(tally.broken))
+    passes(100, first=50 * size)
+    assert list(tally.broken) == [f"a:{size - broken + n}" for n in range(broken)] and tally.records() == size
+
+
+def test_records_of_a_mixture_are_counted_by_source():
+    tally = Tally(0.01, [10, 1000], [1.0, 1.0])
+    for read, records in ((8, 8), (20, 20), (100, 60), (10**6, 1010)):
+        tally.read = read
+        assert tally.records() == records
+
+
+def test_records_that_are_lost_later_end_the_run():
+    """All of them, or too many."""
+    for lost, said in ((10, "10 of the 10"), (40, r"\d of the 40")):
+        tally = Tally(0.01, [lost], [1.0])
+        tally.read = lost
+        tally.settle()
+        with pytest.raises(DataError, match=f"{said} records read so far cannot be used"):
+            for n in range(lost):
+                tally.read += 1
+                tally.bad(BrokenRecord(f"a:{n}", "no such file"))
+                tally.settle()
+
+
+def test_one_broken_picture_of_twenty_for_many_passes(tmp_path, caplog):
+    """Its header is whole, so it is met when the pixels are read; resumed on the way."""
+    for n in range(20):
+        Image.fromarray(pixels(n, 16, 16)).save(tmp_path / f"{n}.png")
+    (tmp_path / "7.png").write_bytes((tmp_path / "7.png").read_bytes()[:-300])
+    records = [{"task": "t2i", "prompt": "a", "image": f"{n}.png"} for n in range(20)]
+    (tmp_path / "all.jsonl").write_text("\n".join(map(json.dumps, records)))
+    data = dataclasses.replace(DATA, sources=((str(tmp_path / "all.jsonl"), 1.0),), batch_size=10, max_broken=0.01)
+    state = None
+    for _ in range(2):
+        with Loader(CFG, TOKENIZER, data, seed=0) as made:
+            if state is not None:
+                made.restore(state)
+            weights = [float(np.sum(next(made)[0].picture.weight)) for _ in range(20)]
+            state = made.state()
+        assert sum(weights) == 190
+    assert len([r for r in caplog.records if "7.png: the picture is truncated" in r.getMessage()]) == 2
 
 
 def test_conversations_need_text_targets():

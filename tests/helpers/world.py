@@ -42,7 +42,7 @@ def batches_drawn(cfg: InternVLUConfig, tokenizer: Tokenizer, data: DataConfig, 
     """How many records were broken in so many steps, and of each batch whether pictures are drawn in it."""
     with Loader(cfg, tokenizer, data, seed=0) as loader:
         batches = [batch for _, step in zip(range(steps), loader, strict=False) for batch in step]
-        return loader.state()["broken"], [batch.picture is not None for batch in batches]
+        return len(loader.state()["broken"]), [batch.picture is not None for batch in batches]
 
 
 def examples(task: str, split: str = "train", count: int | None = None) -> list[Example]:
