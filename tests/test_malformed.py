@@ -6,7 +6,7 @@
 import numpy as np
 import pytest
 
-from tests.helpers.malformed import READERS, Reader, damaged, main, run
+from tests.helpers.malformed import READERS, Reader, damaged, main, memory, run
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -32,7 +32,7 @@ def test_what_breaks_the_rule_is_found(tmp_path, monkeypatch):
             pass
 
     def fills():
-        np.ones(2 * 10**7).sum()
+        np.ones((memory("VmHWM") - memory("VmRSS") + 2 * 10**8) // 8).sum()
 
     def names_nothing():
         raise ValueError("damaged")
@@ -41,7 +41,7 @@ def test_what_breaks_the_rule_is_found(tmp_path, monkeypatch):
     said = {"hangs": "took over", "fills": "GB", "names_nothing": "names no file", "other": "KeyError"}
     readers = {"hangs": hangs, "fills": fills, "names_nothing": names_nothing, "other": lambda: {}["a"]}
     for name, read in readers.items():
-        reader = Reader(lambda folder: (folder / "a").write_text("{}"), lambda folder, _, read=read: read())
+        reader = Reader(lambda folder: (folder / "file.json").write_text("{}"), lambda folder, _, read=read: read())
         monkeypatch.setitem(READERS, name, reader)
         monkeypatch.setattr("tests.helpers.malformed.SECONDS", 0.2 if name == "hangs" else 30)
         assert said[name] in run(name, 1, 0, tmp_path / name).faults[0]
