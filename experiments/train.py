@@ -27,6 +27,7 @@ from internvlu_jax.training.loop import NotFiniteError, train
 from internvlu_jax.utils.compilation import enable_cache
 from internvlu_jax.utils.devices import prepare_cpu
 from internvlu_jax.utils.failures import check_accelerator, one_line, out_of_memory
+from internvlu_jax.utils.signals import second_interrupt_ends
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,15 @@ def _former_option(argv: list[str]) -> str | None:
 def run(arguments: Arguments) -> int:
     """Trains; what a user can put right becomes one line and status 2, a run that broke down status 1."""
     cluster = arguments.cluster
+    interrupted = f"interrupted; `{arguments.workdir}` can go on from its last checkpoint"
     prepare_cpu()
     try:
         if cluster.distributed or cluster.coordinator is not None:
             initialise(cluster.coordinator, cluster.processes, cluster.process)
         check_accelerator()
         enable_cache()
-        outcome = train(arguments.run, arguments.workdir)
+        with second_interrupt_ends(interrupted):
+            outcome = train(arguments.run, arguments.workdir)
     except (ValueError, FileExistsError) as error:
         return _failed(one_line(error), 2)
     except (NotFiniteError, OSError) as error:
@@ -111,7 +114,7 @@ def run(arguments: Arguments) -> int:
             raise
         return _failed(said, 1)
     except KeyboardInterrupt:
-        print(f"interrupted; `{arguments.workdir}` can go on from its last checkpoint", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         return 130
     how, what = "stopped" if outcome.stopped else "done", ", or be converted" if outcome.steps else ""
     print(f"{how} at step {outcome.steps}; `{arguments.workdir}` can go on{what}", file=sys.stderr)

@@ -32,6 +32,7 @@ from internvlu_jax.training import setup
 from internvlu_jax.training.config import LoraConfig, ValidationConfig
 from internvlu_jax.training.loop import NotFiniteError, train
 from internvlu_jax.training.reporting import Records
+from internvlu_jax.utils import signals
 from internvlu_jax.utils.locks import locked
 from tests.helpers.training import CHECKPOINT, TINY, leaves_equal, one_block, with_data
 
@@ -263,6 +264,7 @@ def test_a_second_interrupt_is_one_line(tiny, tmp_path, capsys, monkeypatch):
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Records, "write", twice)
+    monkeypatch.setattr(signals, "_PATIENCE", 300.0)  # else a slow machine would end the tests themselves
     assert run_command(Arguments(tmp_path, tiny)) == 130
     assert capsys.readouterr().err.splitlines()[-1] == f"interrupted; `{tmp_path}` can go on from its last checkpoint"
 
