@@ -66,6 +66,8 @@ class Writing:
     top_k: int | None = 50
     repetition_penalty: float = 1.0
     num_beams: int = 1
+    stop_strings: tuple[str, ...] = ()
+    """End a text, too."""
 
 
 @dataclass(frozen=True)
@@ -283,7 +285,7 @@ def _repeated(path: Path, name: str) -> Any:
             raise ValueError(f"{path}: unknown setting {setting!r}; was it drawn by another version?")
         if isinstance(value, bool):
             arguments.append(f"--{flag}" if value else f"--no-{flag}")
-        elif value != known[setting]:
+        elif value not in (known[setting], []):
             arguments += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
     try:
         # As `image` where the mode is that: `edit` would need sources before the command line may give them.

@@ -63,6 +63,7 @@ def generate(
     top_k: int | None = None,
     repetition_penalty: float = 1.0,
     num_beams: int = 1,
+    stop_table: np.ndarray | None = None,
     run: Run = plainly,
 ) -> Generated:
     """Writes at most `max_new_tokens` tokens to each row, ending it with the first of `stop_ids`.
@@ -77,12 +78,15 @@ def generate(
     Args:
         buffer: the largest `max_new_tokens` of the compiled program. The cache needs prompt length + buffer slots;
             it must have at least `buffer` and one.
+        stop_table: int [states, tokens] of strings that end a text, too (`stop_strings.stop_table`); not with beams.
         run: calls the program where `params`, `prompt` and `keys` lie.
 
     Raises:
         ValueError: an option has no meaning, or options do not go together.
     """
     _check(prompt, stop_ids, max_new_tokens, buffer, keys, temperature, top_p, top_k, repetition_penalty, num_beams)
+    if num_beams > 1 and stop_table is not None:
+        raise ValueError(f"num_beams is {num_beams} and a stop_table is given; beams end with stop_ids alone")
     stops = np.asarray(stop_ids, np.int32)
     end = (stops, np.int32(pad_id), np.int32(max_new_tokens))
     given = (params, prompt.cache, prompt.lengths, prompt.logits, *end)
@@ -91,7 +95,7 @@ def generate(
         return run(_search, model, *given, penalty, buffer=buffer, num_beams=num_beams)
     heat, nucleus = np.float32(temperature), None if top_p == 1 else np.float32(top_p)
     top_k = None if keys is None else top_k
-    return run(_write, model, *given, keys, heat, nucleus, penalty, buffer=buffer, top_k=top_k)
+    return run(_write, model, *given, keys, heat, nucleus, penalty, stop_table, buffer=buffer, top_k=top_k)
 
 
 def _check(
@@ -128,13 +132,15 @@ def _check(
 
 
 class _State(NamedTuple):
-    """written: tokens chosen for rows still open, from 1. current: the last of each row, not yet fed."""
+    """written: tokens chosen for rows still open, from 1. current: the last of each row, not yet fed. place: states in
+    the table of strings that end a text."""
 
     written: Int[Array, ""]
     current: Int[Array, "b"]
     tokens: Int[Array, "b T"]
     lengths: Int[Array, "b"]
     ended: Bool[Array, "b"]
+    place: Int[Array, "b"]
     captured: Float[Array, "b T e"] | None
     cache: KVCache
 
@@ -153,6 +159,7 @@ def _write(
     temperature: Float[Array, ""],
     top_p: Float[Array, ""] | None,
     penalty: Float[Array, ""] | None = None,
+    stop_table: Int[Array, "s w"] | None = None,
     *,
     buffer: int,
     top_k: int | None = None,
@@ -165,6 +172,15 @@ def _write(
         read = read_on(model, params, cache, x, prompt_lengths + count - 1)
         return read, model.logits(params, read.last)[:, 0]
 
+    def look(place: Array, chosen: Array) -> tuple[Array, Array]:
+        """Where the strings stand after a token, and whether it ends the row."""
+        stopped = jnp.isin(chosen, stops)
+        if stop_table is None:
+            return place, stopped
+        after = stop_table.at[place, chosen].get(mode="fill", fill_value=-1).astype(jnp.int32)
+        place = jnp.where(after < 0, place, after)  # a token without a column is none of the tokenizer's
+        return place, stopped | (place == stop_table.shape[0] - 1)
+
     def unfinished(state: _State) -> Array:
         return (state.written < limit) & ~state.ended.all()
 
@@ -172,24 +188,28 @@ def _write(
         read, logits = feed(state.cache, state.current, state.written)
         logits = penalised(logits, state.tokens, state.written, penalty)
         chosen = jnp.where(state.ended, pad_id, choose(logits, keys, state.written, temperature, top_p, top_k))
+        place, stopped = look(state.place, chosen)
         return _State(
             written=state.written + 1,
             current=chosen,
             tokens=state.tokens.at[:, state.written].set(chosen),
             lengths=state.lengths + ~state.ended,
-            ended=state.ended | jnp.isin(chosen, stops),
+            ended=state.ended | stopped,
+            place=place,
             captured=_put(state.captured, read.captured, state.written - 1),
             cache=read.cache,
         )
 
     first = choose(logits, keys, 0, temperature, top_p, top_k)
+    place, stopped = look(jnp.zeros(rows, jnp.int32), first)
     one = jnp.int32(1)
     state = _State(
         written=one,
         current=first,
         tokens=jnp.full((rows, buffer), pad_id, jnp.int32).at[:, 0].set(first),
         lengths=jnp.ones(rows, jnp.int32),
-        ended=jnp.isin(first, stops),
+        ended=stopped,
+        place=place,
         captured=_room(jax.eval_shape(feed, cache, first, one)[0].captured, buffer),
         cache=cache,
     )

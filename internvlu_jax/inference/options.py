@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -42,6 +42,7 @@ class Options:
     top_k: int | None
     repetition_penalty: float
     num_beams: int
+    stop_strings: Sequence[str]
     system_prompt: str | None
     max_tiles: int
     callback: Callable[[int, int, Any], None] | None
@@ -85,6 +86,15 @@ class Options:
             _at_least("top_k", self.top_k, 1)
         if not (_is_number(self.repetition_penalty) and self.repetition_penalty > 0):
             raise ValueError(f"repetition_penalty is {self.repetition_penalty!r}; expected a number over 0 (1 is none)")
+        if not isinstance(self.stop_strings, list | tuple):
+            raise ValueError(f"stop_strings is {self.stop_strings!r}; expected a string or a list of strings")
+        for string in self.stop_strings:
+            if not (isinstance(string, str) and string.encode(errors="ignore").decode() == string != ""):
+                raise ValueError(f"stop_strings has {string!r}; expected valid text of at least one character")
+        if self.num_beams > 1 and self.stop_strings:
+            raise ValueError(
+                f"num_beams is {self.num_beams} and stop_strings are given; beams cannot end so. Use one of the two"
+            )
         if self.system_prompt is not None and not isinstance(self.system_prompt, str):
             raise ValueError(f"system_prompt is {self.system_prompt!r}; expected a string or None")
 

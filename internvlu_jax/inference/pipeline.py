@@ -147,6 +147,7 @@ class InternVLUPipeline:
         top_k: int | None = 50,
         repetition_penalty: float = 1.0,
         num_beams: int = 1,
+        stop_strings: str | Sequence[str] = (),
         system_prompt: str | None = None,
         max_tiles: int = 1,
         callback: Callable[[int, int, np.ndarray], None] | None = None,
@@ -174,6 +175,7 @@ class InternVLUPipeline:
             do_sample, temperature, top_k, top_p: draw tokens at random, from the so many best (None: from all) and of
                 them from those that together have this probability. num_beams: beam search. Otherwise greedy.
             repetition_penalty: over 1 makes tokens that were written less probable, whatever way they are chosen.
+            stop_strings: end a text, too; what was written up to there stays, the string included.
             system_prompt: replaces the system text.
             max_tiles: most tiles that a large picture is cut into for the vision encoder.
             callback: called as (step, total, latents [b, y, x, c]) after each step of the sampler. Prompts whose source
@@ -206,6 +208,7 @@ class InternVLUPipeline:
             top_k=top_k,
             repetition_penalty=repetition_penalty,
             num_beams=num_beams,
+            stop_strings=[stop_strings] if isinstance(stop_strings, str) else stop_strings,
             system_prompt=system_prompt,
             max_tiles=max_tiles,
             callback=callback,

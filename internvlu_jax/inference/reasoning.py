@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from internvlu_jax.decode.generate import Generated, generate
 from internvlu_jax.decode.model import LanguageModel, Prompt, extend, prefill
+from internvlu_jax.decode.stop_strings import stop_table
 from internvlu_jax.inference import programs
 from internvlu_jax.inference.drawing import Branch
 from internvlu_jax.inference.options import Options
@@ -106,6 +107,7 @@ def _write(
         top_k=options.top_k,
         repetition_penalty=options.repetition_penalty,
         num_beams=options.num_beams,
+        stop_table=stop_table(tokenizer, tuple(options.stop_strings)) if options.stop_strings else None,
         run=on.run,
     )
     written, counts = map(np.asarray, on.get((generated.tokens, generated.lengths), len(rows)))

@@ -37,6 +37,12 @@ _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+# The characters by which byte-level vocabularies write bytes: those that can be seen as they are, the rest in order
+# from 256 on (Radford et al. 2019).
+_SEEN = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_BYTES = {chr(byte): byte for byte in _SEEN}
+_BYTES |= {chr(256 + n): byte for n, byte in enumerate(sorted({*range(256)} - {*_SEEN}))}
+
 
 class Tokenizer:
     """Text to token ids and back.
@@ -134,6 +140,15 @@ class Tokenizer:
         if index is None:
             raise ValueError(f"the tokenizer has no token {token!r}")
         return index
+
+    def pieces(self) -> list[bytes]:
+        """The bytes that each id adds to a decoded text: none for special tokens and ids that stand for nothing."""
+        added = self._backend.get_added_tokens_decoder()
+        written = {index: b"" if token.special else token.content.encode() for index, token in added.items()}
+        names = self._backend.get_vocab(with_added_tokens=True)
+        named = {index: bytes(map(_BYTES.__getitem__, name)) for name, index in names.items() if index not in written}
+        known = named | written
+        return [known.get(index, b"") for index in range(max(known) + 1)]
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; special tokens written in it are recognised.
