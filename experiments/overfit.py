@@ -166,6 +166,9 @@ def main(arguments: Arguments) -> int:
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 0
+    except KeyboardInterrupt:
+        print(f"interrupted; `{arguments.workdir}` can go on from its last checkpoint", file=sys.stderr)
+        return 130
     figures, pictures = examine(arguments.workdir / configs[-1].name)
     ratios = [*figures["psnr_drawn"], *figures["psnr_edited"]]
     figures |= {

@@ -50,6 +50,9 @@ def main(arguments: Arguments) -> int:
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 0
+    except KeyboardInterrupt:
+        print(f"interrupted; `{arguments.workdir}` can go on from its last checkpoint", file=sys.stderr)
+        return 130
     except (ValueError, FileExistsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

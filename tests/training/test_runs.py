@@ -292,7 +292,7 @@ def damage(path: Path, rng: np.random.Generator) -> None:
 @pytest.mark.slow
 def test_killed_at_any_moment_it_ends_where_the_uninterrupted_run_does(tiny, cache, tmp_path):
     """SIGKILL at 40 random moments of a run that saves every other step; after each fifth its last step is damaged."""
-    rng, steps, damaged = np.random.default_rng(0), 800, 0
+    rng, steps, damaged = np.random.default_rng(0), 400, 0
     process = start_process(tmp_path / "whole", cache, tiny.start, steps)
     assert process.wait(timeout=600) == 0
     for number in range(40):
