@@ -35,8 +35,8 @@ def picture_opener(folder: Path, allow_outside: bool) -> Callable[[str], Open]:
             path = folder / name
             if not allow_outside and not Path(os.path.realpath(path)).is_relative_to(root):
                 raise ValueError(
-                    f"it lies outside of {folder}, the folder of its record; set data.allow_outside (--allow-outside) "
-                    "if the records are to be trusted with files anywhere"
+                    f"it lies outside of {folder}, the folder of its record; set data.allow_outside "
+                    "(--data.allow-outside) if the records are to be trusted with files anywhere"
                 )
             return open_file(path)
 
