@@ -208,19 +208,22 @@ class RunCheckpoints:
         Raises:
             CheckpointError: it could not be written. Older checkpoints are intact.
         """
+        self._wait_written()
+        if jax.process_index() == 0:
+            self._remove_old()
+        barrier("RunCheckpoints: waited")
+
+    def _wait_written(self) -> None:
         with self._writing():
             finished, self._finished = self._finished, None
             if finished is not None:
                 finished.result()
             self._writer.wait_until_finished()
-        if jax.process_index() == 0:
-            self._remove_old()
-        barrier("RunCheckpoints: waited")
 
     def restore(self, step: int, like: RunState) -> tuple[Any, Any, Any, dict[str, Any]]:
         """(trained, ema, optimizer state, position in the data) of a step, placed with the shardings of `like`.
 
-        What is being saved is waited for.
+        What is being saved is waited for; nothing is removed, for it may be what is asked for.
 
         Args:
             like: arrays, or `jax.ShapeDtypeStruct` with shardings; the mesh need not be that which wrote.
@@ -228,7 +231,8 @@ class RunCheckpoints:
         Raises:
             CheckpointError: there is no such checkpoint, or it does not fit or cannot be read; or as `wait`.
         """
-        self.wait()
+        self._wait_written()
+        barrier("RunCheckpoints: written")
         trees = {"params": like.trained, "optimizer": like.opt_state}
         if like.ema is not None:
             trees["ema"] = like.ema

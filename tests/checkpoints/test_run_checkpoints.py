@@ -90,6 +90,19 @@ def test_state_may_be_donated_while_it_is_written(tmp_path):
             assert np.all(saved.restore(step, like)[0]["x"] == 5 * step)
 
 
+def test_reading_removes_nothing(tmp_path):
+    """A run that was killed before it removed an old step may be asked for that one."""
+    tree = {"x": jnp.arange(3.0)}
+    state = SimpleNamespace(trained=tree, opt_state={"n": jnp.zeros(1)}, ema=None)
+    with RunCheckpoints(tmp_path / "c", keep_last=3) as saved:
+        for step in (1, 2, 3):
+            saved.save(step, state, {})
+    with RunCheckpoints(tmp_path / "c", keep_last=2) as saved:
+        np.testing.assert_array_equal(saved.restore(1, state)[0]["x"], tree["x"])
+        assert saved_steps(tmp_path / "c") == [1, 2, 3]
+    assert saved_steps(tmp_path / "c") == [2, 3]
+
+
 def test_killed_at_any_moment(tmp_path):
     """Each writer finds all that was saved before it was started, bit for bit, and nothing else."""
     (tmp_path / "c").mkdir()

@@ -6,6 +6,7 @@ import resource
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -86,6 +87,10 @@ def _under_way(directory: Path) -> bool:
     return any(not path.name.isdecimal() for path in directory.iterdir())
 
 
+def _last(directory: Path) -> int:
+    return max((int(path.name) for path in directory.iterdir() if path.name.isdecimal()), default=0)
+
+
 def kills(directory: str, times: str) -> None:
     """Prints in how many kills a save was under way, in how many not, and the last step."""
     root, ready = Path(directory), Path(directory).parent / "ready"
@@ -95,6 +100,8 @@ def kills(directory: str, times: str) -> None:
         if child == 0:
             try:
                 _write_until_killed(root)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(1)
         while not ready.exists():
@@ -102,8 +109,10 @@ def kills(directory: str, times: str) -> None:
             time.sleep(0.01)
         assert int(ready.read_text()) >= last, "a checkpoint got lost"
         time.sleep(random.random() * 0.4)
-        for _ in range(1000):  # a third of the kills as it comes, a third aimed at saves, a third at no save
-            if number % 3 == 0 or _under_way(root) == (number % 3 == 1):
+        before = int(ready.read_text())
+        for _ in range(20_000):  # a third of the kills as it comes, a third aimed at saves, a third after one
+            saved = not _under_way(root) and _last(root) > before
+            if number % 3 == 0 or (_under_way(root) if number % 3 == 1 else saved):
                 break
             time.sleep(0.001)
         os.kill(child, signal.SIGKILL)
@@ -111,7 +120,7 @@ def kills(directory: str, times: str) -> None:
         ready.unlink()
         under_way = _under_way(root)
         inside, outside = inside + under_way, outside + (not under_way)
-        last = max((int(path.name) for path in root.iterdir() if path.name.isdecimal()), default=0)
+        last = _last(root)
     print(inside, outside, last)
 
 

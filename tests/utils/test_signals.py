@@ -40,10 +40,18 @@ def test_the_second_one_ends_what_runs_no_handler():
         busy.communicate()
 
 
-def test_nothing_is_left_behind():
+@pytest.fixture
+def interrupts():
+    """Ctrl-C as at a terminal: what a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_nothing_is_left_behind(interrupts):
     """And handlers that get their turn decide."""
-    threads, before = threading.active_count(), signal.getsignal(signal.SIGINT)
+    threads = threading.active_count()
     with pytest.raises(KeyboardInterrupt), second_interrupt_ends("x"):
         signal.raise_signal(signal.SIGINT)
-    assert signal.set_wakeup_fd(-1) == -1 and signal.getsignal(signal.SIGINT) is before
+    assert signal.set_wakeup_fd(-1) == -1 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert threading.active_count() == threads
