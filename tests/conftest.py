@@ -31,7 +31,7 @@ import pytest  # noqa: E402
 
 GOLDENS = Path(__file__).parent / "goldens"
 
-# With two workers the folders whose files take longest come first: last, they would run alone.
+# With few workers the folders whose files take longest come first: last, they would run alone.
 _FIRST = ("training", "parallel", "inference", "experiments")
 
 

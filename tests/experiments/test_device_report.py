@@ -69,6 +69,7 @@ def test_an_unknown_section_is_named(tmp_path, sections, capsys):
     assert "'best'; expected some of good, bad, long" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_numbers_are_as_recorded():
     """What is compared: float32 on a CPU gives the recorded picture and words."""
     rows = parity.rows(GOLDENS / "base", "float32", ("text_image",))

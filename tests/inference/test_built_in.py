@@ -83,6 +83,7 @@ def test_it_answers(pipe):
     assert [text.strip() for text in out.text] == [answer for *_, answer in ASKED]
 
 
+@pytest.mark.slow
 def test_it_edits(pipe):
     prompts, sources = [e.instruction for e in EDITS], [drawing(e.before) for e in EDITS]
     pictures = pipe(prompts, sources, "image", latents=noise(len(EDITS)), num_inference_steps=10).images

@@ -77,6 +77,7 @@ def test_the_contexts_come_closer(whole):
     assert all(row["loss"] == pytest.approx(row["text_loss"] + 30 * row["context_error"], rel=1e-5) for row in rows)
 
 
+@pytest.mark.slow  # by `run_steps`, as an autoencoder's does
 def test_a_stopped_run_goes_on(head, whole, tmp_path):
     """Killed in the third step, stopped by a signal in the same, then the rest, and then nothing."""
 
