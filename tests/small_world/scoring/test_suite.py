@@ -251,11 +251,12 @@ def test_settings_reach_the_pipeline():
     assert SamplingOptions(part_cfg_scale=1.0).guidance() == {"image": (4.5, 1.0), "text_image": (3.5, 1.0)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names, keys",
     [
         (("questions", "edits"), {"questions", "edits_done", "edit_untouched_psnr"}),
-        pytest.param(("words", "reasoning"), {"words", "reasoning_gain"}, marks=pytest.mark.slow),
+        (("words", "reasoning"), {"words", "reasoning_gain"}),
     ],
 )
 def test_the_command_with_a_real_pipeline(names, keys, tmp_path, capsys):
