@@ -45,6 +45,7 @@ from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig, Trai
 from internvlu_jax.training.loop import train
 from internvlu_jax.training.resuming import Stopped
 from internvlu_jax.utils.compilation import enable_cache
+from internvlu_jax.utils.failures import interrupted
 from internvlu_jax.utils.files import write_json
 from internvlu_jax.utils.sheets import save_sheet, sheet
 
@@ -167,7 +168,7 @@ def main(arguments: Arguments) -> int:
         print(stopped, file=sys.stderr)
         return 0
     except KeyboardInterrupt:
-        print(f"interrupted; `{arguments.workdir}` can go on from its last checkpoint", file=sys.stderr)
+        print(interrupted(arguments.workdir), file=sys.stderr)
         return 130
     figures, pictures = examine(arguments.workdir / configs[-1].name)
     ratios = [*figures["psnr_drawn"], *figures["psnr_edited"]]

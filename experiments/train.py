@@ -25,8 +25,7 @@ from internvlu_jax.parallel.mesh import initialise
 from internvlu_jax.training.config import TrainConfig
 from internvlu_jax.training.loop import NotFiniteError, train
 from internvlu_jax.utils.compilation import enable_cache
-from internvlu_jax.utils.devices import prepare_cpu
-from internvlu_jax.utils.failures import check_accelerator, one_line, out_of_memory
+from internvlu_jax.utils.failures import check_accelerator, failed, interrupted, one_line, out_of_memory
 from internvlu_jax.utils.signals import second_interrupt_ends
 
 
@@ -95,35 +94,26 @@ def _former_option(argv: list[str]) -> str | None:
 def run(arguments: Arguments) -> int:
     """Trains; what a user can put right becomes one line and status 2, a run that broke down status 1."""
     cluster = arguments.cluster
-    interrupted = f"interrupted; `{arguments.workdir}` can go on from its last checkpoint"
-    prepare_cpu()
+    stopped = interrupted(arguments.workdir)
     try:
         if cluster.distributed or cluster.coordinator is not None:
             initialise(cluster.coordinator, cluster.processes, cluster.process)
         check_accelerator()
         enable_cache()
-        with second_interrupt_ends(interrupted):
+        with second_interrupt_ends(stopped):
             outcome = train(arguments.run, arguments.workdir)
     except (ValueError, FileExistsError) as error:
-        return _failed(one_line(error), 2)
+        return failed("error", one_line(error), 2)
     except (NotFiniteError, OSError) as error:
-        return _failed(one_line(error), 1)
+        return failed("error", one_line(error), 1)
     except (RuntimeError, MemoryError) as error:
-        said = out_of_memory(error)
-        if said is None:
-            raise
-        return _failed(said, 1)
+        return failed("error", out_of_memory(error), 1)
     except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
+        print(stopped, file=sys.stderr)
         return 130
     how, what = "stopped" if outcome.stopped else "done", ", or be converted" if outcome.steps else ""
     print(f"{how} at step {outcome.steps}; `{arguments.workdir}` can go on{what}", file=sys.stderr)
     return 0
-
-
-def _failed(said: str, status: int) -> int:
-    print(f"error: {said}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

@@ -212,6 +212,7 @@ class Convert:
         print(self.target)
 
 
+_NAME = "internvlu-jax"
 COMMANDS: dict[str, Callable] = {
     "text": Text,
     "image": Draw,
@@ -233,25 +234,17 @@ def main(args: list[str] | None = None) -> int:
     What a user can foresee is one line on standard error: a mistake with status 2, a lack of memory with 1, and Ctrl-C
     with 130.
     """
-    from internvlu_jax.utils.failures import one_line, out_of_memory
+    from internvlu_jax.utils.failures import failed, one_line, out_of_memory
 
     try:
         _command(sys.argv[1:] if args is None else args).run()
     except (ValueError, OSError) as error:
-        return _failed(one_line(error), 2)
+        return failed(_NAME, one_line(error), 2)
     except (RuntimeError, MemoryError) as error:
-        said = out_of_memory(error)
-        if said is None:
-            raise
-        return _failed(said, 1)
+        return failed(_NAME, out_of_memory(error), 1)
     except KeyboardInterrupt:
-        return _failed("interrupted", 130)
+        return failed(_NAME, "interrupted", 130)
     return 0
-
-
-def _failed(said: str, status: int) -> int:
-    print(f"internvlu-jax: {said}", file=sys.stderr)
-    return status
 
 
 def _command(args: list[str]) -> Any:
@@ -259,11 +252,9 @@ def _command(args: list[str]) -> Any:
     given = [following for flag, following in itertools.pairwise(args) if flag == "--like"]
     given += [flag.removeprefix("--like=") for flag in args if flag.startswith("--like=")]
     if given and args[0] in _DRAWN:
-        prog = f"internvlu-jax {args[0]}"
+        prog = f"{_NAME} {args[0]}"
         return tyro.cli(COMMANDS[args[0]], prog=prog, args=args[1:], default=_repeated(Path(given[-1]), args[0]))
-    return tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, prog="internvlu-jax", description="InternVL-U on JAX.", args=args
-    )
+    return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog=_NAME, description="InternVL-U on JAX.", args=args)
 
 
 def _repeated(path: Path, name: str) -> Any:

@@ -27,6 +27,7 @@ from internvlu_jax.checkpoints import loading
 from internvlu_jax.training.loop import NotFiniteError
 from internvlu_jax.training.resuming import Stopped
 from internvlu_jax.utils.compilation import enable_cache
+from internvlu_jax.utils.failures import interrupted
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def main(arguments: Arguments) -> int:
         print(stopped, file=sys.stderr)
         return 0
     except KeyboardInterrupt:
-        print(f"interrupted; `{arguments.workdir}` can go on from its last checkpoint", file=sys.stderr)
+        print(interrupted(arguments.workdir), file=sys.stderr)
         return 130
     except (ValueError, FileExistsError) as error:
         print(f"error: {error}", file=sys.stderr)

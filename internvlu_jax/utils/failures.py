@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 _LONGEST = 300
 
@@ -13,9 +15,12 @@ def one_line(error: BaseException) -> str:
 
 
 def check_accelerator() -> None:
-    """Raises ValueError if JAX was asked for an accelerator that is not here. Begins its backend."""
+    """Begins JAX's backend, prepared. Raises ValueError if an accelerator was asked for that is not here."""
     import jax
 
+    from internvlu_jax.utils.devices import prepare_cpu
+
+    prepare_cpu()
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter, without a word, where there is no plugin for it
@@ -26,9 +31,20 @@ def check_accelerator() -> None:
         ) from error
 
 
-def out_of_memory(error: RuntimeError | MemoryError) -> str | None:
-    """That memory did not do, of a device or of the host; None if it is anything else."""
+def out_of_memory(error: RuntimeError | MemoryError) -> str:
+    """That memory did not do, of a device or of the host. Raises the error itself if it is anything else."""
     said = one_line(error)[:_LONGEST]
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in said:
         return f"out of memory: {said}. Take smaller pictures or fewer at once, 8-bit weights, or more devices"
-    return None
+    raise error
+
+
+def interrupted(workdir: str | Path) -> str:
+    """That Ctrl-C ended a run, and what can be done then."""
+    return f"interrupted; `{workdir}` can go on from its last checkpoint"
+
+
+def failed(who: str, said: str, status: int) -> int:
+    """The exit status of a command, after a line on standard error."""
+    print(f"{who}: {said}", file=sys.stderr)
+    return status

@@ -1,0 +1,26 @@
+"""What a machine lacks, in words; and what begins JAX's backend prepares it."""
+
+import os
+
+import jax
+import pytest
+
+from internvlu_jax.utils.failures import check_accelerator, out_of_memory
+
+
+def test_the_backend_begins_prepared(monkeypatch):
+    """Flags that come after it change nothing: simulated devices would wait for one another for ever."""
+    flags = []
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    monkeypatch.setattr(jax, "devices", lambda: flags.append(os.environ["XLA_FLAGS"]))
+    check_accelerator()
+    assert flags == ["--xla_force_host_platform_device_count=8 --xla_cpu_enable_concurrency_optimized_scheduler=false"]
+
+
+def test_only_a_lack_of_memory_is_said():
+    assert out_of_memory(MemoryError()).startswith("out of memory: MemoryError. Take smaller pictures")
+    assert "RESOURCE_EXHAUSTED: 5 GB" in out_of_memory(RuntimeError("RESOURCE_EXHAUSTED:\n5 GB"))
+    other = RuntimeError("a mistake of ours")
+    with pytest.raises(RuntimeError) as raised:
+        out_of_memory(other)
+    assert raised.value is other
