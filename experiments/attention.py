@@ -18,9 +18,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import tyro
-from rich.console import Console
-from rich.table import Table
 
+from experiments.rows import Row, show
 from internvlu_jax.config import Attention
 from internvlu_jax.ops.attention import attention, resolve_implementation
 
@@ -115,9 +114,9 @@ def _apart(got: Any, true: Any) -> float:
     return float(jnp.sqrt(difference / whole))
 
 
-def rows(args: Arguments) -> list[dict[str, str | float]]:
+def rows(args: Arguments) -> list[Row]:
     """A row for each case, pass and way, by the name of its column."""
-    found: list[dict[str, str | float]] = []
+    found: list[Row] = []
     for case in args.cases:
         for backward in (False, True):
             figures = measure(CASES[case], args, backward)
@@ -132,11 +131,8 @@ def rows(args: Arguments) -> list[dict[str, str | float]]:
 
 
 def main(args: Arguments) -> None:
-    shown = rows(args)
-    table = Table(*shown[0])
-    for row in shown:
-        table.add_row(*(value if isinstance(value, str) else f"{value:.4g}" for value in row.values()))
-    Console(width=140).print(f"{jax.devices()[0].device_kind}, {args.dtype}", table)
+    print(f"{jax.devices()[0].device_kind}, {args.dtype}")
+    show(rows(args))
 
 
 if __name__ == "__main__":

@@ -23,11 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from experiments.costs import Case
 from experiments.flops import case_for
+from experiments.rows import Row, show
 from experiments.traced import Part, Traced
 from internvlu_jax.config import Attention, Compute
 from internvlu_jax.presets import PRESETS
@@ -130,12 +129,12 @@ def whole(case: str, timings: Sequence[Timing]) -> Timing:
     return Timing(case, "all", *sums)
 
 
-def rows(timings: Sequence[Timing], args: Arguments) -> list[dict[str, str | float]]:
+def rows(timings: Sequence[Timing], args: Arguments) -> list[Row]:
     """What is shown of each, by the name of its column."""
     best = bfloat16_peak() if args.dtype == "bfloat16" else None
     found = []
     for t in timings:
-        row: dict[str, str | float] = {
+        row: Row = {
             "case": t.case, "part": t.part, "first run, s": t.compile_seconds, "seconds": t.seconds, "TFLOP": t.tflop,
             "TFLOP/s": t.tflops,
         }  # fmt: skip
@@ -154,12 +153,7 @@ def print_table(timings: Sequence[Timing], args: Arguments) -> None:
     for name in dict.fromkeys(t.case for t in timings):
         own = [t for t in timings if t.case == name]
         shown += rows([*own, whole(name, own)], args)
-    columns = list(dict.fromkeys(column for row in shown for column in row))
-    table = Table(*columns)
-    for row in shown:
-        values = (row.get(column, "") for column in columns)
-        table.add_row(*(value if isinstance(value, str) else f"{value:.4g}" for value in values))
-    Console(width=140).print(table)
+    show(shown)
 
 
 def main(args: Arguments) -> None:

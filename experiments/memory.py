@@ -18,9 +18,26 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import tyro
 
+from experiments.configs import CONFIGS
+from internvlu_jax.config import InternVLUConfig
+from internvlu_jax.data.batch import Batch, ImageBatch, TextBatch
+from internvlu_jax.models.internvlu import InternVLU, param_shapes
+from internvlu_jax.models.vlm import NUM_SPECIAL_TOKENS
 from internvlu_jax.parallel.config import MeshConfig
+from internvlu_jax.parallel.executors import MeshExecutor
+from internvlu_jax.parallel.mesh import make_mesh, rows_sharding
+from internvlu_jax.parallel.rules import shardings
+from internvlu_jax.parallel.steps import mesh_step
+from internvlu_jax.presets import PRESETS
+from internvlu_jax.training.config import TrainConfig
+from internvlu_jax.training.losses import Objective
+from internvlu_jax.training.optimizer import factors
+from internvlu_jax.training.step import Step
 from internvlu_jax.utils.devices import prepare_cpu
 
 
@@ -37,12 +54,8 @@ class Arguments:
     json: bool = False
 
 
-def batches(cfg: Any, model: Any, rows: int) -> dict[str, Any]:
+def batches(cfg: TrainConfig, model: InternVLUConfig, rows: int) -> dict[str, Any]:
     """Shapes of one micro-batch of each kind that the stage reads."""
-    import jax
-    import numpy as np
-
-    from internvlu_jax.data.batch import Batch, ImageBatch, TextBatch
 
     def array(dtype: Any, *shape: int) -> Any:
         return jax.ShapeDtypeStruct((rows, *shape), dtype)
@@ -74,36 +87,29 @@ def batches(cfg: Any, model: Any, rows: int) -> dict[str, Any]:
     return {f"text to image, {side}": drawing(side, 0), f"edit, {side}": drawing(side, 1), "conversations": packed}
 
 
+def step_of(cfg: TrainConfig, shards: int = 1) -> tuple[Step, Any]:
+    """The step of a run, and the shapes of the parameters that it starts from, in its dtype.
+
+    shards: groups of devices that rows are shared out over.
+    """
+    model = PRESETS[cfg.model]()
+    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(cfg.compute.dtype)), param_shapes(model))
+    objective = Objective(InternVLU(model, tuple(range(NUM_SPECIAL_TOKENS)), cfg.compute), cfg.objective, 1024 * shards)
+    return Step(objective, cfg.optimizer, factors(shapes, cfg.optimizer), cfg.steps), shapes
+
+
 def share(tree: Any) -> int:
     """Bytes of a tree of shapes with shardings on one device."""
-    import jax
-
     return sum(prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def measure(arguments: Arguments) -> dict[str, Any]:
     """Bytes on each device: of the parameters, the optimizer, and the temporaries of each kind of micro-batch."""
-    import jax
-    import jax.numpy as jnp
-
-    from experiments.configs import CONFIGS
-    from internvlu_jax.config import InternVLUConfig
-    from internvlu_jax.models.internvlu import InternVLU, param_shapes
-    from internvlu_jax.parallel.executors import MeshExecutor
-    from internvlu_jax.parallel.mesh import make_mesh, rows_sharding
-    from internvlu_jax.parallel.rules import shardings
-    from internvlu_jax.parallel.steps import mesh_step
-    from internvlu_jax.training.losses import Objective
-    from internvlu_jax.training.optimizer import factors
-    from internvlu_jax.training.step import Step
-
-    cfg, model = CONFIGS[arguments.stage], InternVLUConfig()
-    compute = dataclasses.replace(cfg.compute, remat=arguments.remat)
+    cfg = CONFIGS[arguments.stage]
+    cfg = dataclasses.replace(cfg, compute=dataclasses.replace(cfg.compute, remat=arguments.remat))
     mesh = make_mesh(arguments.mesh)
     executor = MeshExecutor(mesh)
-    released = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.bfloat16), param_shapes(model))
-    objective = Objective(InternVLU(model, tuple(range(10)), compute), cfg.objective, 1024 * executor.shards)
-    step = Step(objective, cfg.optimizer, factors(released, cfg.optimizer), cfg.steps)
+    step, released = step_of(cfg, executor.shards)
     state = executor.abstract(jax.eval_shape(step.init, released))
     programs = mesh_step(step, mesh, shardings(state, mesh))
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -114,7 +120,7 @@ def measure(arguments: Arguments) -> dict[str, Any]:
         "temporaries": {},
     }
     by_row = rows_sharding(mesh)
-    for name, shapes in batches(cfg, model, arguments.rows).items():
+    for name, shapes in batches(cfg, PRESETS[cfg.model](), arguments.rows).items():
         batch = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=by_row), shapes)
         lowered = programs.lower(state, batch, key)
         if arguments.compile:
@@ -126,7 +132,7 @@ def measure(arguments: Arguments) -> dict[str, Any]:
 
 
 def main(arguments: Arguments) -> int:
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={arguments.devices}"
     prepare_cpu()
     sizes = measure(arguments)

@@ -20,10 +20,9 @@ from typing import Any
 
 import jax
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from experiments.device_report.sections import GOLDENS, SECTIONS, Section, Settings, SizeName
+from experiments.rows import markdown, show
 from internvlu_jax.utils.compilation import compile_quickly, enable_cache
 from internvlu_jax.utils.devices import prepare_cpu
 from internvlu_jax.utils.files import read_json, write_json, write_text
@@ -45,6 +44,9 @@ class Arguments:
 def main(arguments: Arguments) -> int:
     """Status 0 where no section failed, 1 where one did, 2 for what a user can put right."""
     prepare_cpu()
+    enable_cache()
+    if arguments.size == "debug":
+        compile_quickly()
     try:
         sections = chosen(arguments.sections)
         arguments.out.mkdir(parents=True, exist_ok=True)
@@ -52,9 +54,6 @@ def main(arguments: Arguments) -> int:
     except (ValueError, OSError) as error:
         print(f"device_report: {error}", file=sys.stderr)
         return 2
-    enable_cache()
-    if arguments.size == "debug":
-        compile_quickly()
     settings, began = Settings(arguments.size, arguments.goldens), time.monotonic()
     for section in order(sections, done):
         left = 60 * arguments.minutes - (time.monotonic() - began)
@@ -63,7 +62,11 @@ def main(arguments: Arguments) -> int:
             continue
         print(f"{section.name} ...", flush=True)
         done[section.name] = run(section, settings, arguments.out)
-        Console(width=140).print(*shown(section.name, done[section.name]))
+        record = done[section.name]
+        if "error" in record:
+            print(f"{section.name}: {record['error']}")
+        else:
+            show(record["rows"], section.name)
     write_text(arguments.out / "report.md", page(sections, done, arguments.size))
     print(arguments.out / "report.md")
     return int(any(record.get("error") for record in done.values()))
@@ -123,25 +126,6 @@ def run(section: Section, settings: Settings, out: Path) -> dict[str, Any]:
     return record
 
 
-def shown(name: str, record: Mapping[str, Any]) -> list[Any]:
-    """A section for the terminal."""
-    if "error" in record:
-        return [f"{name}: {record['error']}"]
-    rows = record["rows"]
-    table = Table(*columns(rows), title=name, title_justify="left")
-    for row in rows:
-        table.add_row(*(text(row.get(column, "")) for column in columns(rows)))
-    return [table]
-
-
-def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(column for row in rows for column in row))
-
-
-def text(value: str | float) -> str:
-    return value if isinstance(value, str) else f"{value:.4g}"
-
-
 def page(sections: Sequence[Section], done: Mapping[str, Any], size: SizeName) -> str:
     """The report as Markdown."""
     about = whole(size)
@@ -150,9 +134,7 @@ def page(sections: Sequence[Section], done: Mapping[str, Any], size: SizeName) -
         record = done.get(section.name, {})
         lines += [f"## {section.name}", "", f"{section.about}", ""]
         if "rows" in record:
-            names = columns(record["rows"])
-            lines += ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-            lines += ["| " + " | ".join(text(row.get(n, "")) for n in names) + " |" for row in record["rows"]]
+            lines += markdown(record["rows"])
             lines += ["", f"{record['date']}, {record['seconds']:.0f} s in all: `{record['command']}`", ""]
         else:
             lines += [record.get("error", "Began and did not end." if record else "Not begun."), ""]

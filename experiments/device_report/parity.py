@@ -11,15 +11,14 @@ import jax
 import numpy as np
 from PIL import Image
 
+from experiments.rows import Row
 from internvlu_jax import InternVLUPipeline
 from internvlu_jax.inference import programs
 
 CASES = ("t2i", "edit", "text_image", "reason_t2i")
 
 
-def rows(
-    recorded: Path, dtype: Literal["bfloat16", "float32"], cases: Sequence[str] = CASES
-) -> list[dict[str, str | float]]:
+def rows(recorded: Path, dtype: Literal["bfloat16", "float32"], cases: Sequence[str] = CASES) -> list[Row]:
     """A row for each case, and each part: what of it is as recorded, and how far the rest is off.
 
     Args:
@@ -35,7 +34,7 @@ def rows(
     known = json.loads(meta.read_text(encoding="utf-8"))
     with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
         pipe = InternVLUPipeline.from_pretrained(recorded / "checkpoint", dtype=dtype)
-        found: list[dict[str, str | float]] = []
+        found: list[Row] = []
         for case in cases:
             found.append({"case": case, "dtype": dtype, **_apart(pipe, recorded, case, known[case])})
         for part, apart in parts(pipe, recorded):
@@ -72,12 +71,12 @@ def _relative(got: Any, recorded: np.ndarray) -> float:
     return float(np.linalg.norm(np.asarray(got, np.float64) - true) / np.linalg.norm(true))
 
 
-def _apart(pipe: InternVLUPipeline, recorded: Path, case: str, meta: dict[str, Any]) -> dict[str, str | float]:
+def _apart(pipe: InternVLUPipeline, recorded: Path, case: str, meta: dict[str, Any]) -> Row:
     numbers = np.load(recorded / f"pipeline/{case}.npz")
     images = meta["images"] and [[Image.open(recorded / "pipeline" / name) for name in row] for row in meta["images"]]
     start = {"latents": np.moveaxis(numbers["initial_latents"], -3, -1)} if "initial_latents" in numbers else {}
     out = pipe(meta["prompts"], images, meta["mode"], **meta["kwargs"], **start)
-    row: dict[str, str | float] = {}
+    row: Row = {}
     if out.text is not None:
         row["texts equal"] = "yes" if out.text == meta["texts"] else "no"
     if out.images is not None:

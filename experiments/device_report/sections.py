@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from experiments import attention, benchmark
 from experiments.device_report import parity, training
+from experiments.rows import Row
 
 SizeName = Literal["released", "debug"]
-Row = dict[str, str | float]
 
 GOLDENS = Path(__file__).parents[2] / "tests/goldens"
 
@@ -62,19 +62,15 @@ def _benchmark(size: SizeName) -> benchmark.Arguments:
     return benchmark.Arguments(preset="debug", dtype="float32", repeats=1)
 
 
-_held: dict[str, Any] = {}
-
-
+@cache
 def _weights(size: SizeName) -> dict[str, Any]:
     """Random weights, the same for all sections that draw and write."""
-    if size not in _held:
-        _held[size] = benchmark.random_weights(_benchmark(size))
-    return _held[size]
+    return benchmark.random_weights(_benchmark(size))
 
 
 def ways(settings: Settings) -> list[Row]:
     """Attention, each way: apart from XLA's, and in seconds."""
-    _held.clear()  # the device's memory is for scores now
+    _weights.cache_clear()  # the device's memory is for scores now
     if settings.size == "released":
         args = attention.Arguments(("vision", "head-512", "head-1024", "edit-1024", "prompt", "pack"), "bfloat16")
     else:
@@ -83,7 +79,7 @@ def ways(settings: Settings) -> list[Row]:
 
 
 def stage(name: Literal["stage1", "stage3"], settings: Settings) -> list[Row]:
-    _held.clear()
+    _weights.cache_clear()
     return training.rows(name if settings.size == "released" else "debug", training.ROWS[settings.size, name])
 
 

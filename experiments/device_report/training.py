@@ -12,14 +12,11 @@ import jax.numpy as jnp
 from experiments import memory
 from experiments.benchmark import normal
 from experiments.configs import CONFIGS
-from internvlu_jax.models.internvlu import InternVLU, param_shapes
-from internvlu_jax.models.vlm import NUM_SPECIAL_TOKENS
+from experiments.rows import Row
 from internvlu_jax.parallel.steps import single_step
 from internvlu_jax.presets import PRESETS
 from internvlu_jax.training.config import TrainConfig
-from internvlu_jax.training.losses import Objective
-from internvlu_jax.training.optimizer import factors
-from internvlu_jax.training.step import Step, TrainState
+from internvlu_jax.training.step import TrainState
 from internvlu_jax.utils.devices import bfloat16_peak
 from internvlu_jax.utils.flops import count_flops
 
@@ -28,16 +25,16 @@ ROWS = {("released", "stage1"): 16, ("released", "stage3"): 1, ("debug", "stage1
 _REPEATS = 3
 
 
-def rows(name: Literal["stage1", "stage3", "debug"], count: int) -> list[dict[str, str | float]]:
+def rows(name: Literal["stage1", "stage3", "debug"], count: int) -> list[Row]:
     """A row for each kind of micro-batch that a stage reads; where one does not fit the device, its row says so."""
     cfg = CONFIGS[name]
-    step, shapes = made(cfg)
+    step, shapes = memory.step_of(cfg)
     state, key = jax.jit(step.init, donate_argnums=0)(normal(shapes)), jax.random.key(0)
     whole = single_step(step).whole
     found = []
     for kind, like in memory.batches(cfg, PRESETS[cfg.model](), count).items():
         batch = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), like)
-        row: dict[str, str | float] = {"micro-batch": kind, "rows": count}
+        row: Row = {"micro-batch": kind, "rows": count}
         begin = time.perf_counter()
         try:
             program = whole.lower(state, batch, key).compile()
@@ -55,18 +52,10 @@ def rows(name: Literal["stage1", "stage3", "debug"], count: int) -> list[dict[st
     return found
 
 
-def made(cfg: TrainConfig) -> tuple[Step, Any]:
-    """The step of a run, and the shapes of the parameters that it starts from."""
-    model = PRESETS[cfg.model]()
-    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(cfg.compute.dtype)), param_shapes(model))
-    objective = Objective(InternVLU(model, tuple(range(NUM_SPECIAL_TOKENS)), cfg.compute), cfg.objective, 1024)
-    return Step(objective, cfg.optimizer, factors(shapes, cfg.optimizer), cfg.steps), shapes
-
-
 def operations(cfg: TrainConfig, state: TrainState, batch: Any) -> int:
     """Of the gradients of a micro-batch, nothing being computed twice."""
     compute = dataclasses.replace(cfg.compute, remat="none", attention="xla")
-    step, _ = made(dataclasses.replace(cfg, compute=compute))
+    step, _ = memory.step_of(dataclasses.replace(cfg, compute=compute))
     totals = jax.eval_shape(step.totals, (batch,))
     return count_flops(step.gradients, state, batch, totals, jax.random.key(0))
 

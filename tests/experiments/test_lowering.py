@@ -4,20 +4,15 @@ import dataclasses
 import re
 
 import jax
-import jax.numpy as jnp
 import pytest
 from jax import export
 
 from experiments.benchmark import parse_case
 from experiments.configs import CONFIGS
-from experiments.memory import batches
+from experiments.memory import batches, step_of
 from experiments.traced import Part, Traced
 from internvlu_jax.config import Compute, InternVLUConfig
-from internvlu_jax.models.internvlu import InternVLU, param_shapes
 from internvlu_jax.ops.attention import choice
-from internvlu_jax.training.losses import Objective
-from internvlu_jax.training.optimizer import factors
-from internvlu_jax.training.step import Step
 
 pytestmark = pytest.mark.slow
 
@@ -64,12 +59,9 @@ def part(case: str, name: str, compute: Compute) -> Part:
 
 def packed_step(attention: str) -> Part:
     """Gradients of stage 3 on one packed row of conversations."""
-    cfg, model = CONFIGS["stage3"], InternVLUConfig()
-    compute = dataclasses.replace(cfg.compute, attention=attention)
-    released = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.bfloat16), param_shapes(model))
-    objective = Objective(InternVLU(model, tuple(range(10)), compute), cfg.objective, 1024)
-    step = Step(objective, cfg.optimizer, factors(released, cfg.optimizer), cfg.steps)
-    batch = batches(cfg, model, rows=1)["conversations"]
+    cfg = CONFIGS["stage3"]
+    step, released = step_of(dataclasses.replace(cfg, compute=dataclasses.replace(cfg.compute, attention=attention)))
+    batch = batches(cfg, InternVLUConfig(), rows=1)["conversations"]
     state, key = jax.eval_shape(step.init, released), jax.eval_shape(lambda: jax.random.key(0))
     return Part(lambda *args: step.gradients(*args).of, (state, batch, jax.eval_shape(step.totals, (batch,)), key))
 
