@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -65,6 +65,23 @@ def linear(features: int | tuple[int, ...], compute: Compute, *, bias: bool = Tr
 def merge_heads(features: int, compute: Compute, *, bias: bool = True, name: str) -> nn.DenseGeneral:
     """Linear map over the axes (heads, head width), of kernel [n, h, d]."""
     return nn.DenseGeneral(features, axis=(-2, -1), use_bias=bias, dtype=jnp.dtype(compute.dtype), name=name)
+
+
+def is_linear_call(context: nn.module.InterceptorContext) -> bool:
+    """Whether what is intercepted is a linear map, called on its input."""
+    return isinstance(context.module, nn.Dense | nn.DenseGeneral) and context.method_name == "__call__"
+
+
+def kernel_axes(path: Sequence[str], dimensions: int) -> tuple[int, int]:
+    """Axes of layers, and of inputs, that the kernel of a linear map begins with.
+
+    Stacks of layers have a leading axis that is no input. Only the maps called `out` sum over two, heads and width.
+
+    Args:
+        path: of the map, without its kernel. dimensions: of the kernel.
+    """
+    stack = int(any(name in ("layers", "blocks") for name in path))
+    return stack, 2 if path[-1] == "out" and dimensions - stack == 3 else 1
 
 
 def linear_activation_linear(

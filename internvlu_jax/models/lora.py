@@ -21,11 +21,10 @@ from flax import linen as nn
 from jaxtyping import PRNGKeyArray
 
 from internvlu_jax.config import ConfigError
+from internvlu_jax.models.layers import is_linear_call, kernel_axes
 
 Tree = Any
 _A, _B = "lora_a", "lora_b"
-# Stacks of layers have a leading axis that is no input; everything else is one linear map a kernel.
-_STACKS = ("layers", "blocks")
 
 
 @contextmanager
@@ -35,8 +34,7 @@ def adapted(scale: float) -> Iterator[None]:
     def add_update(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         y = call(*args, **kwargs)
         module = context.module
-        linear = isinstance(module, nn.Dense | nn.DenseGeneral) and context.method_name == "__call__"
-        if not linear or not module.has_variable("params", _A):
+        if not is_linear_call(context) or not module.has_variable("params", _A):
             return y
         a, b = (jnp.asarray(module.get_variable("params", name), y.dtype) for name in (_A, _B))
         inputs = a.ndim - 1
@@ -71,16 +69,10 @@ def add(params: Tree, pattern: str, rank: int, key: PRNGKeyArray) -> Tree:
 
 
 def _adapter(kernel: tuple[int, ...], path: tuple[str, ...], rank: int, key: PRNGKeyArray) -> dict[str, jax.Array]:
-    stack, inputs, outputs = _axes(kernel, path)
-    a = jax.random.normal(key, (*stack, *inputs, rank)) / math.sqrt(math.prod(inputs))
-    return {_A: a, _B: jnp.zeros((*stack, rank, *outputs))}
-
-
-def _axes(kernel: tuple[int, ...], path: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
-    """A kernel's shape as (stack, inputs, outputs). Only the maps called `out` sum over two axes, heads and width."""
-    stack = 1 if any(name in _STACKS for name in path) else 0
-    inputs = 2 if path[-1] == "out" and len(kernel) - stack == 3 else 1
-    return kernel[:stack], kernel[stack : stack + inputs], kernel[stack + inputs :]
+    stack, inputs = kernel_axes(path, len(kernel))
+    layers, taken, given = kernel[:stack], kernel[stack : stack + inputs], kernel[stack + inputs :]
+    a = jax.random.normal(key, (*layers, *taken, rank)) / math.sqrt(math.prod(taken))
+    return {_A: a, _B: jnp.zeros((*layers, rank, *given))}
 
 
 def merge(params: Tree, scale: float) -> Tree:

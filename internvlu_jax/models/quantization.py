@@ -30,6 +30,7 @@ import numpy as np
 from flax import linen as nn
 
 from internvlu_jax.config import Quantization
+from internvlu_jax.models.layers import is_linear_call, kernel_axes
 
 SCALE = "kernel_scale"
 _TYPES: dict[str, Any] = {"int8": jnp.int8, "int8xint8": jnp.int8, "fp8": jnp.float8_e4m3fn}
@@ -84,7 +85,7 @@ def quantize(name: Quantization, path: str, array: np.ndarray) -> Kernel:
         path: of the parameter, which says what its axes are: layers, inputs, outputs.
         array: any float dtype.
     """
-    stack, inputs = _axes(path, array.ndim)
+    stack, inputs = kernel_axes(path.split("/")[:-1], array.ndim)
     outputs = array.shape[stack + inputs :]
     values, scale = np.empty(array.shape, _TYPES[name]), np.empty((*array.shape[:stack], *outputs), np.float32)
     width, rows = math.prod(outputs), math.prod(array.shape[stack : stack + inputs])
@@ -117,13 +118,6 @@ def _rounded(name: Quantization) -> Callable[[np.ndarray], tuple[jax.Array, jax.
     return jax.jit(rounded)
 
 
-def _axes(path: str, dimensions: int) -> tuple[int, int]:
-    """Axes of layers and of inputs of a kernel. Only the maps called `out` sum over two axes, heads and width."""
-    *parents, name, _ = path.split("/")
-    stack = int(any(parent in ("layers", "blocks") for parent in parents))
-    return stack, 2 if name == "out" and dimensions - stack == 3 else 1
-
-
 def spread(params: Any) -> Any:
     """Nested dicts whose `Kernel`s are two parameters each."""
     if not isinstance(params, dict):
@@ -143,8 +137,7 @@ def quantized(name: Quantization) -> Iterator[None]:
 
     def product(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
-        linear = isinstance(module, nn.Dense | nn.DenseGeneral) and context.method_name == "__call__"
-        if not linear or not module.has_variable("params", SCALE):
+        if not is_linear_call(context) or not module.has_variable("params", SCALE):
             return call(*args, **kwargs)
         kernel, scale = (module.get_variable("params", key) for key in ("kernel", SCALE))
         y = _product(name, jnp.asarray(args[0], module.dtype), kernel, scale)
