@@ -7,7 +7,6 @@ order than theirs cost a group each: shards of `experiments.pack` are for traini
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import threading
 import zlib
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from internvlu_jax.data.listed import picture_opener
-from internvlu_jax.data.records import BrokenRecord, Open, Record, parse
+from internvlu_jax.data.records import BrokenRecord, Open, Record, located, parse
 from internvlu_jax.utils.regular_files import open_file
 
 _FIELDS = ("task", "prompt", "reasoning", "image", "images", "source", "conversations", "messages", "video")
@@ -64,14 +63,12 @@ class Parquet:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Record:
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        group = bisect.bisect_right(self._ends, index)
+        group, number = located(index, self._ends)
         where = f"{self._path}:{index + 1}"
         try:
             with self._lock:
                 rows = self._group(group)
-            row = rows.slice(index - (self._ends[group - 1] if group else 0), 1).to_pylist()[0]
+            row = rows.slice(number, 1).to_pylist()[0]
         except self._errors as error:
             raise BrokenRecord(where, f"cannot be read: {error}") from error
         return self._record({name: value for name, value in row.items() if value is not None}, where)

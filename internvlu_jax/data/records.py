@@ -13,9 +13,10 @@ spares reading the header of each picture. Further fields are left alone.
 
 from __future__ import annotations
 
+import bisect
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BufferedReader, BytesIO
 from typing import Any, Literal
@@ -28,7 +29,7 @@ from internvlu_jax.data.conversations import FORMS, conversation, is_text, shown
 from internvlu_jax.processing.chat import IMAGE_MARK
 from internvlu_jax.processing.images import opened_picture, to_rgb, upright_size
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
+_URL = re.compile(r"[A-Za-z][\w+.-]*://")
 Task = Literal["t2i", "edit", "understanding"]
 Open = Callable[[], BufferedReader | BytesIO]
 
@@ -153,6 +154,23 @@ def parse(data: Any, where: str, opener: Callable[[str], Open]) -> Record:
     )
 
 
+def is_url(name: str) -> bool:
+    """Whether a name is that of something on a network."""
+    return _URL.match(name) is not None
+
+
+def located(index: int, ends: Sequence[int]) -> tuple[int, int]:
+    """(part, number in it) of a record in parts of which the first ends before record `ends[0]`, and so on.
+
+    Raises:
+        IndexError: there is no such record.
+    """
+    if not 0 <= index < ends[-1]:
+        raise IndexError(f"record {index} of {ends[-1]}")
+    part = bisect.bisect_right(ends, index)
+    return part, index - (ends[part - 1] if part else 0)
+
+
 def read_json_text(data: bytes, where: str) -> Any:
     """What JSON in UTF-8 says. Raises BrokenRecord if it is neither."""
     try:
@@ -226,7 +244,7 @@ class _Fields:
         return self.pictures(names[0]) if names else tuple(map(self._file, named))
 
     def _file(self, name: str) -> PictureFile:
-        if _URL.match(name):
+        if is_url(name) or name.startswith("data:"):
             raise BrokenRecord(
                 self._where, f"{shown(name)} is a URL; expected the name of a file: download the picture"
             )

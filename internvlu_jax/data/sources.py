@@ -7,7 +7,6 @@ A shard holds pictures too. An entry of it is the bytes of a safetensors file: `
 
 from __future__ import annotations
 
-import bisect
 import importlib
 import io
 import itertools
@@ -30,7 +29,7 @@ from safetensors.numpy import save
 from converters.rules import DTYPES
 from internvlu_jax.data.listed import PICTURES, Captions, JsonFile
 from internvlu_jax.data.parquet import Parquet
-from internvlu_jax.data.records import BrokenRecord, Open, Record, parse, read_json_text
+from internvlu_jax.data.records import BrokenRecord, Open, Record, is_url, located, parse, read_json_text
 from internvlu_jax.utils.files import new_directory
 
 SCHEMES: Mapping[str, str] = {"world": "internvlu_jax.small_world.names:open_world"}
@@ -84,7 +83,7 @@ def open_source(path: str | Path, allow_outside: bool = False) -> Source:
         module, _, function = SCHEMES[scheme].partition(":")
         return getattr(importlib.import_module(module), function)(str(path))
     name, path = str(path), Path(path).expanduser().absolute()
-    if re.match(r"[A-Za-z][\w+.-]*://", name):
+    if is_url(name):
         raise ValueError(f"{name} is a URL; download what it names, and give the file or folder")
     if path.is_dir():
         return _folder(path, allow_outside)
@@ -138,10 +137,7 @@ class Shards:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Record:
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        shard = bisect.bisect_right(self._ends, index)
-        number = index - (self._ends[shard - 1] if shard else 0)
+        shard, number = located(index, self._ends)
         path = self._files[shard]
         where = f"{path}:{number + 1}"
         try:
