@@ -118,11 +118,12 @@ class Forward:
         """
         pictures = (self.picture.target, *self.picture.sources)
         if all(picture.dtype == jnp.uint8 and picture.shape == pictures[0].shape for picture in pictures):
-            return tuple(jax.lax.map(self._encoded, jnp.stack(pictures)))
-        stored = jnp.float32
-        return tuple(self._encoded(p) if p.dtype == jnp.uint8 else p.astype(stored) for p in pictures)
+            return tuple(jax.lax.map(self._latents, jnp.stack(pictures)))
+        return tuple(map(self._latents, pictures))
 
-    def _encoded(self, picture: Array) -> Array:
+    def _latents(self, picture: Array) -> Float[Array, "b y x c"]:
+        if picture.dtype != jnp.uint8:
+            return picture.astype(jnp.float32)
         return jax.lax.stop_gradient(self.model.encode(self.params, picture))
 
 

@@ -184,54 +184,46 @@ def run_steps(
         Stopped: SIGTERM or Ctrl-C came, even in the last step; the step in hand is saved.
     """
     check_loop(workdir, settings, may_change)
+    with _alone(workdir):
+        state: Any = init()
+        with RunCheckpoints(workdir / "checkpoints", keep_last=2) as saved:
+            done = step_to_resume(workdir / "checkpoints") or 0
+            if done:
+                trained, ema, opt_state, positions = saved.restore(done, state)
+                state = LoopState(trained, opt_state, ema)
+                for name, loader in data.items():
+                    loader.restore(positions[name])
+            else:
+                write_json(workdir / "config.json", dict(settings))
+            with (
+                closing(Records(workdir, steps, done, write=True, show=not quiet)) as records,
+                interruption() as is_interrupted,
+            ):
+                waiting: tuple[int, Mapping[str, Any]] | None = None
+                for number in range(done, steps):
+                    state, metrics = step(state, number)
+                    # The step before this one is read while this one runs: the device need not wait for the host.
+                    _record(records, waiting, speed)
+                    waiting = (number + 1, metrics)
+                    stops = is_interrupted(number + 1)
+                    if stops or (number + 1) % save_every == 0 or number + 1 == steps:
+                        _record(records, waiting, speed)
+                        waiting = None
+                        saved.save(number + 1, state, {name: d.state() for name, d in data.items()})
+                    if stops:
+                        saved.wait()
+                        raise Stopped(workdir, number + 1)
+        return state
+
+
+@contextmanager
+def _alone(workdir: Path) -> Iterator[None]:
+    """Within, nobody else is at work in a directory; what ends the loop before its first step is `Stopped`, too."""
     try:
         with interruptible(), sole_run(workdir):
-            return _run_steps(workdir, settings, init, step, steps, save_every, data, quiet, speed)
+            yield
     except Interrupted:
         raise Stopped(workdir, max(saved_steps(workdir / "checkpoints"), default=0)) from None
-
-
-def _run_steps(
-    workdir: Path,
-    settings: Mapping[str, Any],
-    init: Callable[[], LoopState],
-    step: Callable[[LoopState, int], tuple[LoopState, Mapping[str, Any]]],
-    steps: int,
-    save_every: int,
-    data: Mapping[str, Position],
-    quiet: bool,
-    speed: Callable[[], str],
-) -> LoopState:
-    """As `run_steps`, in a directory that nobody else is at work in."""
-    state: Any = init()
-    with RunCheckpoints(workdir / "checkpoints", keep_last=2) as saved:
-        done = step_to_resume(workdir / "checkpoints") or 0
-        if done:
-            trained, ema, opt_state, positions = saved.restore(done, state)
-            state = LoopState(trained, opt_state, ema)
-            for name, loader in data.items():
-                loader.restore(positions[name])
-        else:
-            write_json(workdir / "config.json", dict(settings))
-        with (
-            closing(Records(workdir, steps, done, write=True, show=not quiet)) as records,
-            interruption() as is_interrupted,
-        ):
-            waiting: tuple[int, Mapping[str, Any]] | None = None
-            for number in range(done, steps):
-                state, metrics = step(state, number)
-                # The step before this one is read while this one runs, so that the device need not wait for the host.
-                _record(records, waiting, speed)
-                waiting = (number + 1, metrics)
-                stops = is_interrupted(number + 1)
-                if stops or (number + 1) % save_every == 0 or number + 1 == steps:
-                    _record(records, waiting, speed)
-                    waiting = None
-                    saved.save(number + 1, state, {name: d.state() for name, d in data.items()})
-                if stops:
-                    saved.wait()
-                    raise Stopped(workdir, number + 1)
-    return state
 
 
 def _record(records: Records, ended: tuple[int, Mapping[str, Any]] | None, speed: Callable[[], str]) -> None:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from internvlu_jax.data.loader import Loader
+from internvlu_jax.data.sources import open_source
 from internvlu_jax.parallel.executors import Executor
 from internvlu_jax.training.config import TrainConfig
 from internvlu_jax.training.losses import Objective
@@ -18,7 +19,7 @@ _SEED = 0  # of the noise, whatever the run's: runs of several seeds can be comp
 
 
 class Validation:
-    """Reads the batches anew each time, so that nothing of them stays in memory.
+    """Opens the records once, and makes the batches anew each time, so that nothing of them stays in memory.
 
     Raises:
         DataError, ValueError: the records cannot be read; before anything is compiled.
@@ -31,11 +32,14 @@ class Validation:
             cfg.data, sources=cfg.validation.sources, shuffle=False, workers=0, drop_all_t2i=0.0, drop_all_edit=0.0,
             drop_text_edit=0.0,
         )  # fmt: skip
+        self._sources = [open_source(path, self._data.allow_outside) for path, _ in self._data.sources]
         self._loader().close()
 
     def _loader(self) -> Loader:
         initial = self._initial
-        return Loader(initial.config, initial.tokenizer, self._data, seed=_SEED, rows=self._executor.rows)
+        return Loader(
+            initial.config, initial.tokenizer, self._data, seed=_SEED, rows=self._executor.rows, sources=self._sources
+        )
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         """valid_loss, and each term as valid_NAME_loss, pooled over all batches; without terms that none has."""
