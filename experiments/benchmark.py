@@ -120,7 +120,7 @@ def normal(shapes: Any) -> Any:
     """Small normal numbers for a tree of shapes, repeated from one block: a program for each shape would take longer
     than all that is timed."""
     block = 0.02 * np.random.default_rng(0).standard_normal(1 << 20, np.float32)
-    return jax.tree.map(lambda s: jnp.asarray(np.resize(block, s.shape).astype(s.dtype)), shapes)
+    return jax.tree.map(lambda s: jnp.asarray(np.resize(block.astype(s.dtype), s.shape)), shapes)
 
 
 def whole(case: str, timings: Sequence[Timing]) -> Timing:

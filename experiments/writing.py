@@ -14,7 +14,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.benchmark import normal
+from experiments.rows import Row
 from internvlu_jax.config import Compute, Qwen3Config
 from internvlu_jax.config_parts import Layers
 from internvlu_jax.decode.generate import generate
@@ -104,10 +105,12 @@ def bytes_read(params: dict[str, Any]) -> int:
     return sum(leaf.nbytes for name, part in params.items() if name != "embed" for leaf in jax.tree.leaves(part))
 
 
-def write_here(args: Arguments, params: dict[str, Any], layers: str) -> tuple[float, float]:
-    """(seconds of prompt and text, of the text alone)."""
-    model = LanguageModelAlone(args.model, Compute(layers=layers))
-    ids, lengths = jnp.ones((1, args.prompt), jnp.int32), jnp.array([args.prompt])
+def write_here(
+    args: Arguments, params: dict[str, Any], layers: str, rows: int = 1, dtype: str = "float32"
+) -> tuple[float, float]:
+    """(seconds of prompt and text, of the text alone) of so many rows at once."""
+    model = LanguageModelAlone(args.model, Compute(dtype, layers=layers))
+    ids, lengths = jnp.ones((rows, args.prompt), jnp.int32), jnp.full(rows, args.prompt)
     begin = time.perf_counter()
     prompt = prefill(model, params, model.embed(params, ids), lengths, capacity=args.prompt + args.tokens)
     jax.block_until_ready(prompt)
@@ -116,6 +119,25 @@ def write_here(args: Arguments, params: dict[str, Any], layers: str) -> tuple[fl
     jax.block_until_ready(text)
     end = time.perf_counter()
     return end - begin, end - read
+
+
+def rates(args: Arguments, counts: Sequence[int], dtype: str) -> list[Row]:
+    """A row for each number of texts at once, layers as a scan and as a list: the least seconds of `args.rounds`."""
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), random_params(args.model))
+    read, found = bytes_read(params), list[Row]()
+    for layers in get_args(Layers):
+        if layers == "unrolled":
+            params["layers"] = unstack(params["layers"])
+        for rows in counts:
+            least = Least()
+            for _ in range(args.rounds + 1):
+                least.add(*write_here(args, params, layers, rows, dtype))
+            rate = (args.tokens - 1) / least.writing
+            found.append({
+                "layers": layers, "rows": rows, "first run, s": least.first, "seconds": least.whole,
+                "tokens/s": rows * rate, "weights, GB/s": rate * read / 1e9,
+            })  # fmt: skip
+    return found
 
 
 def product() -> Callable[[], float]:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from experiments.ablations.scoring import Sampling, Scorer
 from experiments.ablations.studies import Budget, Study, Variant
 from experiments.ablations.together import Member, final_params, train_together
 from experiments.ablations.world import DATA, sources, tokenizer
-from internvlu_jax.config import Compute
+from internvlu_jax.config import Compute, InternVLUConfig
 from internvlu_jax.models.internvlu import InternVLU, Params
 from internvlu_jax.small_world.scoring.suite import Reply
 from internvlu_jax.training.config import OptimizerConfig
@@ -105,9 +105,10 @@ def bench(study: Study, variant: Variant, budget: Budget, parts: Mapping[str, Pa
     objective = Objective(trained, variant.objective(budget.noises))
     step = Step(objective, optimizer, factors(params, optimizer), budget.steps)
     rows = dict(budget.rows)
+    mixture = Mixture(study.world, variant.mixture, variant.reasoned, study.sizes.contexts, budget.examples)
     whole = {
         name: with_latents(batch, model, params)
-        for name, batch in pool(study, variant, budget.examples, workdir, model).items()
+        for name, batch in pool(mixture, config, workdir).items()
         if name in variant.kinds
     }
     reference = [arms_of(study.size)["decoupled"]] if study.matched else []
@@ -133,11 +134,23 @@ def drawn(world: str, mixture: str, examples: int, workdir: Path) -> Pool:
     return load_or_draw(PoolConfig(sources(world, mixture), examples), workdir / name)
 
 
-def pool(study: Study, variant: Variant, examples: int, workdir: Path, model: InternVLU) -> dict[str, Any]:
-    """The batches of all kinds as the arm's model takes them."""
-    every = drawn(study.world, variant.mixture, examples, workdir)
-    data = replace(DATA, text_lengths=study.sizes.contexts)
-    return collated(every if variant.reasoned else every.without_reasoning(), model.cfg, tokenizer(), data)
+@dataclass(frozen=True)
+class Mixture:
+    """What examples a run reads. reasoned, contexts: as in `Variant` and `Sizes`."""
+
+    world: str
+    name: str
+    reasoned: bool
+    contexts: tuple[int, ...]
+    examples: int
+
+
+@lru_cache(1)  # an arm and its controls read the same ones, one after another
+def pool(mixture: Mixture, config: InternVLUConfig, workdir: Path) -> dict[str, Any]:
+    """The batches of all kinds as a model takes them. Not to be written to."""
+    every = drawn(mixture.world, mixture.name, mixture.examples, workdir)
+    data = replace(DATA, text_lengths=mixture.contexts)
+    return collated(every if mixture.reasoned else every.without_reasoning(), config, tokenizer(), data)
 
 
 @dataclass(frozen=True, eq=False)

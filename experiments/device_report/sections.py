@@ -8,9 +8,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments import attention, benchmark
+from experiments import attention, benchmark, writing
 from experiments.device_report import parity, training
 from experiments.rows import Row
+from internvlu_jax.presets import PRESETS
 
 SizeName = Literal["released", "debug"]
 
@@ -68,6 +69,15 @@ def _weights(size: SizeName) -> dict[str, Any]:
     return benchmark.random_weights(_benchmark(size))
 
 
+def written(settings: Settings) -> list[Row]:
+    """The language model alone, so that there is room for it twice while its layers are taken apart."""
+    _weights.cache_clear()
+    preset = PRESETS["internvl-u-4b" if settings.size == "released" else "debug"]()
+    tokens, rounds = (128, 3) if settings.size == "released" else (4, 1)
+    args = writing.Arguments(preset.vlm.llm_config, tokens=tokens, rounds=rounds)
+    return writing.rates(args, (1, 8), "bfloat16" if settings.size == "released" else "float32")
+
+
 def ways(settings: Settings) -> list[Row]:
     """Attention, each way: apart from XLA's, and in seconds."""
     _weights.cache_clear()  # the device's memory is for scores now
@@ -94,6 +104,7 @@ SECTIONS = (
             ("t2i-512", "A picture of 512 x 512 in 20 steps", 45),
         )
     ),
+    Section("writing", "Answers of 128 tokens by the language model alone, layers scanned and as a list.", 90, written),
     Section("stage1", "A training step of stage 1 at 512 x 512.", 75, partial(stage, "stage1")),
     Section("stage3", "A training step of stage 3 at 1024 x 1024, by kind of example.", 150, partial(stage, "stage3")),
     Section("attention", "Each way of computing attention, in turns; apart from XLA's as relative L2.", 90, ways),

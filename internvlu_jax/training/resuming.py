@@ -228,4 +228,5 @@ def _alone(workdir: Path) -> Iterator[None]:
 
 def _record(records: Records, ended: tuple[int, Mapping[str, Any]] | None, speed: Callable[[], str]) -> None:
     if ended is not None:
-        records.write(ended[0], {name: np.asarray(value).item() for name, value in ended[1].items()}, speed())
+        values = jax.device_get(dict(ended[1]))  # all of them in flight at once
+        records.write(ended[0], {name: np.asarray(value).item() for name, value in values.items()}, speed())
