@@ -21,7 +21,7 @@ _INK, _PALE, _GREY = (40, 40, 40), (228, 228, 228), (110, 110, 110)
 _FONT = 15
 _ROW, _LABEL, _AXIS, _SIDE = 30, 470, 520, 20  # pixels of the forest plot
 _MOST_MARGINS = 6.0  # shown at most; an interval that goes on ends in an arrow
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 1010, 400, 80, 250, 40, 50  # of one panel of curves
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 1060, 400, 80, 300, 40, 50  # of one panel of curves
 
 
 @dataclass(frozen=True)

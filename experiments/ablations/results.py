@@ -11,6 +11,7 @@ reported. Study, arm, seed, budget and settings say which run it is; none ends t
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
@@ -208,7 +209,7 @@ def fail(path: Path, run: Run, reason: str, seconds: float, steps: int) -> None:
 
 
 def read(path: Path) -> Results:
-    """The runs of a file; none where there is no file.
+    """The runs of a file, which may be packed with gzip to be kept; none where there is no file.
 
     Raises:
         ValueError: a line is whole but not one of these, a run is there twice, ended before it started, or counted
@@ -216,7 +217,11 @@ def read(path: Path) -> Results:
     """
     records: dict[tuple[str, str, int, str, str], Record] = {}
     broken = []
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    packed = gzip.open if path.suffix == ".gz" else open
+    text = ""
+    if path.exists():
+        with packed(path, "rt", encoding="utf-8", errors="replace") as file:
+            text = file.read()
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue

@@ -24,7 +24,7 @@ from experiments.ablations.design import (
 from experiments.ablations.endpoints import ENDPOINTS
 from experiments.ablations.report import pictures_name, write_report
 from experiments.ablations.results import Cases
-from experiments.ablations.studies import BUDGETS
+from experiments.ablations.studies import BUDGETS, designs
 from tests.helpers.ablations import finished, made_outcome, made_run, made_sample
 
 ROOT = Path(__file__).parent.parent.parent
@@ -386,3 +386,13 @@ def test_protocol_and_budgets_say_the_same():
         if name != "smoke":
             assert rows == ", ".join(str(count) for _, count in budget.rows) and budget.tuning_steps * 4 == budget.steps
             assert budget.tuning_cases == budget.cases and f"has {budget.noises} noises" in PROTOCOL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", ["gpu", "laptop"])
+def test_kept_reports_are_what_kept_results_say(tmp_path, budget):
+    kept = ROOT / "experiments/ablations/results" / budget
+    (file,) = kept.glob("results.jsonl*")
+    for picture in kept.glob("*.png"):
+        (tmp_path / picture.name).write_bytes(picture.read_bytes())
+    assert write_report(file, tmp_path, designs()).read_text() == (kept / "report.md").read_text()
