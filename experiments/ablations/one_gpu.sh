@@ -16,6 +16,12 @@ export XLA_FLAGS="${XLA_FLAGS:---xla_gpu_enable_triton_gemm=false --xla_gpu_blas
 run() { timeout -s TERM "$seconds" python -m experiments.ablations representations --workdir "$dir" --budget gpu --together 4 "$@"; }
 
 run --until parts || exit
+if command -v nvidia-cuda-mps-control > /dev/null; then  # kernels of several processes at once, not in turns
+  CUDA_MPS_PIPE_DIRECTORY=$(realpath "$dir")/mps; CUDA_MPS_LOG_DIRECTORY=$CUDA_MPS_PIPE_DIRECTORY
+  export CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
+  mkdir -p "$CUDA_MPS_PIPE_DIRECTORY"
+  nvidia-cuda-mps-control -d && trap 'echo quit | nvidia-cuda-mps-control' EXIT
+fi
 for arms in "decoupled" "shared-latent twin" "shared-semantic random-semantic"; do
   joint=${arms%% *}
   mkdir -p "$dir/logs"
