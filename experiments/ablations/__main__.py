@@ -1,6 +1,6 @@
 """A study from nothing to its report: what is made beforehand, tuning, training, scores, tables and pictures.
 
-    python -m experiments.ablations STUDY --workdir DIR [--budget smoke|laptop|gpu] [--arms NAME ...]
+    python -m experiments.ablations STUDY --workdir DIR [--budget smoke|laptop|gpu|gpu-long] [--arms NAME ...]
 
 The same command goes on where it was stopped, run by run. DIR/report.md has the tables and pictures, DIR/results.jsonl
 one line for each run that was started and one for each that ended. Several commands with different `--arms` may share
@@ -42,7 +42,7 @@ class Arguments:
     ]
     """What is run, of `studies.STUDIES`."""
     workdir: Path
-    budget: Literal["smoke", "laptop", "gpu"] = "smoke"
+    budget: Literal["smoke", "laptop", "gpu", "gpu-long"] = "smoke"
     arms: tuple[str, ...] = ()
     """By default all arms of the study."""
     seeds: int | None = None

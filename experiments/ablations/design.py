@@ -6,7 +6,7 @@ What is written here is fixed before the first counted run; a change after that 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 ALPHA = 0.05
 """Of each family: of its tests of a difference, and, separately, of its tests of equivalence."""
@@ -104,6 +104,23 @@ REPRESENTATIONS = Design(
     singles={arm: single_arms(arm) for arm in JOINT},
 )
 
+LONG = replace(
+    REPRESENTATIONS,
+    families=(
+        Family(
+            "right or wrong",
+            _against_reference("questions", "geneval_seen"),
+            leads_from={"questions": 0.5, "geneval_seen": 0.3},
+        ),
+        Family(
+            "continuous",
+            (Comparison("flow_loss_seen", "shared-latent"), *_against_reference("answer_log_likelihood")),
+        ),
+    ),
+    counted_budgets=("gpu-long",),
+)
+"""The same arms once more: three times as long, tuned for a third of that, drawing what training can teach."""
+
 TRANSFER = Design(
     REPRESENTATIONS.reference, dict.fromkeys(JOINT, CONTROL_SEEDS), spaces=REPRESENTATIONS.spaces,
     tuned_in="representations",
@@ -115,6 +132,7 @@ LARGER = Design(REPRESENTATIONS.reference, dict.fromkeys(JOINT, SEEDS[:3]), spac
 
 DESIGNS: Mapping[str, Design] = {
     "representations": REPRESENTATIONS,
+    "representations-long": LONG,
     "transfer": TRANSFER,
     "representations-s": LARGER,
 }

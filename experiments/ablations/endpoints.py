@@ -61,6 +61,15 @@ ENDPOINTS: Mapping[str, Endpoint] = {
         "log-likelihood of held-out answers", "nats an answer", "higher", 0.03, task="understanding"
     ),
     "geneval_seen": _share("seen combinations drawn", "generation"),
+    "flow_loss_seen": Endpoint(
+        "flow loss of new pictures of seen combinations",
+        "squared error",
+        "lower",
+        0.03,
+        log=True,
+        one_space=True,
+        task="generation",
+    ),
     "edits_done": _share("edits done", "both"),
     "edit_untouched_psnr": Endpoint("untouched region of edits", "dB", "higher", 1.0, ceiling="psnr"),
     "relations": _share("questions of relation answered", "understanding"),

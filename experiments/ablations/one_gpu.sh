@@ -1,7 +1,7 @@
 #!/bin/bash
 # Study `representations` at budget `gpu` on one GPU, the joint arms and their controls in three processes that share it.
 #
-#   experiments/ablations/one_gpu.sh DIR [SECONDS]
+#   experiments/ablations/one_gpu.sh DIR [SECONDS [representations-long gpu-long]]
 #
 # After SECONDS (default: no limit) the processes are told to save and stop, and the report is of what there is; the same
 # command goes on. What a run needs beforehand (parts, pool) is made first where it is not in DIR: that takes CPU time
@@ -11,9 +11,10 @@
 # (JAX_COMPILATION_CACHE_DIR) spares it the next time.
 set -u
 dir=${1:?"the work directory is missing: experiments/ablations/one_gpu.sh DIR [SECONDS]"}; seconds=${2:-0}
+study=${3:-representations}; budget=${4:-gpu}
 export XLA_CLIENT_MEM_FRACTION=${XLA_CLIENT_MEM_FRACTION:-0.28}
 export XLA_FLAGS="${XLA_FLAGS:---xla_gpu_enable_triton_gemm=false --xla_gpu_blas_max_algorithms=16}"
-run() { timeout -s TERM "$seconds" python -m experiments.ablations representations --workdir "$dir" --budget gpu --together 4 "$@"; }
+run() { timeout -s TERM "$seconds" python -m experiments.ablations "$study" --workdir "$dir" --budget "$budget" --together 4 "$@"; }
 
 run --until parts || exit
 if command -v nvidia-cuda-mps-control > /dev/null; then  # kernels of several processes at once, not in turns
@@ -30,4 +31,4 @@ for arms in "decoupled" "shared-latent twin" "shared-semantic random-semantic"; 
 done
 wait
 tail -n 2 "$dir"/logs/*.log
-python -m experiments.ablations representations --workdir "$dir" --budget gpu --status
+python -m experiments.ablations "$study" --workdir "$dir" --budget "$budget" --status

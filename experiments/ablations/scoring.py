@@ -25,7 +25,11 @@ from internvlu_jax.small_world.scoring.cases import cases
 from internvlu_jax.small_world.scoring.responder import PipelineResponder, SamplingOptions
 from internvlu_jax.small_world.scoring.suite import Reply, queries
 
-LOSSES = {"flow_loss": "geneval_heldout", "answer_log_likelihood": "questions"}
+LOSSES = {
+    "flow_loss": "geneval_heldout",
+    "flow_loss_seen": "geneval_seen",
+    "answer_log_likelihood": "questions",
+}
 """Endpoints that need no replies, and the set whose cases they are of."""
 
 
@@ -82,7 +86,7 @@ class Scorer:
             examples = cases(WORLDS[world_of(world, LOSSES[name])], LOSSES[name], count, case_seed)
             self._losses[name] = (
                 FlowLoss(model, tokenizer, examples, case_seed)
-                if name == "flow_loss"
+                if name != "answer_log_likelihood"
                 else AnswerLikelihood(model, tokenizer, examples)
             )
         self._names = {name: cases_name(world, LOSSES[name], count, case_seed) for name in self._losses}

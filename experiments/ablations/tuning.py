@@ -95,7 +95,7 @@ def _trained(
 ) -> dict[_Pair, tuple[Group, int]]:
     """Trains and measures what has not ended; for each pair its group, and its number there."""
     places: dict[_Pair, tuple[Group, int]] = {}
-    scores = tuple(s for s in ("flow_loss", "answer_log_likelihood") if s in at.variant.scores)
+    scores = tuple(s for s in (at.study.flow, "answer_log_likelihood") if s in at.variant.scores)
     for first in range(0, len(pairs), together):
         some = pairs[first : first + together]
         group = Group(
@@ -116,18 +116,18 @@ def _trained(
 def _best_trained(at: Bench, pairs: Sequence[_Pair]) -> _Pair:
     """The lowest ln(flow loss) minus log-likelihood: the two have one margin, so they count alike."""
     records = {record.run.key: record for record in results.read(at.results).records}
-    values = {pair: _worth(records.get(_run(at, pair).key)) for pair in pairs}
+    values = {pair: _worth(records.get(_run(at, pair).key), at.study.flow) for pair in pairs}
     best = min(pairs, key=lambda pair: values[pair])
     if math.isinf(values[best]):
         raise ValueError(f"{at.results}: of {at.variant.name} no run of tuning is finite; expected one at least")
     return best
 
 
-def _worth(record: Record | None) -> float:
+def _worth(record: Record | None, flow: str) -> float:
     if record is None or record.outcome is None:
         return math.inf
     endpoints = record.outcome.endpoints
-    return math.log(endpoints["flow_loss"]) - endpoints["answer_log_likelihood"]
+    return math.log(endpoints[flow]) - endpoints["answer_log_likelihood"]
 
 
 def _sampled(at: Bench, judges: Executor, place: tuple[Group, int], pair: _Pair, quiet: bool) -> None:

@@ -1,4 +1,4 @@
-"""The file of results, the rules of verdicts, the report, and the protocol that they have to follow."""
+"""The file of results, the rules of verdicts, and the report."""
 
 import json
 import math
@@ -11,24 +11,17 @@ from PIL import Image
 
 from experiments.ablations import analysis, results
 from experiments.ablations.design import (
-    ALPHA,
-    CASE_SEEDS,
-    CONTROL_SEEDS,
     JOINT,
-    PILOT_SEEDS,
     REPRESENTATIONS,
     SEEDS,
-    TUNING,
-    TUNING_SEEDS,
 )
 from experiments.ablations.endpoints import ENDPOINTS
 from experiments.ablations.report import pictures_name, write_report
 from experiments.ablations.results import Cases
-from experiments.ablations.studies import BUDGETS, designs
+from experiments.ablations.studies import designs
 from tests.helpers.ablations import finished, made_outcome, made_run, made_sample
 
 ROOT = Path(__file__).parent.parent.parent
-PROTOCOL = (ROOT / "experiments/ablations/protocol.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -323,69 +316,6 @@ def test_smoke_and_other_studies_have_no_verdicts(path, tmp_path):
     report = write_report(path, tmp_path).read_text(encoding="utf-8")
     assert "budget smoke shows that the code runs" in report and "None were fixed for this study" in report
     assert "verdict |" not in report
-
-
-# The protocol
-
-
-def rows_of(title):
-    """Rows of the first table of a section, without its head."""
-    section = PROTOCOL.partition(f"## {title}\n")[2].partition("\n## ")[0]
-    lines = [line for line in section.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
-
-
-def test_protocol_and_plan_say_the_same():
-    listed = {arm: int(count) for arm, *_, count in rows_of("Arms")}
-    singles = {arm for pair in REPRESENTATIONS.singles.values() for arm in pair}
-    planned = {arm: len(seeds) for arm, seeds in REPRESENTATIONS.seeds.items() if arm not in singles}
-    (controls,) = set(listed) - set(planned)
-    assert {arm: count for arm, count in listed.items() if arm != controls} == planned
-    assert {len(REPRESENTATIONS.seeds[arm]) for arm in singles} == {listed[controls]}
-    assert f"Seeds are {SEEDS[0]} to {SEEDS[-1]}, and {CONTROL_SEEDS[0]} to {CONTROL_SEEDS[-1]} for" in PROTOCOL
-    assert f"Seed {TUNING_SEEDS[0]} is for tuning and {PILOT_SEEDS[0]} for pilots" in PROTOCOL
-    assert f"(case seed {CASE_SEEDS['validation']}; what is counted uses case seed {CASE_SEEDS['test']})" in PROTOCOL
-    assert f"adjusted p values up to {ALPHA:g}" in PROTOCOL
-    counted = {name for name, *_, said in rows_of("Budgets") if said == "yes"}
-    assert counted == set(REPRESENTATIONS.counted_budgets)
-
-
-def test_protocol_and_endpoints_say_the_same():
-    for name, _, better, margin in rows_of("Endpoints"):
-        endpoint = ENDPOINTS[name.strip("`")]
-        size = float(margin.removesuffix(" points")) / (100 if margin.endswith("points") else 1)
-        assert (better, size) == (endpoint.better, endpoint.margin)
-        assert margin.endswith("points") == (endpoint.unit == "share")
-    listed = set()
-    for name, tests in rows_of("Tests"):
-        for test in tests.replace("`", "").split("; "):
-            endpoint, _, arms = test.partition(": ")
-            listed |= {(name, endpoint, arm) for arm in arms.split(", ")}
-    planned = {(f.name, c.endpoint, c.arm) for f in REPRESENTATIONS.families for c in f.comparisons}
-    assert listed == planned
-    leads = "least {questions:g} in `questions`\nand {geneval_heldout:g} in `geneval_heldout`"
-    assert leads.format(**FAMILY.leads_from) in PROTOCOL
-    assert all(f"`{name}`" in PROTOCOL for name in ENDPOINTS)
-
-
-def test_protocol_and_tuning_say_the_same():
-    tuning = " ".join(PROTOCOL.partition("## Tuning")[2].partition("\n## ")[0].split())
-    rates = TUNING.learning_rates
-    assert f"{', '.join(f'{rate:g}' for rate in rates[:-1])} and {rates[-1]:g}, with text : flow 1 :" in tuning
-    assert all(f"1 : {weight:g}" in tuning for weight in TUNING.flow_weights)
-    assert "guidance {:g}, {:g} and {:g}".format(*TUNING.guidance) in tuning
-    assert "times {:g}, {:g} and {:g}".format(*TUNING.shifts) in tuning
-    assert f"validation cases (case seed {CASE_SEEDS['validation']};" in tuning
-
-
-def test_protocol_and_budgets_say_the_same():
-    for name, steps, rows, tuning, cases, *_ in rows_of("Budgets"):
-        budget = BUDGETS[name]
-        assert int(steps.replace(",", "")) == budget.steps and int(tuning) == budget.tuning_steps
-        assert int(cases) == budget.cases
-        if name != "smoke":
-            assert rows == ", ".join(str(count) for _, count in budget.rows) and budget.tuning_steps * 4 == budget.steps
-            assert budget.tuning_cases == budget.cases and f"has {budget.noises} noises" in PROTOCOL
 
 
 @pytest.mark.slow

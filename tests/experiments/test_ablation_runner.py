@@ -33,12 +33,12 @@ class Machine:
 
     trained: (arm, group, members), each time. At a group in `stops` a signal comes, once; from one in `kills` nothing
     is scored, once. broken: (seed or learning rate) of members whose gradient is not finite at the second step.
-    loss, right: from (arm, member), or these and sampling, to scores.
+    loss, seen, right: from (arm, member), or these and sampling, to scores.
     """
 
     def __init__(self):
         self.trained, self.stops, self.kills, self.broken = [], set(), set(), set()
-        self.loss = lambda arm, member: 1.0
+        self.loss = self.seen = lambda arm, member: 1.0
         self.right = lambda arm, member, sampling: 0.5
         self.answered = lambda arm, member: 0.5
 
@@ -71,7 +71,10 @@ class Machine:
         if group in self.kills:
             self.kills.remove(group)
             raise KeyboardInterrupt
-        every = {"flow_loss": self.loss(arm, member), "answer_log_likelihood": -1.0}
+        every = {
+            "flow_loss": self.loss(arm, member), "flow_loss_seen": self.seen(arm, member),
+            "answer_log_likelihood": -1.0,
+        }  # fmt: skip
         return {name: value for name, value in every.items() if name in scores}, {}
 
     def judged(self, world, name, count, case_seed, replies):
@@ -112,8 +115,8 @@ def judges():
         yield threads
 
 
-def at(tmp_path, arm="decoupled", budget="laptop"):
-    study = STUDIES["representations"]
+def at(tmp_path, arm="decoupled", budget="laptop", study="representations"):
+    study = STUDIES[study]
     return command.bench(study, study.chosen((arm,))[0], BUDGETS[budget], {}, tmp_path)
 
 
@@ -166,6 +169,14 @@ def test_what_tuning_tries_and_what_it_chooses(machine, judges, tmp_path):
     assert tune(bench, judges, together=4, quiet=True) == settings and machine.trained == once
     assert settings.sampling(bench.budget).guidance == 2.0
     assert settings.member(3).learning_rate == 1e-3 and settings.member(3).weights == (("flow", 20.0),)
+
+
+def test_a_study_says_which_flow_loss_it_is_tuned_by(machine, judges, tmp_path):
+    machine.seen = lambda arm, member: member.learning_rate
+    machine.loss = lambda arm, member: 1.0 / member.learning_rate
+    bench = at(tmp_path, budget="gpu-long", study="representations-long")
+    assert tune(bench, judges, together=4, quiet=True).learning_rate == min(TUNING.learning_rates) / 2
+    assert tune(at(tmp_path), judges, together=4, quiet=True).learning_rate == max(TUNING.learning_rates)
 
 
 def test_a_run_of_tuning_that_is_not_finite_is_not_chosen(machine, judges, tmp_path):

@@ -69,7 +69,7 @@ def scorer(model):
     """Losses of two cases at a time, so that the last part is filled up."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(losses_of_cases, "_CHUNK", 2)
-        scores = ("flow_loss", "answer_log_likelihood", "geneval_heldout", "questions")
+        scores = ("flow_loss", "flow_loss_seen", "answer_log_likelihood", "geneval_heldout", "questions")
         return Scorer(model, tokenizer(), "xs", count=COUNT, case_seed=1, scores=scores)
 
 
@@ -82,6 +82,7 @@ def test_losses_are_means_over_named_cases(losses):
     endpoints, of = losses
     assert set(endpoints) == set(of) == set(LOSSES)
     assert of["flow_loss"].name == "xs geneval_heldout 3 seed 1"
+    assert of["flow_loss_seen"].name == "xs geneval_seen 3 seed 1"
     assert of["answer_log_likelihood"].name == "xs questions 3 seed 1"
     for name, value in endpoints.items():
         assert len(of[name].values) == COUNT and math.isclose(value, np.mean(of[name].values), rel_tol=1e-6)

@@ -11,13 +11,13 @@ from experiments.ablations.studies.condition import CONDITION
 from experiments.ablations.studies.head import HEAD
 from experiments.ablations.studies.objective import OBJECTIVE
 from experiments.ablations.studies.reasoning import REASONING
-from experiments.ablations.studies.representations import LARGER, REPRESENTATIONS, TRANSFER
+from experiments.ablations.studies.representations import LARGER, LONG, REPRESENTATIONS, TRANSFER
 from experiments.ablations.studies.study import Study, Variant
 
 __all__ = ["BUDGETS", "STUDIES", "Budget", "Study", "Variant", "design_of", "designs"]
 
 STUDIES: Mapping[str, Study] = {
-    study.name: study for study in (REPRESENTATIONS, TRANSFER, LARGER, CONDITION, HEAD, REASONING, OBJECTIVE)
+    study.name: study for study in (REPRESENTATIONS, LONG, TRANSFER, LARGER, CONDITION, HEAD, REASONING, OBJECTIVE)
 }
 
 

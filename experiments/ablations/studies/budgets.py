@@ -55,5 +55,6 @@ BUDGETS: Mapping[str, Budget] = {
         ),
         Budget("laptop", 600, (("pictures", 16), ("edits", 8), ("questions", 4)), tuning_steps=150),
         Budget("gpu", 1500, tuning_steps=375, dtype="bfloat16"),
+        Budget("gpu-long", 4500, tuning_steps=1500, dtype="bfloat16"),
     )
 }  # fmt: skip

@@ -1,8 +1,10 @@
-"""Decoupled or shared: the joint arms, with all controls in world XS, and alone in its twin and at size S."""
+"""Decoupled or shared: the joint arms, with all controls in world XS, again for longer, and alone in its twin and at
+size S."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from experiments.ablations.arms import Arm, S
 from experiments.ablations.design import DESIGNS, JOINT, single_arms
@@ -32,6 +34,14 @@ def _all(arms: Mapping[str, Arm]) -> tuple[Variant, ...]:
     return *_joint(arms), *controls, *(single for name in JOINT for single in _singles(name, arms[name]))
 
 
+def _long(arms: Mapping[str, Arm]) -> tuple[Variant, ...]:
+    return tuple(
+        replace(variant, scores=(*variant.scores, "flow_loss_seen")) if "pictures" in variant.kinds else variant
+        for variant in _all(arms)
+    )
+
+
 REPRESENTATIONS = Study("representations", "xs", _all)
 TRANSFER = Study("transfer", "xs-transfer", _joint, tuned_in=DESIGNS["transfer"].tuned_in)
+LONG = Study("representations-long", "xs", _long, flow="flow_loss_seen")
 LARGER = Study("representations-s", "xs", _joint, size=S)

@@ -65,6 +65,7 @@ class Study:
     tuned_in: the study whose tuning holds here, too; None is its own.
     matched: as in `Design`; where it is so, a run does not start of an arm that is not like the reference.
     sizes: of what is read, but for the number of noises.
+    flow: the flow loss that tuning goes by, of the endpoints.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Study:
     size: Size = XS
     matched: bool = True
     sizes: Sizes = USUAL_SIZES
+    flow: str = "flow_loss"
 
     def at(self, size: Size | None) -> Study:
         """The study with models of another size, where one is given."""
