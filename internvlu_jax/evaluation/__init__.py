@@ -1,1 +1,1 @@
-"""What benchmarks share: shares and means with their intervals (`scores`)."""
+"""What benchmarks share: shares and means with their intervals (`scores`), and how each counts (`rules`)."""

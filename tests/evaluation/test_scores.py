@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from internvlu_jax.evaluation.scores import MOST_PSNR, by_category, gain, mean, overall, psnr, share
+from internvlu_jax.evaluation.scores import MOST_PSNR, bootstrap, by_category, gain, mean, overall, psnr, share
 
 
 # Newcombe 1998 (Statistics in Medicine 17, 857-872), table I, method 3
@@ -93,3 +93,31 @@ def test_psnr():
 def test_nothing_to_score(call):
     with pytest.raises(ValueError, match="nothing to score"):
         call()
+
+
+def test_bootstrapped_means_of_groups():
+    """Against the variance that the sum of means has: that of each group over its size."""
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(2, 1, 400), rng.exponential(1, 900)
+    groups = {"a": a.tolist(), "b": b.tolist()}
+    found = bootstrap(groups, {"a": 0.5, "b": 2.0})
+    assert found.value == pytest.approx(0.5 * a.mean() + 2 * b.mean()) and found.count == 1300
+    half = 1.959964 * math.sqrt(0.25 * a.var() / 400 + 4 * b.var() / 900)
+    assert (found.value - found.low, found.high - found.value) == pytest.approx((half, half), rel=0.08)
+    assert bootstrap(groups, {"a": 0.5, "b": 2.0}) == found
+    assert bootstrap(groups).value == pytest.approx((a.mean() + b.mean()) / 2)
+
+
+def test_bootstraps_that_say_nothing_or_fail():
+    assert bootstrap({"a": [1.0]}).json() == {"value": 1.0, "low": None, "high": None, "count": 1}
+    same = bootstrap({"a": [0.1] * 3})
+    assert same.low <= same.value <= same.high
+    with pytest.raises(ValueError, match="no weight for b; there are some for a"):
+        bootstrap({"a": [1.0], "b": [2.0]}, {"a": 1.0})
+    for empty in ({}, {"a": []}):
+        with pytest.raises(ValueError, match="nothing to score"):
+            bootstrap(empty)
+
+
+def test_scores_in_percent():
+    assert share([True, False]).percent().value == 50.0
