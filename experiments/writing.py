@@ -33,8 +33,7 @@ from internvlu_jax.config import Compute, Qwen3Config
 from internvlu_jax.config_parts import Layers
 from internvlu_jax.decode.generate import generate
 from internvlu_jax.decode.model import prefill
-from internvlu_jax.models.layers import unstack
-from internvlu_jax.models.qwen3 import KVCache, Qwen3, Qwen3Output
+from internvlu_jax.models.qwen3 import KVCache, Qwen3, Qwen3Output, as_list
 
 _PRODUCT = (1024, 65536)  # larger than caches
 
@@ -127,7 +126,7 @@ def rates(args: Arguments, counts: Sequence[int], dtype: str) -> list[Row]:
     read, found = bytes_read(params), list[Row]()
     for layers in get_args(Layers):
         if layers == "unrolled":
-            params["layers"] = unstack(params["layers"])
+            params["layers"] = as_list(params["layers"])
         for rows in counts:
             least = Least()
             for _ in range(args.rounds + 1):
@@ -181,7 +180,7 @@ def measure(args: Arguments) -> tuple[dict[str, Least], float, int]:
     """By side what was measured; bytes a second of a product; bytes of weights a token."""
     params = random_params(args.model)
     read = bytes_read(params)
-    apart = {**params, "layers": unstack(jax.tree.map(jnp.copy, params["layers"]))}
+    apart = {**params, "layers": as_list(jax.tree.map(jnp.copy, params["layers"]))}
     of_product, fastest = product(), 0.0
     with ExitStack() as stack:
         sides: dict[str, Callable[[], tuple[float, float]]] = {

@@ -31,7 +31,7 @@ class Compute:
     time: what the head's diffusion time is rounded to; None is `dtype`, as the released weights were trained. A model
         trained in bfloat16 that is to draw in float32 has never seen the times between: it takes "float32" here.
     layers: of the language model: "scan" runs one program over stacked weights, which compiles fast and copies the
-        weights of each layer before it uses them; "unrolled" takes a list of layers (`models.layers.unstack`), and is
+        weights of each layer before it uses them; "unrolled" takes a list of layers (`models.qwen3.as_list`), and is
         for serving alone.
     """
 

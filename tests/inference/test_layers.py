@@ -1,6 +1,7 @@
 """Which models are served from a list of layers."""
 
-import numpy as np
+import jax
+import jax.numpy as jnp
 import pytest
 
 from internvlu_jax import InternVLUPipeline
@@ -8,11 +9,18 @@ from internvlu_jax.config import Compute
 from internvlu_jax.inference.layers import listed
 
 
-@pytest.mark.parametrize(("width", "layers"), [(2**23 - 1, "scan"), (2**23, "unrolled")])
-def test_a_list_from_64_mib_on(width, layers):
-    params = {"vlm": {"llm": {"layers": {"kernel": np.empty((2, width), np.float32)}}}}
+@pytest.mark.parametrize(("spare", "layers"), [(1, "scan"), (0, "unrolled")])
+def test_a_list_from_64_mib_on(spare, layers):
+    def kernel(*shape):
+        return {"kernel": jnp.zeros((2, *shape), jnp.float32)}
+
+    attention = {"q": kernel(4, 2, 2), "k": kernel(4, 1, 2), "v": kernel(4, 1, 2), "out": kernel(2, 2, 4)}
+    stack = {"attn": attention, "mlp": {"gate": kernel(4, 8), "up": kernel(4, 8), "down": kernel(8, 4)}}
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(stack))
+    stack["input_norm"] = {"scale": jnp.zeros((2, (2**26 - size) // 8 - spare), jnp.float32)}
+    params = {"vlm": {"llm": {"layers": stack}}}
     assert listed(Compute("bfloat16"), params) == Compute("bfloat16", layers=layers)
-    assert list(params["vlm"]["llm"]["layers"]) == (["0", "1"] if layers == "unrolled" else ["kernel"])
+    assert list(params["vlm"]["llm"]["layers"]) == (["0", "1"] if layers == "unrolled" else list(stack))
 
 
 def test_the_model_in_the_box_keeps_its_stack():

@@ -13,7 +13,7 @@ from internvlu_jax.checkpoints import loading
 from internvlu_jax.config import Compute, InternVLUConfig
 from internvlu_jax.models import quantization
 from internvlu_jax.models.internvlu import InternVLU, param_shapes
-from internvlu_jax.models.layers import linear, merge_heads, stacked
+from internvlu_jax.models.layers import OutputsFirst, linear, merge_heads, outputs_first, stacked
 from internvlu_jax.models.quantization import Kernel, quantize, quantized, spread
 from internvlu_jax.utils.tree import from_paths, paths
 from tests.conftest import Golden
@@ -97,6 +97,24 @@ def test_products_equal_float64(name, which):
     weights = small[which]["kernel"].astype(np.float64) * small[which]["kernel_scale"]
     rows = rows_in_8_bits(x) if name == "int8xint8" else x
     assert_close(got, np.einsum(product, rows, weights) + np.asarray(params[which].get("bias", 0.0)), 1e-6)
+
+
+@pytest.mark.parametrize("which", ["q", "out"])
+@pytest.mark.parametrize("name", ["int8", "int8xint8"])
+def test_kernels_that_lead_with_their_outputs_give_the_same(name, which):
+    """As a list of layers has them, scales beside them; inputs and outputs of several axes lie flat."""
+    shape, product = MAPS[which]
+    x = random(*shape, seed=1)
+    x = np.where(np.abs(x) == largest(x), np.abs(x), x)
+    params = {which: {"kernel": Map(which).init(jax.random.key(0), x)["params"][which]["kernel"]}}
+    small = quantized_params(name, params, "head/mmdit/last_block")[which]
+    turned = outputs_first(jax.tree.map(jnp.asarray, small), x.ndim - 2)
+    assert turned["kernel"].dtype == np.int8 and turned["kernel_scale"].shape == turned["kernel"].shape[:1]
+    with quantized(name):
+        got = OutputsFirst(len(turned["kernel"])).apply({"params": turned}, x.reshape(2, 3, -1))
+    weights = small["kernel"].astype(np.float64) * small["kernel_scale"]
+    rows = rows_in_8_bits(x) if name == "int8xint8" else x
+    assert_close(got, np.einsum(product, rows, weights).reshape(got.shape), 1e-6)
 
 
 class Step(nn.Module):

@@ -9,8 +9,7 @@ import pytest
 
 from converters.engine import export
 from internvlu_jax.config import Compute
-from internvlu_jax.models.layers import unstack
-from internvlu_jax.models.qwen3 import Block, KVCache, LayerCarry, Outputs, Shared
+from internvlu_jax.models.qwen3 import Block, KVCache, LayerCarry, Outputs, Shared, as_list
 from internvlu_jax.ops.rope import rotary_table
 from tests.helpers.measures import assert_close, relative_l2
 from tests.helpers.vlm import build, cast, layer_of, load, rules_of, vlm_config
@@ -189,11 +188,11 @@ def test_several_tokens_at_once_go_on_from_a_cache(recorded):
 
 @one_model
 def test_a_list_of_layers_equals_a_stack(recorded):
-    """Prompt, one token and several after it, captured states and cache, with `unstack`'s parameters and without."""
+    """Prompt, one token and several after it, captured states and cache, with `as_list`'s parameters and without."""
     cfg, params = recorded[0], recorded[1]
     ids = some_ids(recorded, (2, 9))
     positions = jnp.broadcast_to(jnp.arange(9), (2, 9))
-    one_by_one = {**params, "layers": unstack(jax.tree.map(jnp.copy, params["layers"]))}
+    one_by_one = {**params, "layers": as_list(jax.tree.map(jnp.copy, params["layers"]))}
     assert not any(leaf.ndim > 3 for leaf in jax.tree.leaves(one_by_one["layers"]))
     found = []
     for compute, own in ((Compute(), params), (Compute(layers="unrolled"), one_by_one)):
@@ -224,7 +223,7 @@ def test_cache_is_updated_in_place(recorded, layers, rows):
     shape = (rows, 4096, c.num_key_value_heads, c.head_dim)
     one = jax.ShapeDtypeStruct(shape, jnp.float32)
     if layers == "unrolled":
-        params = {**params, "layers": jax.eval_shape(unstack, params["layers"])}
+        params = {**params, "layers": jax.eval_shape(as_list, params["layers"])}
         cache = KVCache(*2 * [c.num_hidden_layers * (one,)])
     else:
         cache = KVCache(*2 * [jax.ShapeDtypeStruct((c.num_hidden_layers, *shape), jnp.float32)])
