@@ -53,6 +53,7 @@ def test_edit_keeps_the_size_of_the_source(elsewhere):
     assert Image.open(elsewhere / "b.png").size == (96, 64)
 
 
+@pytest.mark.slow
 def test_edit_from_two_pictures(elsewhere):
     edit = ["edit", "join them", "--image", PHOTO, PHOTO, "--steps", "1", "--height", "48", "--width", "48"]
     assert main([*edit, "--out", "b.png", *MODEL]) == 0
@@ -92,6 +93,7 @@ def test_the_seed_is_shown_and_like_repeats_it(capsys):
     assert main(["edit", "--like", "a-1.png"]) == 2 and "edit needs a picture" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_like_of_an_edit_and_of_sampled_reasoning(capsys):
     """The second picture of a sampled text needs the first one's seed, so both are drawn again."""
     options = ["--steps", "1", "--max-new-tokens", "3", "--do-sample", "--seed", "4294967295", "--num-images", "2"]

@@ -222,7 +222,9 @@ PRESENT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("condition_latents", "sources"), [(True, "both"), (False, "context")])
+@pytest.mark.parametrize(
+    ("condition_latents", "sources"), [pytest.param(True, "both", marks=pytest.mark.slow), (False, "context")]
+)
 def test_a_run_of_before_has_the_names_of_today(tmp_path, model, condition_latents, sources):
     old = OLD | {"data": OLD["data"] | {"condition_latents": condition_latents}}
     frozen = {name: model.params[name] for name in ("vlm", "vae")}

@@ -308,6 +308,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_peak_memory_of_a_whole_load(tmp_path):
     """In a process of its own, on 240 MB. The released sizes, 8.6 GB, took 1.04 times that with the interpreter."""

@@ -65,8 +65,15 @@ def test_what_is_trained_as_ever_is_told_as_ever():
     assert STUDIES["representations"].sizes.contexts == DATA.text_lengths
 
 
-@pytest.mark.parametrize("study, name", [("condition", "context-only"), ("condition", "latents-only"),
-                                         ("head", "numbered"), ("reasoning", "reasoned")])  # fmt: skip
+@pytest.mark.parametrize(
+    "study, name",
+    [
+        ("condition", "latents-only"),
+        pytest.param("condition", "context-only", marks=pytest.mark.slow),
+        ("head", "numbered"),
+        ("reasoning", "reasoned"),
+    ],
+)
 def test_what_is_counted_is_what_is_read(study, name, examples):
     """Shapes of the operations that are listed, against rows that were made of examples."""
     read, config = whole(study, name, examples), variants(study)[name].arm.config

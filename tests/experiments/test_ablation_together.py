@@ -160,6 +160,7 @@ def test_a_seed_that_is_not_finite_stays_where_it_is_and_the_others_go_on(step, 
         assert_close(one, other, 1e-5)
 
 
+@pytest.mark.slow
 def test_members_differ_in_rates_weights_and_length_without_another_program(step, start, steps, caplog):
     """As a step that was made with these numbers, and compiled for them."""
     members = (Member(4, 2e-3), Member(4, 5e-4, (("flow", 3.0),)))

@@ -80,7 +80,7 @@ def test_at_first_nothing_changes(base, fresh, sums):
     np.testing.assert_array_equal(sums(fresh, SCALE), sums(base.params))
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("remat", ["none", pytest.param("full", marks=pytest.mark.slow)])
 def test_adapters_equal_merged_kernels(base, trained, sums, remat):
     merged = jax.jit(partial(lora.merge, scale=SCALE))(trained)
     assert jax.tree.structure(merged) == jax.tree.structure(base.params)

@@ -99,6 +99,7 @@ def test_stopped_and_resumed_equals_whole(tiny, whole, tmp_path):
     assert (again.steps, again.metrics) == (4, None)
 
 
+@pytest.mark.slow
 def test_a_run_is_a_checkpoint(tiny, whole, tmp_path):
     """The pipeline draws from it, and converted to the released layout it draws the same."""
     loading.convert(whole, tmp_path / "released", "released")
@@ -116,6 +117,7 @@ def test_a_run_is_a_checkpoint(tiny, whole, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_adapters_train_and_merge(tiny, tmp_path):
     cfg = dataclasses.replace(
         tiny,

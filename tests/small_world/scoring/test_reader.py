@@ -24,10 +24,12 @@ DAMAGE = {"blur": (0.7, 0.0), "noise": (0.0, 6.0), "both": (0.7, 6.0)}
 
 
 @pytest.mark.parametrize(
-    "world, seed", [*(("small", seed) for seed in range(5)), ("fine", 0), ("full", 0), ("full", 1)]
-)
+    "world, seed",
+    [*(("small", n) for n in range(2)), ("fine", 0), ("full", 0), ("full", 1),
+     *(pytest.param("small", n, marks=pytest.mark.slow) for n in range(2, 5))],
+)  # fmt: skip
 def test_clean_pictures_are_read_without_a_mistake(world, seed):
-    """2000 pictures in all, a quarter or more with held-out combinations."""
+    """2000 pictures in all with the slow ones, a quarter or more with held-out combinations."""
     assert not unchecked(misread, WORLDS[world], 250, seed, "seen" if seed else "heldout")
 
 
@@ -57,7 +59,10 @@ def decoded():
     return found, np.clip(np.round((back + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("damage", [(0.0, 0.0), *DAMAGE.values()])
+@pytest.mark.parametrize(
+    "damage",
+    [(0.0, 0.0), *(pytest.param(one, marks=pytest.mark.slow) for one in list(DAMAGE.values())[:2]), DAMAGE["both"]],
+)
 def test_pictures_are_read_after_the_autoencoder(decoded, damage):
     rng = np.random.default_rng(1)
     read_back = unchecked(readings, [corrupted(picture, rng, *damage) for picture in decoded[1]], SMALL.kinds)
