@@ -299,9 +299,9 @@ def _draw(model: Model, drawing: Drawing, prompt: str, files: tuple[Path, ...], 
     check_seed(seed)
     seeds = [(seed + n) % (LARGEST_SEED + 1) for n in range(drawing.num_images)]
     pipe = model.load()
-    height, width = _size(drawing, images, pipe)
     out = pipe(
-        prompt, image=_one_entry(images), generation_mode=mode, height=height, width=width, seed=seeds, progress=True,
+        prompt, image=_one_entry(images), generation_mode=mode, height=drawing.height, width=drawing.width, seed=seeds,
+        progress=True,
         num_inference_steps=drawing.steps, all_cfg_scale=drawing.guidance, part_cfg_scale=drawing.image_guidance,
         num_images_per_prompt=drawing.num_images, noise=drawing.noise, **writing,
     )  # fmt: skip
@@ -321,14 +321,6 @@ def _draw(model: Model, drawing: Drawing, prompt: str, files: tuple[Path, ...], 
             picture.save(partial, **extra)
         print(path)
         print(f"{path}: seed {own}", file=sys.stderr)
-
-
-def _size(drawing: Drawing, images: list[Image], pipe: InternVLUPipeline) -> tuple[int | None, int | None]:
-    """What was asked for; else, when editing, the size at which the first source enters the head."""
-    if not images or (drawing.height is not None and drawing.width is not None):
-        return drawing.height, drawing.width
-    height, width = pipe.source_size(images[0])
-    return drawing.height or height, drawing.width or width
 
 
 def _load_images(files: tuple[Path, ...]) -> list[Image]:

@@ -22,7 +22,10 @@ NEW_TOKENS = {"text": 512, "text_image": 200}
 
 @dataclass(frozen=True)
 class Options:
-    """Everything but prompts and pictures; the fields are those of `InternVLUPipeline.__call__`."""
+    """Everything but prompts and pictures; the fields are those of `InternVLUPipeline.__call__`.
+
+    returned: (height, width) that pictures are resized to, where it is not what was asked for.
+    """
 
     mode: str
     height: int
@@ -47,6 +50,7 @@ class Options:
     max_tiles: int
     callback: Callable[[int, int, Any], None] | None
     progress: bool
+    returned: tuple[int, int] | None = None
 
     def generated_size(self, config: InternVLUConfig) -> tuple[int, int]:
         """(height, width) that are generated: cut to whole tokens of the head, as in the released code."""
@@ -112,6 +116,13 @@ class Options:
         """Of sampled text: of several seeds for a prompt's pictures it has the first."""
         shared = 1 if self.mode == "text" else self.num_images_per_prompt
         return self.seed[::shared] if isinstance(self.seed, tuple) else self.seed
+
+    def seeds_of(self, prompts: Sequence[int]) -> int | tuple[int, ...]:
+        """Of some of the prompts, by number, and their pictures."""
+        if not isinstance(self.seed, tuple):
+            return self.seed
+        each = 1 if self.mode == "text" else self.num_images_per_prompt
+        return tuple(seed for n in prompts for seed in self.seed[n * each : (n + 1) * each])
 
     def _check_size(self, config: InternVLUConfig) -> None:
         smallest = config.generation_decoder.pixel_multiple

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from internvlu_jax.inference import drawing, programs
 from internvlu_jax.inference.drawing import Branch, PictureInputs
 from internvlu_jax.inference.layers import listed
 from internvlu_jax.inference.options import GUIDANCE, NEW_TOKENS, Options
+from internvlu_jax.inference.outputs import PipelineOutput, by_size
 from internvlu_jax.inference.reasoning import reason, write
 from internvlu_jax.models.internvlu import InternVLU
 from internvlu_jax.models.quantization import check_quantization, placed, spread
@@ -44,18 +44,6 @@ _DECODE_PIXELS = 8 * 512 * 512
 _KEPT_BRANCHES = 16
 
 
-@dataclass(frozen=True)
-class PipelineOutput:
-    """text: one string per prompt, or None in image mode. tokens: their ids, without the prompt, with the stop token
-    if one was written. images: prompt by prompt, `num_images_per_prompt` of each, or None in text mode. seed: the
-    argument, or what was drawn where there was none."""
-
-    text: list[str] | None = None
-    tokens: list[np.ndarray] | None = None
-    images: list[Image.Image] | None = None
-    seed: int | Sequence[int] | None = None
-
-
 class InternVLUPipeline:
     """Understands, draws and edits pictures, and reasons before it draws.
 
@@ -73,6 +61,7 @@ class InternVLUPipeline:
         on: Placement | None = None,
         quantization: Quantization | None = None,
     ) -> None:
+        super().__init__()
         self._on = on or OneDevice()
         self.config = config
         self.params = params
@@ -160,7 +149,9 @@ class InternVLUPipeline:
             image: None, a PIL picture, or a list with one entry per prompt: a picture, a list of pictures, or None.
             generation_mode: "text" answers; "image" draws, or edits where there are pictures; "text_image" reasons in
                 words first.
-            height, width: pixels of the picture; None takes the checkpoint's default.
+            height, width: pixels of the picture; None takes the checkpoint's default, or for an edit the size of its
+                first source, as far as the checkpoint draws such. Prompts of several sizes are drawn one size after
+                the other.
             num_inference_steps: steps of the sampler. flow_shift: of its noise levels (`flow.path.shift_sigma`); None
                 is the checkpoint's, that of its training.
             all_cfg_scale, part_cfg_scale: guidance by everything, and by the source pictures alone; by default 4.5 and
@@ -218,17 +209,24 @@ class InternVLUPipeline:
         prompts = self.processor.process(
             prompt, image, generation_mode, system_prompt=system_prompt, max_tiles=max_tiles
         )
+        if generation_mode == "text" or latents is not None:
+            return dataclasses.replace(self._run(prompts, options), seed=seed)
+        limits = self.config.processor.image_gen_processor_kwargs
+        return dataclasses.replace(by_size(self._run, prompts, options, (height, width), limits), seed=seed)
+
+    def _run(self, prompts: Sequence[ProcessedPrompt], options: Options) -> PipelineOutput:
+        """Of prompts whose pictures have one size."""
         visual, rows = self._see(prompts)
         parts = self._on, self.model, self.params, self.processor.tokenizer
-        if generation_mode == "text":
-            return dataclasses.replace(self._text(write(*parts, rows, visual, options)), seed=seed)
+        if options.mode == "text":
+            return self._text(write(*parts, rows, visual, options))
         sources, grid = [self._source_grids(p) for p in prompts], options.latent_grid(self.config)
-        if generation_mode == "image":
+        if options.mode == "image":
             cond = self._branches(rows, sources, grid, visual)
-            return PipelineOutput(images=self._draw(prompts, rows, cond, visual, options), seed=seed)
+            return PipelineOutput(images=self._draw(prompts, rows, cond, visual, options))
         reasoned = reason(*parts, rows, visual, options, sources, grid)
         images = self._draw(prompts, rows, [r.branch for r in reasoned], visual, options)
-        return dataclasses.replace(self._text([r.tokens for r in reasoned]), images=images, seed=seed)
+        return dataclasses.replace(self._text([r.tokens for r in reasoned]), images=images)
 
     def parameters(self) -> dict[str, Any]:
         """The parameters in their own shapes: under `pmap` `params` holds a copy for each device."""
@@ -271,8 +269,8 @@ class InternVLUPipeline:
         shape = (*grid, self.config.vae.z_dim)
         start = starting_noise(options.noise, options.seed, len(repeated), shape) if given is None else given
         latents = self._sample(repeated, np.asarray(start, np.float32), options)
-        size = (options.width, options.height)
-        return [Image.fromarray(p).resize(size, Image.Resampling.LANCZOS) for p in self._decode(latents)]
+        height, width = options.returned or (options.height, options.width)
+        return [Image.fromarray(p).resize((width, height), Image.Resampling.LANCZOS) for p in self._decode(latents)]
 
     def _pictures(
         self,

@@ -29,6 +29,7 @@ class ProcessedPrompt:
     tiles: 8-bit pixels for the vision encoder, all tiles of all pictures in the order of their visual tokens. Both
         `cond` and `text_dropped` hold these visual tokens; `uncond` has none.
     sources: 8-bit pixels for the VAE, one array per picture, each of its own size; empty in text mode.
+    size: (height, width) of the first picture, upright, as it was given; None without one.
     """
 
     cond: TokenIds
@@ -36,6 +37,7 @@ class ProcessedPrompt:
     uncond: TokenIds | None
     tiles: UInt8[np.ndarray, "n y x 3"]
     sources: tuple[UInt8[np.ndarray, "_ _ 3"], ...]
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class Processor:
             uncond=uncond,
             tiles=np.concatenate([no_tiles, *tiles]),
             sources=sources,
+            size=pictures[0].shape[:2] if pictures else None,
         )
 
 

@@ -23,8 +23,8 @@ def run(*command: str, devices: int = 8, **settings: str) -> str:
     env = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": flags,
         "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "false",
         **settings,
     }
     done = subprocess.run(

@@ -1,0 +1,107 @@
+"""An edit keeps the size of its source, and prompts of several sizes come back in their order."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from internvlu_jax import InternVLUPipeline
+from internvlu_jax.config import GenerationImageProcessorConfig
+from internvlu_jax.inference.options import Options
+from internvlu_jax.inference.outputs import PipelineOutput, by_size, within
+from internvlu_jax.processing.processor import ProcessedPrompt
+from tests.conftest import GOLDENS
+
+RELEASED = GenerationImageProcessorConfig()
+
+
+@pytest.mark.parametrize(
+    ("limits", "size", "returned"),
+    [
+        (RELEASED, (700, 1000), (700, 1000)),
+        (RELEASED, (30, 20), (30, 20)),
+        (RELEASED, (3000, 4000), (768, 1024)),
+        (RELEASED, (5000, 20), (1024, 4)),
+        (dataclasses.replace(RELEASED, max_length=None), (1024, 2048), (724, 1448)),  # 16384 * 64 pixels
+    ],
+)
+def test_a_source_is_kept_or_made_smaller(limits, size, returned):
+    assert within(limits, size) == returned
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return InternVLUPipeline.from_pretrained(GOLDENS / "base/checkpoint")
+
+
+def picture(seed: int, width: int, height: int) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(values)
+
+
+def test_an_edit_keeps_the_size_of_its_source(pipe):
+    """It is drawn as large as the source enters the head, and resized."""
+    source = picture(0, 75, 50)
+    options = {"generation_mode": "image", "num_inference_steps": 1, "seed": 3}
+    drawn = pipe.source_size(source)
+    assert drawn != (50, 75)
+    (kept,), (large,) = (
+        pipe("make it blue", source, **options, **sides).images
+        for sides in ({}, dict(zip(("height", "width"), drawn, strict=True)))
+    )
+    assert kept.size == (75, 50)
+    np.testing.assert_array_equal(kept, large.resize((75, 50), Image.Resampling.LANCZOS))
+
+
+def prompt(size=None, drawn=None) -> ProcessedPrompt:
+    sources = () if size is None else (np.zeros((*drawn, 3), np.uint8),)
+    return ProcessedPrompt(np.zeros(0, np.int32), None, None, np.zeros((0, 8, 8, 3), np.uint8), sources, size)
+
+
+OPTIONS = Options(
+    mode="text_image", height=64, width=96, num_inference_steps=1, flow_shift=1.0, all_cfg_scale=1.0,
+    part_cfg_scale=1.0, num_images_per_prompt=2, seed=tuple(range(8)), noise="jax", latents=None, max_new_tokens=1,
+    do_sample=False, temperature=1.0, top_p=1.0, top_k=None, repetition_penalty=1.0, num_beams=1, stop_strings=(),
+    system_prompt=None, max_tiles=1, callback=None, progress=False,
+)  # fmt: skip
+PROMPTS = [prompt((50, 75), (48, 80)), prompt(), prompt((64, 40), (64, 48)), prompt((50, 75), (48, 80))]
+
+
+def called(asked):
+    """What is run, by its prompts, and what comes out: texts that name the prompts, pictures as large as the seed."""
+    calls = {}
+
+    def run(prompts, options):
+        places = [next(n for n, one in enumerate(PROMPTS) if one is p) for p in prompts]
+        calls[tuple(places)] = options.height, options.width, options.returned, options.seed
+        images = [Image.new("L", (seed + 1, 1)) for seed in options.seed]
+        return PipelineOutput([str(n) for n in places], [np.array([n]) for n in places], images)
+
+    return calls, by_size(run, PROMPTS, OPTIONS, asked, RELEASED)
+
+
+def test_prompts_of_one_size_run_together_and_come_back_in_order():
+    calls, out = called((None, None))
+    assert calls == {
+        (0, 3): (48, 80, (50, 75), (0, 1, 6, 7)),
+        (1,): (64, 96, (64, 96), (2, 3)),
+        (2,): (64, 48, (64, 40), (4, 5)),
+    }
+    assert out.text == ["0", "1", "2", "3"] and [int(*one) for one in out.tokens] == [0, 1, 2, 3]
+    assert [image.width for image in out.images] == list(range(1, 9))
+
+
+def test_sides_that_are_asked_for_hold():
+    assert list(called((64, 96))[0].values()) == [(64, 96, (64, 96), tuple(range(8)))]
+    calls, _ = called((None, 32))
+    assert [sizes for *sizes, _ in calls.values()] == [[48, 32, (48, 32)], [64, 96, (64, 96)], [64, 32, (64, 32)]]
+
+
+def test_one_seed_is_that_of_every_size():
+    options = dataclasses.replace(OPTIONS, seed=5)
+    seeds = []
+    by_size(
+        lambda _, own: seeds.append(own.seed) or PipelineOutput(images=[]), PROMPTS, options, (None, None), RELEASED
+    )
+    assert seeds == [5, 5, 5]
