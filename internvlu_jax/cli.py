@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Prompt = Annotated[str, tyro.conf.Positional]
 Images = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE ...")]
+Adapters = Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH[:SCALE] ...")]
 
 
 @dataclass(frozen=True)
@@ -39,20 +40,26 @@ class Model:
     """That share the work: all, pmap, or sizes of a mesh such as data=4,tensor=2. Default: one device."""
     quantize: Quantization | None = None
     """8-bit weights: int8, or int8xint8 and fp8 with 8-bit activations. Default: as they are."""
+    adapter: Adapters = ()
+    """LoRA in PEFT's layout (a directory or a Hub id), or a run that trained one, each with the scale it works with."""
 
     def load(self) -> InternVLUPipeline:
+        from internvlu_jax.checkpoints.adapters import with_scale
         from internvlu_jax.inference.pipeline import InternVLUPipeline
         from internvlu_jax.utils.failures import check_accelerator
 
         check_accelerator()
         with _status(f"loading {self.checkpoint or 'the model in the box'}"):
-            return InternVLUPipeline.from_pretrained(
+            pipe = InternVLUPipeline.from_pretrained(
                 self.checkpoint,
                 dtype=self.dtype,
                 attention=self.attention,
                 devices=self.devices,
                 quantize=self.quantize,
             )
+            for path, scale in map(with_scale, self.adapter):
+                pipe.load_lora_weights(path, scale=scale)
+        return pipe
 
 
 @dataclass(frozen=True)
@@ -200,15 +207,18 @@ class Convert:
 
     source: Annotated[Path, tyro.conf.Positional]
     target: Annotated[Path, tyro.conf.Positional]
-    to: Literal["orbax", "released"]
+    to: Literal["orbax", "released", "peft"]
+    """peft: the adapters of a run alone, as PEFT has them."""
+    adapter: Adapters = ()
+    """LoRA to fold in."""
 
     def run(self) -> None:
-        from internvlu_jax.checkpoints.loading import convert
+        from internvlu_jax.checkpoints.adapters import convert
         from internvlu_jax.utils.failures import check_accelerator
 
         check_accelerator()
         with _status(f"converting {self.source}"):
-            convert(self.source, self.target, self.to)
+            convert(self.source, self.target, self.to, self.adapter)
         print(self.target)
 
 
@@ -224,7 +234,7 @@ COMMANDS: dict[str, Callable] = {
 }
 # The mode of each command that draws, what of its model changes pictures, and what of its drawing does not.
 _DRAWN = {"image": "image", "edit": "image", "text-image": "text_image"}
-_KEPT_OF_MODEL = ("checkpoint", "dtype", "quantize")
+_KEPT_OF_MODEL = ("checkpoint", "dtype", "quantize", "adapter")
 _NOT_KEPT = ("out", "like")
 
 

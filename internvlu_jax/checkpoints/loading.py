@@ -140,11 +140,19 @@ def _load_run(
     return LoadedModel(config, params, extras, run_directory.assets(workdir))
 
 
-def convert(source: str | Path, target: str | Path, to: str) -> None:
+def convert(
+    source: str | Path,
+    target: str | Path,
+    to: str,
+    change: Callable[[InternVLUConfig, dict[str, Any]], dict[str, Any]] | None = None,
+) -> None:
     """Rewrites a checkpoint as `to`: "orbax" (our own directory) or "released". Every tensor keeps its bits.
 
     But for what has no place in a parameter: tensors that no model has are left out with a warning, layers of several
     dtypes become float32, and so does float64; 8-bit floats become bfloat16.
+
+    Args:
+        change: what becomes of the parameters before they are written.
 
     Raises:
         ValueError: `source` cannot be loaded, or is of a type that the released layout has no place for.
@@ -152,7 +160,8 @@ def convert(source: str | Path, target: str | Path, to: str) -> None:
     """
     check_free(target)
     model = load(source)
+    params = model.params if change is None else change(model.config, model.params)
     if to == "orbax":
-        save_model(target, model.config, model.params, model.extras, model.assets)
+        save_model(target, model.config, params, model.extras, model.assets)
     else:
-        export_released(target, model.config, model.params, model.extras, model.assets)
+        export_released(target, model.config, params, model.extras, model.assets)

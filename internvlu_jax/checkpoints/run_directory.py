@@ -187,11 +187,7 @@ def load_run(
         ValueError: not a run, or one that has no checkpoint yet, or that cannot be read or is damaged.
     """
     start = _start(workdir)
-    if step is None:
-        last = _parameters(workdir, last_intact(Path(workdir).absolute() / "checkpoints", model_part))
-    else:
-        last = _parameters(workdir, step)
-        check_seal(last.parent, last.name)
+    last = _trained(workdir, step)
     lora = _config(Path(workdir))["lora"]
     _check_start(start)
     max_dtype = max_dtype if lora is None else None
@@ -203,6 +199,17 @@ def load_run(
     arrays = read_arrays(start / "arrays", specs)
     trained = read_arrays(last, targets(array_shapes(last), max_dtype, on_host))
     return model_config(workdir), merge(arrays["frozen"], trained), arrays["extras"], lora
+
+
+def load_trained(workdir: str | Path, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what a run trains, on the host; its configuration). Of the last intact checkpoint, or of a step; as `load_run`.
+
+    Raises:
+        ValueError: as `load_run`.
+    """
+    _start(workdir)
+    last = _trained(workdir, step)
+    return read_arrays(last, targets(array_shapes(last))), _config(Path(workdir))
 
 
 def run_shapes(workdir: str | Path, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -238,6 +245,15 @@ def _check_start(start: Path) -> int:
     for part in ("arrays", "released"):
         check_seal(start, part)
     return 0
+
+
+def _trained(workdir: str | Path, step: int | None) -> Path:
+    """The parameters of a step, or of the last that is intact, looked at byte by byte."""
+    if step is None:
+        return _parameters(workdir, last_intact(Path(workdir).absolute() / "checkpoints", model_part))
+    chosen = _parameters(workdir, step)
+    check_seal(chosen.parent, chosen.name)
+    return chosen
 
 
 def _parameters(workdir: str | Path, step: int | None) -> Path:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from internvlu_jax.config import Compute
 from internvlu_jax.models.internvlu import Params
+from internvlu_jax.models.lora import full_size
 from internvlu_jax.models.qwen3 import as_list
+from internvlu_jax.utils.tree import from_paths, paths
+
+STACK = "vlm/llm/layers"
 
 # Bytes of all layers from which a list of them pays. Below, caches hold them, and a token costs little either way.
 # Measured on two busy CPU cores: 8 layers of width 1024 (0.5 GB) wrote 2.9 times as fast from a list. What it costs is
@@ -28,3 +35,28 @@ def listed(compute: Compute, params: Params) -> Compute:
         return compute
     params["vlm"]["llm"]["layers"] = as_list(stack)
     return replace(compute, layers="unrolled")
+
+
+def changed_layer(kernels: Mapping[str, jax.Array], factors: Mapping[str, tuple[Any, Any]]) -> dict[str, jax.Array]:
+    """The kernels of a layer of a list that updates change, with them, worked out in float32.
+
+    Args:
+        kernels: of the layer, by their path in it: attn/q_k_v/kernel.
+        factors: of all maps as a stack of one layer has them, by their path: attn/q (see `models.lora.full_size`). Of
+            no rank where a map does not change. float32.
+    """
+    changed = {path for path, (a, _) in factors.items() if a.shape[-1]}
+    touched: dict[str, jax.Array] = {}
+    for path, kernel in kernels.items():
+        module, joined, _ = path.split("/")
+        if any(f"{module}/{name}" in changed for name in joined.split("_")):
+            touched[path] = kernel
+    return _changed(touched, dict(factors))
+
+
+@jax.jit
+def _changed(kernels: dict[str, jax.Array], factors: dict[str, tuple[Any, Any]]) -> dict[str, jax.Array]:
+    full = {path: full_size(jnp.asarray(a), jnp.asarray(b), stacked=True) for path, (a, b) in factors.items()}
+    stack = from_paths({f"{path}/kernel": update for path, update in full.items()})
+    updates = paths(as_list(stack)["0"])
+    return {path: (kernel.astype(jnp.float32) + updates[path]).astype(kernel.dtype) for path, kernel in kernels.items()}

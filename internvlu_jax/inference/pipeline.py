@@ -19,6 +19,7 @@ from internvlu_jax.flow.guidance import Scales
 from internvlu_jax.flow.noise import starting_noise
 from internvlu_jax.flow.solver import schedule
 from internvlu_jax.inference import drawing, programs
+from internvlu_jax.inference.adapters import WithAdapters
 from internvlu_jax.inference.drawing import Branch, PictureInputs
 from internvlu_jax.inference.layers import listed
 from internvlu_jax.inference.options import GUIDANCE, NEW_TOKENS, Options
@@ -44,7 +45,7 @@ _DECODE_PIXELS = 8 * 512 * 512
 _KEPT_BRANCHES = 16
 
 
-class InternVLUPipeline:
+class InternVLUPipeline(WithAdapters):
     """Understands, draws and edits pictures, and reasons before it draws.
 
     Calls with the same shapes share compiled programs; text lengths are padded to buckets, so new prompts seldom

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import jax
@@ -81,8 +82,18 @@ def merge(params: Tree, scale: float) -> Tree:
         return params
     rest = {name: merge(child, scale) for name, child in params.items() if name not in (_A, _B)}
     if _A in params:
-        kernel, a, b = (jnp.asarray(params[name], jnp.float32) for name in ("kernel", _A, _B))
-        stacked = a.ndim + b.ndim - 2 > kernel.ndim
-        product = jax.vmap(lambda x, y: jnp.tensordot(x, y, 1))(a, b) if stacked else jnp.tensordot(a, b, 1)
-        rest["kernel"] = (kernel + scale * product).astype(params["kernel"].dtype)
+        rest["kernel"] = folded(params["kernel"], params[_A], params[_B], scale)
     return rest
+
+
+def folded(kernel: Any, a: Any, b: Any, scale: float = 1.0) -> jax.Array:
+    """kernel + scale * (a b) in the kernel's dtype, worked out in float32; of one map, or of a stack of layers."""
+    kernel32, a, b = (jnp.asarray(array, jnp.float32) for array in (kernel, a, b))
+    update = full_size(a, b, stacked=a.ndim + b.ndim - 2 > kernel.ndim)
+    return (kernel32 + scale * update).astype(kernel.dtype)
+
+
+def full_size(a: jax.Array, b: jax.Array, stacked: bool) -> jax.Array:
+    """The update a b [*layers, *in, *out] of factors [*layers, *in, r] and [*layers, r, *out]."""
+    product = partial(jnp.tensordot, axes=1, precision=jax.lax.Precision.HIGHEST)  # float32 on accelerators, too
+    return jax.vmap(product)(a, b) if stacked else product(a, b)

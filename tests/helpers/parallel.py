@@ -41,6 +41,8 @@ from internvlu_jax.parallel.config import MeshConfig
 from internvlu_jax.parallel.executors import MeshExecutor, PmapExecutor, SingleExecutor, make_executor
 from internvlu_jax.parallel.mesh import initialise, make_mesh, rows_sharding, tracing_on
 from internvlu_jax.presets import debug_config
+from internvlu_jax.utils.tree import paths
+from tests.helpers.adapters import DOWN2, LAST, Q0, TO_Q, factors, weights, write_adapter
 
 WIDTH, HIDDEN, HEADS, VOCABULARY = 16, 32, 4, 24
 
@@ -295,6 +297,30 @@ def pipeline_across() -> dict[str, np.ndarray]:
     return with_sources(InternVLUPipeline.from_pretrained(CHECKPOINT, devices=PLACES["mesh"]))
 
 
+def adapters() -> dict[str, np.ndarray]:
+    """Kernels with two adapters folded in, and once more after one of them is unloaded; they lie where they lay."""
+    matrices, folder = weights(CHECKPOINT), Path(sys.argv[2]).parent
+    folders = [
+        write_adapter(folder / name, factors({module: matrices[module] for module in own}))
+        for name, own in (("first", (Q0, TO_Q)), ("second", (Q0, DOWN2, LAST)))
+    ]
+
+    def kernels(pipe: InternVLUPipeline) -> dict[str, np.ndarray]:
+        found, places = {}, [leaf.sharding for leaf in jax.tree.leaves(pipe.params)]
+        for name in folders:
+            pipe.load_lora_weights(name, scale=0.5)
+        for when in ("both", "one"):
+            assert [leaf.sharding for leaf in jax.tree.leaves(pipe.params)] == places
+            leaves = paths(pipe.parameters()).items()
+            found |= {
+                f"{when} {path}": np.asarray(leaf) for path, leaf in leaves if re.search("q/kernel|down|mod", path)
+            }
+            pipe.delete_adapters("first" if when == "both" else "second")
+        return found
+
+    return by_each(kernels)
+
+
 # Sizes that occur nowhere else, so that shapes in a compiled program can be told apart.
 ROWS, TOKENS = 24, 20
 
@@ -365,10 +391,8 @@ def exchanged(program: str) -> list[str]:
     return sorted({shape for result in results for shape in re.findall(r"\w+\[[\d,]*\]", result)})
 
 
-PARTS = {
-    part.__name__: part
-    for part in (executors, two_processes, pipeline, pipeline_with_sources, pipeline_across, communication, kernel)
-}
+_PARTS = (executors, two_processes, pipeline, pipeline_with_sources, pipeline_across, adapters, communication, kernel)
+PARTS = {part.__name__: part for part in _PARTS}
 
 if __name__ == "__main__":
     if len(sys.argv) > 3:
