@@ -1,1 +1,2 @@
-"""What benchmarks share: shares and means with their intervals (`scores`), and how each counts (`rules`)."""
+"""Benchmarks: what one is (`task`), those that there are (`benchmarks`), how they ask (`prompts`) and count (`rules`,
+`scores`), and adapters to other harnesses (`plugins`)."""
