@@ -10,6 +10,7 @@ PAGES = [
     "README.md",
     "converters/README.md",
     "experiments/README.md",
+    "internvlu_jax/evaluation/README.md",
     "internvlu_jax/parallel/README.md",
     "internvlu_jax/small_world/README.md",
     "tests/goldens/README.md",

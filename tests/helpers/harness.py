@@ -21,23 +21,18 @@ class Pipe:
         self.config = SimpleNamespace(generation_decoder=SimpleNamespace(gen_image_width=64, gen_image_height=48))
         self._written = 0
 
-    def source_size(self, image: Image.Image) -> tuple[int, int]:
-        return image.height // 8 * 8, image.width // 8 * 8
-
-    def __call__(self, prompt: list[str], generation_mode: str = "text", **options: Any) -> PipelineOutput:
-        self.calls.append({"prompt": prompt, "mode": generation_mode, **options})
+    def __call__(
+        self, prompt: list[str], image: list[Any], generation_mode: str = "text", **options: Any
+    ) -> PipelineOutput:
+        self.calls.append({"prompt": prompt, "image": image, "mode": generation_mode, **options})
         text = images = None
         if generation_mode != "image":
             text = [f"{self._written + number}." for number in range(1, len(prompt) + 1)]
             self._written += len(prompt)
         if generation_mode != "text":
-            size = options.get("width") or 64, options.get("height") or 48
-            images = [Image.new("RGB", size, (seed % 256, 0, 0)) for seed in _listed(options["seed"])]
+            sizes = [own[0].size if own else (options.get("width", 64), options.get("height", 48)) for own in image]
+            images = [Image.new("RGB", size) for size in sizes]
         return PipelineOutput(text=text, images=images)
-
-
-def _listed(seed: Any) -> list[int]:
-    return list(seed) if isinstance(seed, list | tuple) else [seed]
 
 
 def plugged(monkeypatch: pytest.MonkeyPatch, plugin: str, **modules: dict[str, Any]) -> tuple[ModuleType, Pipe]:

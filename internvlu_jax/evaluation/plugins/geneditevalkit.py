@@ -35,12 +35,10 @@ class InternVLUJax:
         self.width, self.height = head.gen_image_width, head.gen_image_height
 
     def generate(self, prompt: str | Sequence[str | Image.Image], seed: int = _SEED) -> Image.Image:
-        """The picture for a prompt; or for pictures among texts, in their order, at the size of the first."""
+        """The picture for a prompt; or for pictures among texts, in their order, in the size of the first."""
         parts = [prompt] if isinstance(prompt, str) else list(prompt)
         pictures = [part.convert("RGB") for part in parts if isinstance(part, Image.Image)]
         text = "".join(part if isinstance(part, str) else f"{IMAGE_MARK}\n" for part in parts)
-        size = self._pipe.source_size(pictures[0]) if pictures else (None, None)
-        sized = dict(zip(("height", "width"), size, strict=True)) | self._options
-        output = self._pipe([text], image=[pictures], generation_mode=self._mode, seed=seed, **sized)
+        output = self._pipe([text], image=[pictures], generation_mode=self._mode, seed=seed, **self._options)
         [picture] = output.images or []
         return picture

@@ -114,8 +114,7 @@ class InternVLUJax(lmms):  # type: ignore[misc]  # the harness has no types
         text = context if IMAGE_MARK in context else prompts.with_pictures(context, len(pictures))
         chosen: dict[str, Any] = {"max_tiles": prompts.tiles(task, len(pictures))}
         if self._mode != "text":
-            size = self._pipe.source_size(pictures[0]) if pictures else (None, None)
-            chosen |= {"height": size[0], "width": size[1], "num_inference_steps": self._steps}
+            chosen["num_inference_steps"] = self._steps
         if self._mode != "image":
             chosen |= _writing(options)
         return _Asked(text, pictures, chosen, self._seed + number, f"{task}_{split}_{number}")

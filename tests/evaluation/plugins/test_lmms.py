@@ -75,7 +75,7 @@ def test_pictures_are_files_in_the_answer(loaded, tmp_path):
     assert [json.loads(answer) for answer in (edited, drawn)] == [
         {"text": text, "images": [str(file)]} for text, file in zip(("1.", "2."), files, strict=True)
     ]
-    assert [Image.open(file).size for file in files] == [(16, 16), (64, 48)]
+    assert [Image.open(file).size for file in files] == [(22, 17), (64, 48)]
     assert [(call["mode"], call["num_inference_steps"]) for call in pipe.calls] == [("text_image", 3)] * 2
 
 
