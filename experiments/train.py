@@ -7,12 +7,14 @@ CONFIG is stage1, stage2, stage3, finetune or debug. Run again with the same --w
 checkpoint is. SIGTERM and Ctrl-C save and end with status 0; a second Ctrl-C ends at once, with 130. In DIR:
 
     config.json     the configuration with every override      metrics.jsonl   one object a step
+    command.txt     the command that began it
     samples/        a sheet of pictures every so many steps     checkpoints/    what `convert` and `--start` take
 """
 
 from __future__ import annotations
 
 import difflib
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         prog=f"experiments.train {argv[0]}",
         config=(tyro.conf.AvoidSubcommands,),
     )
-    return run(arguments)
+    return run(arguments, shlex.join(["python", "-m", "experiments.train", *argv]))
 
 
 # Options that have another name or form since, and what to write in their place.
@@ -91,7 +93,7 @@ def _former_option(argv: list[str]) -> str | None:
     return next((name for name in names if name in _FORMER), None)
 
 
-def run(arguments: Arguments) -> int:
+def run(arguments: Arguments, command: str | None = None) -> int:
     """Trains; what a user can put right becomes one line and status 2, a run that broke down status 1."""
     cluster = arguments.cluster
     stopped = interrupted(arguments.workdir)
@@ -101,7 +103,7 @@ def run(arguments: Arguments) -> int:
         check_accelerator()
         enable_cache()
         with second_interrupt_ends(stopped):
-            outcome = train(arguments.run, arguments.workdir)
+            outcome = train(arguments.run, arguments.workdir, command=command)
     except (ValueError, FileExistsError) as error:
         return failed("error", one_line(error), 2)
     except (NotFiniteError, OSError) as error:

@@ -1,6 +1,7 @@
 """Work directories of training runs: what a run was started with, and the model that its last checkpoint makes.
 
     WORKDIR/config.json      the run's configuration
+    WORKDIR/command.txt      the command that began it
     WORKDIR/start/           what it never changes, as a model directory, but with the arrays {"frozen", "extras"} and
                              checksums of everything
     WORKDIR/checkpoints/     what it changes (see `RunCheckpoints`)
@@ -44,6 +45,7 @@ from internvlu_jax.utils.files import read_json, write_json
 from internvlu_jax.utils.tree import merge
 
 FORMAT = {"format": "internvlu_jax run", "version": 1}
+COMMAND = "command.txt"
 
 
 def is_run(directory: str | Path) -> bool:

@@ -103,6 +103,7 @@ class TrainConfig:
         part of the model, in training and when it draws.
     accumulate: micro-batches of one step; their losses are pooled before the one update.
     keep_last, keep_every: checkpoints that stay: the last so many, and those at multiples of that many steps.
+    report: a tracker of experiments that the metrics go to, too.
     sample_prompts: drawn every `sample_every` steps from fixed noise; sample_steps: steps of the sampler.
     """
 
@@ -124,6 +125,7 @@ class TrainConfig:
     keep_last: int = 2
     keep_every: int | None = None
     validation: ValidationConfig = ValidationConfig()
+    report: Literal["wandb", "trackio"] | None = None
     sample_every: int | None = None
     sample_prompts: tuple[str, ...] = field(default=())
     sample_steps: int = 20

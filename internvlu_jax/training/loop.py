@@ -26,20 +26,20 @@ from internvlu_jax.data.prefetch import Prefetcher
 from internvlu_jax.parallel.executors import Executor, make_executor
 from internvlu_jax.training import overview, setup
 from internvlu_jax.training.config import TrainConfig
-from internvlu_jax.training.reporting import Records
+from internvlu_jax.training.reporting import Records, check_tracker
 from internvlu_jax.training.resuming import Interrupted, check_settings, interruptible, interruption, sole_run
 from internvlu_jax.training.samples import sample_sheet
 from internvlu_jax.training.setup import InitialModel
 from internvlu_jax.training.step import Step, TrainState, not_finite
 from internvlu_jax.training.throughput import Operations, Rate, Waiting, peak_operations
 from internvlu_jax.training.validation import Validation
-from internvlu_jax.utils.files import check_writable
+from internvlu_jax.utils.files import check_writable, write_text
 from internvlu_jax.utils.sheets import save_sheet
 from internvlu_jax.utils.tree import merge
 
 # What may change between the calls that make up one run: how long, on what machine, and what is kept and shown.
 _MAY_CHANGE = (
-    "steps", "executor", "mesh", "save_every", "keep_last", "keep_every", "validation", "sample_every",
+    "steps", "executor", "mesh", "save_every", "keep_last", "keep_every", "validation", "report", "sample_every",
     "sample_prompts", "sample_steps", "data.threads", "data.prefetch", "data.max_broken", "data.allow_outside",
 )  # fmt: skip
 
@@ -58,8 +58,11 @@ class Outcome:
     stopped: bool
 
 
-def train(cfg: TrainConfig, workdir: str | Path, quiet: bool = False) -> Outcome:
+def train(cfg: TrainConfig, workdir: str | Path, quiet: bool = False, command: str | None = None) -> Outcome:
     """Runs or resumes `cfg` in `workdir`.
+
+    Args:
+        command: by which a user began the run, which is written down beside its configuration.
 
     Raises:
         ConfigError, ValueError: the configuration, data, mesh or work directory cannot be used, or another process is
@@ -68,14 +71,15 @@ def train(cfg: TrainConfig, workdir: str | Path, quiet: bool = False) -> Outcome
     """
     workdir = Path(workdir).absolute()
     check_workdir(cfg, workdir)
+    check_tracker(cfg.report)
     try:
         with interruptible(), sole_run(workdir):
-            return _train(cfg, workdir, quiet)
+            return _train(cfg, workdir, quiet, command)
     except Interrupted:  # before the first step of this call
         return Outcome(max(saved_steps(workdir / "checkpoints"), default=0), None, stopped=True)
 
 
-def _train(cfg: TrainConfig, workdir: Path, quiet: bool) -> Outcome:
+def _train(cfg: TrainConfig, workdir: Path, quiet: bool, command: str | None) -> Outcome:
     executor = make_executor(cfg.executor, cfg.mesh)
     for rows in {cfg.data.batch_size, cfg.data.packed_rows or cfg.data.batch_size}:
         executor.rows(rows)
@@ -89,7 +93,7 @@ def _train(cfg: TrainConfig, workdir: Path, quiet: bool) -> Outcome:
     ):
         if last is None:
             state = setup.first_state(cfg, initial, step, executor)
-            _write_start(cfg, workdir, initial, executor.savable(state))
+            _write_start(cfg, workdir, initial, executor.savable(state), command)
         else:
             state, position = setup.saved_state(cfg, initial, step, executor, workdir, saved, last)
             loader.restore(position)
@@ -108,7 +112,11 @@ def check_workdir(cfg: TrainConfig, workdir: Path) -> None:
         check_settings(workdir, dataclasses.asdict(cfg), _MAY_CHANGE)
 
 
-def _write_start(cfg: TrainConfig, workdir: Path, initial: InitialModel, state: TrainState) -> None:
+def _write_start(
+    cfg: TrainConfig, workdir: Path, initial: InitialModel, state: TrainState, command: str | None
+) -> None:
+    if command is not None and jax.process_index() == 0:
+        write_text(workdir / run_directory.COMMAND, command + "\n")
     if not run_directory.is_run(workdir):
         run_directory.start_run(
             workdir, dataclasses.asdict(cfg), initial.config, state.frozen, initial.extras, initial.tokenizer,
@@ -184,7 +192,10 @@ class _Run:
 
     @contextmanager
     def _records(self, done: int) -> Iterator[Records]:
-        records = Records(self._workdir, self._cfg.steps, done, write=self._first, show=self._first and not self._quiet)
+        cfg, first = self._cfg, self._first
+        tracker = None if cfg.report is None else (cfg.report, dataclasses.asdict(cfg))
+        show = first and not self._quiet
+        records = Records(self._workdir, cfg.steps, done, write=first, show=show, tracker=tracker)
         try:
             yield records
         finally:

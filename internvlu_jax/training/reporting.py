@@ -1,16 +1,21 @@
-"""What a run writes about itself: metrics.jsonl, TensorBoard files where that package is there, the live line."""
+"""What a run writes about itself: metrics.jsonl, TensorBoard files where that package is there, the live line; and,
+where it is asked to, it reports to a tracker of experiments."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import sys
 import time
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from internvlu_jax.config import ConfigError
 from internvlu_jax.utils.files import write_text
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -85,6 +90,36 @@ class TensorBoard:
             self._writer.close()
 
 
+TrackerName = Literal["wandb", "trackio"]
+
+
+def check_tracker(name: TrackerName | None) -> None:
+    """Raises ConfigError if there is no such tracker here; before anything is compiled."""
+    if name is not None and importlib.util.find_spec(name) is None:
+        raise ConfigError(f"report is {name!r}, which is not installed; pip install {name}")
+
+
+class Tracker:
+    """Reports to Weights & Biases or to trackio, which have the same calls. A run that goes on is the same run there.
+
+    Args:
+        name: of the package. workdir: of the run, whose path tells it from others of its name.
+        config: the run's configuration.
+    """
+
+    def __init__(self, name: TrackerName, workdir: Path, config: dict[str, Any]) -> None:
+        self._module = importlib.import_module(name)
+        run = f"{workdir.name}-{zlib.crc32(str(workdir).encode()):08x}"
+        places = {"id": run, "dir": str(workdir)} if name == "wandb" else {}  # trackio knows a run by its name alone
+        self._module.init(project="internvlu_jax", name=run, config=config, resume="allow", **places)
+
+    def write(self, values: dict[str, Any]) -> None:
+        self._module.log({name: value for name, value in values.items() if name != "step"}, step=values["step"])
+
+    def close(self) -> None:
+        self._module.finish()
+
+
 class LiveLine:
     """The step, its losses and the speed: a line that changes on a terminal, one every ten seconds elsewhere."""
 
@@ -112,15 +147,27 @@ class LiveLine:
 
 
 class Records:
-    """All three together.
+    """All of these together.
 
     Args:
         workdir: of the run. steps, done: how many it has, and how many are done.
         write: whether this process writes files; show: whether it shows the live line.
+        tracker: the one that is reported to by the process that writes files, and the run's configuration.
     """
 
-    def __init__(self, workdir: Path, steps: int, done: int, *, write: bool, show: bool) -> None:
+    def __init__(
+        self,
+        workdir: Path,
+        steps: int,
+        done: int,
+        *,
+        write: bool,
+        show: bool,
+        tracker: tuple[TrackerName, dict[str, Any]] | None = None,
+    ) -> None:
         self._files: list[Any] = [MetricsFile(workdir / "metrics.jsonl", done), TensorBoard(workdir)] if write else []
+        if write and tracker is not None:
+            self._files.append(Tracker(tracker[0], workdir, tracker[1]))
         self._line = LiveLine(steps, done, show)
 
     def write(self, step: int, values: dict[str, float], speed: str) -> None:

@@ -1,10 +1,13 @@
-"""The file of metrics: what is kept of it when a run goes on, and what is not a file of metrics."""
+"""The file of metrics: what is kept of it when a run goes on, what is not one; and what a tracker is told."""
 
 import json
+import sys
 
 import pytest
 
-from internvlu_jax.training.reporting import MetricsFile
+from internvlu_jax.config import ConfigError
+from internvlu_jax.training.reporting import MetricsFile, Records, check_tracker
+from tests.helpers.tracker import stand_in
 
 
 def test_lines_past_the_step_and_cut_ones_go(tmp_path):
@@ -27,3 +30,32 @@ def test_a_damaged_line_is_named(tmp_path, line):
     with pytest.raises(ValueError, match=r"metrics.jsonl, line 2: .* is not the metrics of a step"):
         MetricsFile(path, 5)
     assert path.read_bytes() == b'{"step": 1}\n' + line + b"\n"
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_tracker_is_told_what_the_file_is(tmp_path, monkeypatch, name):
+    """And a run that goes on is the same run there, another one in a directory of the same name is not."""
+    calls = stand_in(monkeypatch, name)
+    check_tracker(name)
+    for parent, done in (("a", 0), ("a", 1), ("b", 0)):
+        workdir = tmp_path / parent / "mine"
+        records = Records(workdir, 2, done, write=True, show=False, tracker=(name, {"steps": 2}))
+        records.write(done + 1, {"loss": 0.5, "rate": 1e-3}, "fast")
+        records.close()
+    assert [function for function, *_ in calls] == ["init", "log", "finish"] * 3
+    first, again, other = (named for function, _, named in calls if function == "init")
+    assert first == again and first["config"] == {"steps": 2} and first["resume"] == "allow"
+    assert first["name"].startswith("mine-") and first["name"] != other["name"]
+    assert set(first) - {"project", "name", "config", "resume"} == ({"id", "dir"} if name == "wandb" else set())
+    logged = [call for call in calls if call[0] == "log"]
+    assert logged[1] == ("log", ({"loss": 0.5, "rate": 1e-3},), {"step": 2})
+
+
+def test_a_tracker_is_imported_only_where_it_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # an import of it fails
+    Records(tmp_path, 1, 0, write=True, show=False).close()
+    Records(tmp_path, 1, 0, write=False, show=False, tracker=("wandb", {})).close()
+    check_tracker(None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="report is 'wandb', which is not installed; pip install wandb"):
+        check_tracker("wandb")

@@ -34,6 +34,7 @@ from internvlu_jax.training.loop import NotFiniteError, train
 from internvlu_jax.training.reporting import Records
 from internvlu_jax.utils import signals
 from internvlu_jax.utils.locks import locked
+from tests.helpers.tracker import stand_in
 from tests.helpers.training import CHECKPOINT, TINY, leaves_equal, one_block, with_data
 
 ROOT = Path(__file__).parents[2]
@@ -89,10 +90,13 @@ def test_what_a_run_writes(whole):
         assert sheet.size == (66, 32)
 
 
-def test_stopped_and_resumed_equals_whole(tiny, whole, tmp_path):
-    """Parameters, optimizer, data order and random numbers: bit for bit."""
-    assert train(dataclasses.replace(tiny, steps=2), tmp_path, quiet=True).steps == 2
-    assert train(tiny, tmp_path, quiet=True).steps == 4
+def test_stopped_and_resumed_equals_whole(tiny, whole, tmp_path, monkeypatch):
+    """Parameters, optimizer, data order and random numbers: bit for bit. A tracker may come in between."""
+    assert train(dataclasses.replace(tiny, steps=2), tmp_path, quiet=True, command="train 'a b'").steps == 2
+    told = stand_in(monkeypatch, "trackio")
+    assert train(dataclasses.replace(tiny, report="trackio"), tmp_path, quiet=True, command="again").steps == 4
+    assert [named["step"] for function, _, named in told if function == "log"] == [3, 4]
+    assert (tmp_path / "command.txt").read_text() == "train 'a b'\n"
     assert lines(tmp_path) == lines(whole)
     leaves_equal(loading.load(tmp_path).params, loading.load(whole).params)
     again = train(tiny, tmp_path, quiet=True)
