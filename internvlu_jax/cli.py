@@ -1,4 +1,4 @@
-"""The shell command `internvlu-jax`: one subcommand a mode, `demo`, `info`, and `convert`."""
+"""The shell command `internvlu-jax`: one subcommand a mode, `demo`, and those on checkpoints."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from internvlu_jax.checkpoints.commands import Adapters, Convert, Info, Push
 from internvlu_jax.config import Attention, Noise, Quantization
+from internvlu_jax.utils.progress import status
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 
 Prompt = Annotated[str, tyro.conf.Positional]
 Images = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE ...")]
-Adapters = Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH[:SCALE] ...")]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Model:
         from internvlu_jax.utils.failures import check_accelerator
 
         check_accelerator()
-        with _status(f"loading {self.checkpoint or 'the model in the box'}"):
+        with status(f"loading {self.checkpoint or 'the model in the box'}"):
             pipe = InternVLUPipeline.from_pretrained(
                 self.checkpoint,
                 dtype=self.dtype,
@@ -103,7 +104,10 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Text:
-    """Answer a question, about pictures or not."""
+    """Answer a question, about pictures or not.
+
+    Example: internvlu-jax text "How many circles are there?" --image a.png
+    """
 
     prompt: Prompt
     image: Images = ()
@@ -117,7 +121,7 @@ class Text:
     def run(self) -> None:
         images = _load_images(self.image)
         pipe = self.model.load()
-        with _status("answering"):
+        with status("answering"):
             out = pipe(
                 self.prompt, image=_one_entry(images), generation_mode="text", seed=self.seed, max_tiles=self.max_tiles,
                 **vars(self.writing),
@@ -129,7 +133,10 @@ class Text:
 
 @dataclass(frozen=True)
 class Draw:
-    """Draw a picture from a description."""
+    """Draw a picture from a description.
+
+    Example: internvlu-jax image "two red circles left of a blue square" --seed 3 --out a.png
+    """
 
     prompt: Prompt
     image: Images = ()
@@ -143,7 +150,10 @@ class Draw:
 
 @dataclass(frozen=True)
 class Edit:
-    """Change one picture, or draw from several."""
+    """Change one picture, or draw from several.
+
+    Example: internvlu-jax edit "make the blue square green" --image a.png --out b.png
+    """
 
     prompt: Prompt
     image: Images
@@ -158,7 +168,10 @@ class Edit:
 
 @dataclass(frozen=True)
 class TextImage:
-    """Reason in words first, then draw or edit."""
+    """Reason in words first, then draw or edit.
+
+    Example: internvlu-jax text-image "as many triangles as a square has corners" --out c.png
+    """
 
     prompt: Prompt
     image: Images = ()
@@ -172,7 +185,10 @@ class TextImage:
 
 @dataclass(frozen=True)
 class Demo:
-    """All four modes with the model in the box: pictures, texts and one sheet of them."""
+    """All four modes with the model in the box: pictures, texts and one sheet of them.
+
+    Example: internvlu-jax demo --seed 3
+    """
 
     out: Path = Path("demo")
     """A directory; files of the same names are overwritten."""
@@ -186,43 +202,8 @@ class Demo:
         run_demo(self.model.load(), self.out, self.seed)
 
 
-@dataclass(frozen=True)
-class Info:
-    """Parts, parameters and dtypes of a checkpoint, and what is missing."""
-
-    checkpoint: Annotated[str, tyro.conf.Positional]
-    """A directory, or a Hub id such as InternVL-U/InternVL-U."""
-
-    def run(self) -> None:
-        from internvlu_jax.checkpoints.info import print_info
-        from internvlu_jax.utils.failures import check_accelerator
-
-        check_accelerator()
-        print_info(self.checkpoint)
-
-
-@dataclass(frozen=True)
-class Convert:
-    """Rewrite a checkpoint in another layout. The way there and back is bit-exact."""
-
-    source: Annotated[Path, tyro.conf.Positional]
-    target: Annotated[Path, tyro.conf.Positional]
-    to: Literal["orbax", "released", "peft"]
-    """peft: the adapters of a run alone, as PEFT has them."""
-    adapter: Adapters = ()
-    """LoRA to fold in."""
-
-    def run(self) -> None:
-        from internvlu_jax.checkpoints.adapters import convert
-        from internvlu_jax.utils.failures import check_accelerator
-
-        check_accelerator()
-        with _status(f"converting {self.source}"):
-            convert(self.source, self.target, self.to, self.adapter)
-        print(self.target)
-
-
 _NAME = "internvlu-jax"
+_DESCRIPTION = "InternVL-U on JAX. --version prints which; --tyro-print-completion bash|zsh a script for completion."
 COMMANDS: dict[str, Callable] = {
     "text": Text,
     "image": Draw,
@@ -231,6 +212,7 @@ COMMANDS: dict[str, Callable] = {
     "demo": Demo,
     "info": Info,
     "convert": Convert,
+    "push": Push,
 }
 # The mode of each command that draws, what of its model changes pictures, and what of its drawing does not.
 _DRAWN = {"image": "image", "edit": "image", "text-image": "text_image"}
@@ -246,8 +228,12 @@ def main(args: list[str] | None = None) -> int:
     """
     from internvlu_jax.utils.failures import failed, one_line, out_of_memory
 
+    args = sys.argv[1:] if args is None else args
+    if args == ["--version"]:
+        print(f"{_NAME} {version(_NAME)}")
+        return 0
     try:
-        _command(sys.argv[1:] if args is None else args).run()
+        _command(args).run()
     except (ValueError, OSError) as error:
         return failed(_NAME, one_line(error), 2)
     except (RuntimeError, MemoryError) as error:
@@ -264,7 +250,7 @@ def _command(args: list[str]) -> Any:
     if given and args[0] in _DRAWN:
         prog = f"{_NAME} {args[0]}"
         return tyro.cli(COMMANDS[args[0]], prog=prog, args=args[1:], default=_repeated(Path(given[-1]), args[0]))
-    return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog=_NAME, description="InternVL-U on JAX.", args=args)
+    return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog=_NAME, description=_DESCRIPTION, args=args)
 
 
 def _repeated(path: Path, name: str) -> Any:
@@ -377,15 +363,6 @@ def _names(out: Path | None) -> Iterator[Path]:
     path = out or Path("out.png")
     numbered = itertools.chain([path], (path.with_stem(f"{path.stem}-{i}") for i in itertools.count(1)))
     return numbered if out is not None else (p for p in numbered if not p.exists())
-
-
-@contextmanager
-def _status(message: str) -> Iterator[None]:
-    """A spinner on standard error while something without steps runs."""
-    from rich.console import Console
-
-    with Console(stderr=True).status(message):
-        yield
 
 
 if __name__ == "__main__":

@@ -2,15 +2,17 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from internvlu_jax.cli import main
+from internvlu_jax.cli import COMMANDS, main
 from internvlu_jax.utils.files import written_whole
 from internvlu_jax.utils.picture_settings import read_settings, with_settings
 from tests.conftest import GOLDENS
@@ -273,6 +275,7 @@ def test_as_a_process(elsewhere):
 
     good = run("--help")
     assert good.returncode == 0 and "text-image" in good.stdout
+    assert run("--version").stdout.split() == ["internvlu-jax", version("internvlu-jax")]
     bad = run("image", "a cat", "--checkpoint", "/nowhere")
     assert bad.returncode == 2
     assert len(bad.stderr.strip().splitlines()) == 1
@@ -281,3 +284,25 @@ def test_as_a_process(elsewhere):
     assert without.returncode == 2
     (line,) = without.stderr.splitlines()
     assert line.startswith("internvlu-jax: JAX_PLATFORMS is 'cuda', and there is no such accelerator here")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_script_for_completion(shell, capsys):
+    """It knows the commands and their options, and bash takes it."""
+    with pytest.raises(SystemExit) as ended:
+        main(["--tyro-print-completion", shell])
+    script = capsys.readouterr().out
+    assert not ended.value.code and all(word in script for word in (*COMMANDS, "--adapter", "--num-images"))
+    if shell == "bash":
+        assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_one_example_that_is_right(name, capsys, monkeypatch):
+    """As far as reading it goes."""
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    (example,) = re.findall(r"Example: internvlu-jax (.*)", capsys.readouterr().out)
+    monkeypatch.setattr(COMMANDS[name], "run", lambda self: None)
+    assert main(shlex.split(example)) == 0 and example.startswith(name)

@@ -58,7 +58,8 @@ def convert(source: str | Path, target: str | Path, to: str, adapters: Sequence[
     if adapters or not is_run(workdir):
         raise ValueError(f"{source}: --to peft takes a run that trained adapters, or a step of it, and no --adapter")
     trained, settings = load_trained(workdir, step)
-    return export_adapter(target, model_config(workdir), trained, _alpha(workdir, settings), settings.get("start"))
+    base = loading.hub_id(settings.get("start"))  # a directory says nothing to others
+    return export_adapter(target, model_config(workdir), trained, _alpha(workdir, settings), base)
 
 
 def _with_adapters(

@@ -59,9 +59,16 @@ def resolve(name: str | Path | None) -> Path:
         return path
     if path.exists():
         raise ValueError(f"{path} is a file; expected the directory of a checkpoint")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) or str(name).startswith("."):
+    if hub_id(name) is None:
         raise ValueError(f"there is no directory {name}; expected a checkpoint directory or a Hub id like ORG/NAME")
     return _download(str(name))
+
+
+def hub_id(name: str | Path | None) -> str | None:
+    """The name of a checkpoint if it is one of a Hub repository, ORG/NAME, and no directory here."""
+    text = "" if name is None else str(name)
+    is_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) and not Path(text).exists()
+    return text if is_id else None
 
 
 def _download(repository: str) -> Path:

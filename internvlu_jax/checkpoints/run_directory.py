@@ -112,7 +112,7 @@ def config_differences(workdir: str | Path, config: dict[str, Any], may_change: 
     Raises:
         ValueError: the run's configuration cannot be read.
     """
-    stored = _leaves(_config(Path(workdir)))
+    stored = _leaves(stored_config(Path(workdir)))
     given = _leaves(json.loads(json.dumps(config)))
     # A run from before there was `head_sources` gave the head both signals, which has two spellings now.
     both = "head_sources" not in stored and given.get("head_sources") in ("null", '"both"')
@@ -132,7 +132,8 @@ def _leaves(tree: Any, path: str = "") -> dict[str, str]:
     return {p: value for name, node in items for p, value in _leaves(node, f"{path}.{name}".lstrip(".")).items()}
 
 
-def _config(workdir: Path) -> dict[str, Any]:
+def stored_config(workdir: Path) -> dict[str, Any]:
+    """A run's configuration (`with_present_names`). Raises ValueError if it cannot be read."""
     path = workdir.absolute() / "config.json"
     config = read_json(path)
     groups = ("objective", "data", "compute")
@@ -190,7 +191,7 @@ def load_run(
     """
     start = _start(workdir)
     last = _trained(workdir, step)
-    lora = _config(Path(workdir))["lora"]
+    lora = stored_config(Path(workdir))["lora"]
     _check_start(start)
     max_dtype = max_dtype if lora is None else None
     stored = array_shapes(start / "arrays")
@@ -211,7 +212,7 @@ def load_trained(workdir: str | Path, step: int | None = None) -> tuple[dict[str
     """
     _start(workdir)
     last = _trained(workdir, step)
-    return read_arrays(last, targets(array_shapes(last))), _config(Path(workdir))
+    return read_arrays(last, targets(array_shapes(last))), stored_config(Path(workdir))
 
 
 def run_shapes(workdir: str | Path, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -227,7 +228,7 @@ def model_config(workdir: str | Path) -> InternVLUConfig:
         ValueError: not a run, or a file cannot be read.
     """
     check_types(assets(workdir))
-    config, sources = read_config(assets(workdir)), _config(Path(workdir)).get("head_sources")
+    config, sources = read_config(assets(workdir)), stored_config(Path(workdir)).get("head_sources")
     if sources is None:
         return config
     return replace(config, generation_decoder=replace(config.generation_decoder, sources=sources))

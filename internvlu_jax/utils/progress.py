@@ -1,4 +1,4 @@
-"""The progress bar of the sampler, on standard error."""
+"""The progress bar of the sampler, and a word on what has no steps, on standard error."""
 
 from __future__ import annotations
 
@@ -19,3 +19,12 @@ def steps_bar(total: int, show: bool) -> Iterator[Callable[[], None] | None]:
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("drawing", total=total)
         yield lambda: bar.advance(task)
+
+
+@contextmanager
+def status(message: str) -> Iterator[None]:
+    """A spinner while something without steps runs."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(message):
+        yield

@@ -1,0 +1,130 @@
+"""To the Hub, with a stand-in for it: what is uploaded loads again, and the card says what the run wrote, no more."""
+
+import json
+import shutil
+from types import SimpleNamespace
+from unittest.mock import create_autospec
+
+import numpy as np
+import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors.numpy import load_file
+
+from converters.adapters import read_adapter
+from internvlu_jax.checkpoints import loading
+from internvlu_jax.checkpoints.model_card import _without_places
+from internvlu_jax.cli import main
+from internvlu_jax.utils.tree import paths
+from tests.checkpoints.test_adapters import model, run  # noqa: F401
+from tests.checkpoints.test_run_directory import RELEASED
+
+
+class Hub:
+    """Repositories in a folder; `api` takes the arguments that the real one takes."""
+
+    def __init__(self, root) -> None:
+        self.root, self.calls, self.api = root, [], create_autospec(HfApi, instance=True)
+
+    def create_repo(self, repo_id, *, private, exist_ok):
+        assert exist_ok
+        self.calls.append((repo_id, private))
+        (self.root / repo_id).mkdir(parents=True, exist_ok=True)
+
+    def file_exists(self, repo_id, name):
+        return (self.root / repo_id / name).exists()
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message):
+        shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
+        return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1 {commit_message}")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    made = Hub(tmp_path / "hub")
+    for name in ("create_repo", "file_exists", "upload_folder"):
+        getattr(made.api, name).side_effect = getattr(made, name)
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: made.api)
+    return made
+
+
+def front(card: str) -> dict[str, str]:
+    """The fields between the two lines of dashes."""
+    lines = card.split("---\n")[1].splitlines()
+    return dict(line.split(": ", 1) for line in lines if not line.startswith("#"))
+
+
+def test_adapters_of_a_run(hub, model, run, capsys):  # noqa: F811
+    """The card: data and command without the places of this machine, losses of the first step and the last."""
+    config = json.loads((run / "config.json").read_text())
+    config |= {
+        "name": "finetune", "steps": 40, "seed": 7, "accumulate": 4, "model": "x",
+        "data": {"sources": [["/home/somebody/my own/mine.jsonl", 1.0]], "batch_size": 8},
+        "objective": {"weights": [["text", 1.0], ["flow", 20.0]]},
+        "optimizer": {"learning_rate": 1e-4, "schedule": "cosine", "rates": [[".*/lora_[ab]|x", 1.0], [".*", 0.0]]},
+    }  # fmt: skip
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "command.txt").write_text(
+        "python -m experiments.train finetune --start=/home/somebody/x "
+        "--data.sources '/home/somebody/my own/mine.jsonl' 1\n"
+    )
+    lines = [{"step": n, "loss": 2 / n, "flow_loss": 1 / n, "rate": 1e-4} for n in range(1, 41)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["push", str(run), "ORG/NEW", "--to", "peft", "--message", "first"]) == 0
+    assert capsys.readouterr().out.strip() == "https://hub/ORG/NEW/commit/1 first"
+    assert hub.calls == [("ORG/NEW", True)]
+    folder = hub.root / "ORG/NEW"
+    assert list(read_adapter(folder, model.config)) and not (folder / "config.json").exists()
+    card = (folder / "README.md").read_text()
+    assert front(card)["base_model"] == "ORG/NAME" and "\n# license:\n" in card
+    assert "pipe.load_lora_weights('ORG/NEW')" in card and "from_pretrained('ORG/NAME')" in card
+    for line in (
+        "| steps | 40 |", "| data (weight) | mine.jsonl (1) |", "| losses (weight) | text 1, flow 20 |", "| seed | 7 |",
+        "| pictures a step | 8 x 4 |", "| trained | `.*/lora_[ab]\\|x` x 1 |", "| step | loss | flow_loss |",
+        "| 1 | 2.0000 | 1.0000 |", "| 40 | 0.0500 | 0.0250 |", "| started from | ORG/NAME |",
+        "python -m experiments.train finetune --start=x --data.sources mine.jsonl 1",
+    ):  # fmt: skip
+        assert line in card, line
+    assert "somebody" not in card and str(run.parent) not in card
+
+
+def test_a_card_that_is_there_stays(hub, capsys):
+    """The repository's before all, then that of a checkpoint; what has none gets a short one."""
+    (hub.root / "ORG/OLD").mkdir(parents=True)
+    (hub.root / "ORG/OLD/README.md").write_text("mine")
+    assert main(["push", str(RELEASED), "ORG/OLD", "--to", "orbax", "--public"]) == 0
+    assert hub.calls == [("ORG/OLD", False)] and (hub.root / "ORG/OLD/README.md").read_text() == "mine"
+    got, want = (paths(loading.load(place).params) for place in (hub.root / "ORG/OLD", RELEASED))
+    assert got.keys() == want.keys() and all(np.array_equal(got[path], want[path]) for path in got)
+    assert main(["push", str(RELEASED), "ORG/NEW", "--to", "released"]) == 0
+    card = (hub.root / "ORG/NEW/README.md").read_text()
+    count = sum(array.size for file in RELEASED.rglob("*.safetensors") for array in load_file(file).values())
+    assert f"{count:,} parameters" in card and "## Training" not in card and "license" in card
+
+
+def test_what_cannot_be_uploaded(hub, tmp_path, capsys):
+    for arguments, words in (
+        ([str(RELEASED), "no/such/name", "--to", "orbax"], "no/such/name"),
+        ([str(tmp_path / "none"), "ORG/NEW", "--to", "orbax"], "there is no directory"),
+        ([str(RELEASED), "ORG/NEW", "--to", "peft"], "takes a run that trained adapters"),
+    ):
+        assert main(["push", *arguments]) == 2
+        assert words in capsys.readouterr().err
+    assert not hub.calls
+
+    answer = SimpleNamespace(headers={}, request=None)
+    hub.api.create_repo.side_effect = HfHubHTTPError("401 Client Error\nmore", response=answer)
+    assert main(["push", str(RELEASED), "ORG/NEW", "--to", "orbax"]) == 2
+    assert "ORG/NEW cannot be written on the Hub: 401 Client Error. Check" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("/home/me/a b.jsonl", "a b.jsonl"), ("/data/t2i/", "t2i"), ("~/x/y", "y"), ("C:\\me\\z.png", "z.png"),
+        ("ORG/NAME", "ORG/NAME"), ("runs/1", "runs/1"), ("https://a.b/c", "https://a.b/c"), ("head/.*/(q|k)",) * 2,
+        (["--start=/a/b", {"x": ("/a/b", 1)[0]}], ["--start=/a/b", {"x": "b"}]),
+    ],
+)  # fmt: skip
+def test_absolute_paths_are_cut(text, left):
+    assert _without_places(text) == left
