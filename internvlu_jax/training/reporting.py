@@ -95,7 +95,10 @@ TrackerName = Literal["wandb", "trackio"]
 
 def check_tracker(name: TrackerName | None) -> None:
     """Raises ConfigError if there is no such tracker here; before anything is compiled."""
-    if name is not None and importlib.util.find_spec(name) is None:
+    spec = None if name is None else importlib.util.find_spec(name)
+    if name is not None and (
+        spec is None or spec.origin is None
+    ):  # a folder of that name, as wandb makes, has no origin
         raise ConfigError(f"report is {name!r}, which is not installed; pip install {name}")
 
 

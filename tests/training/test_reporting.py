@@ -56,6 +56,8 @@ def test_a_tracker_is_imported_only_where_it_is_asked_for(tmp_path, monkeypatch)
     Records(tmp_path, 1, 0, write=True, show=False).close()
     Records(tmp_path, 1, 0, write=False, show=False, tracker=("wandb", {})).close()
     check_tracker(None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.delitem(sys.modules, "wandb")
+    (tmp_path / "wandb").mkdir()  # as wandb itself leaves one, which Python takes for a package
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
     with pytest.raises(ConfigError, match="report is 'wandb', which is not installed; pip install wandb"):
         check_tracker("wandb")

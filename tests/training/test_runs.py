@@ -22,7 +22,7 @@ from experiments.configs.debug import TOY
 from experiments.train import Arguments
 from experiments.train import main as command
 from experiments.train import run as run_command
-from internvlu_jax.checkpoints import loading
+from internvlu_jax.checkpoints import adapters, loading
 from internvlu_jax.checkpoints.model_directory import save_model
 from internvlu_jax.checkpoints.run_checkpoints import saved_steps
 from internvlu_jax.config import ConfigError
@@ -135,6 +135,9 @@ def test_adapters_train_and_merge(tiny, tmp_path):
     leaves_equal(start["vlm"]["vit"], end["vlm"]["vit"])
     q = lambda params: params["head"]["mmdit"]["last_block"]["image"]["q"]["kernel"]  # noqa: E731
     assert 0 < np.max(np.abs(q(start) - q(end))) < 0.1
+    adapters.convert(tmp_path / "run", tmp_path / "peft", "peft")
+    adapters.convert(tiny.start, tmp_path / "folded", "orbax", [str(tmp_path / "peft")])
+    np.testing.assert_allclose(q(loading.load(tmp_path / "folded").params), q(end), atol=1e-7)
 
 
 def test_losses_on_held_out_records(tiny, whole, tmp_path):
