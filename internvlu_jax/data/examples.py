@@ -20,7 +20,7 @@ from internvlu_jax.data.records import BrokenRecord, PictureFile, Record
 from internvlu_jax.processing import chat
 from internvlu_jax.processing.images import tile_count
 from internvlu_jax.processing.layout import Layout, layout, takes_latents
-from internvlu_jax.processing.tokenizer import IM_END, Tokenizer
+from internvlu_jax.processing.tokenizer import Tokenizer
 
 BranchName = Literal["cond", "text_dropped", "uncond"]
 """Branches of guidance (`flow.guidance`); an example trains one of them."""
@@ -203,17 +203,12 @@ class ExampleBuilder:
         messages = _messages([human for human, _ in record.turns], len(counts))
         system = chat.check_system_text(record.system or chat.UNDERSTANDING_SYSTEM)
         tokens = iter([n * self._cfg.vlm.tokens_per_tile for n in counts])
+        expanded = [chat.expand_images(m, [next(tokens) for _ in range(m.count(chat.IMAGE_MARK))]) for m in messages]
         ids: list[int] = []
         written: list[bool] = []
-        for n, ((_, answer), message) in enumerate(zip(record.turns, messages, strict=True)):
-            marks = message.count(chat.IMAGE_MARK)
-            expanded = chat.expand_images(message, [next(tokens) for _ in range(marks)])
-            asked = chat.render(system, expanded, False) if n == 0 else chat.render_further(expanded)
-            said = chat.check_written_text(answer, "answer") + IM_END
-            for text, by_model in ((asked, False), (said, True)):
-                part = self._tokenizer.encode(text)
-                ids += part
-                written += [by_model] * len(part)
+        for part, by_model in chat.encode_turns(self._tokenizer, system, expanded, [said for _, said in record.turns]):
+            ids += part
+            written += [by_model] * len(part)
         tiles = sum(counts)
         if len(ids) > self._data.pack_length or tiles > self._data.pack_tiles:
             raise ValueError(

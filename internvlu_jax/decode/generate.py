@@ -84,7 +84,7 @@ def generate(
     Raises:
         ValueError: an option has no meaning, or options do not go together.
     """
-    _check(prompt, stop_ids, max_new_tokens, buffer, keys, temperature, top_p, top_k, repetition_penalty, num_beams)
+    check(prompt, stop_ids, max_new_tokens, buffer, keys, temperature, top_p, top_k, repetition_penalty, num_beams)
     if num_beams > 1 and stop_table is not None:
         raise ValueError(f"num_beams is {num_beams} and a stop_table is given; beams end with stop_ids alone")
     stops = np.asarray(stop_ids, np.int32)
@@ -98,7 +98,7 @@ def generate(
     return run(_write, model, *given, keys, heat, nucleus, penalty, stop_table, buffer=buffer, top_k=top_k)
 
 
-def _check(
+def check(
     prompt: Prompt,
     stop_ids: Sequence[int],
     max_new_tokens: int,
@@ -110,6 +110,7 @@ def _check(
     repetition_penalty: float,
     num_beams: int,
 ) -> None:
+    """Raises the ValueErrors of `generate`."""
     capacity = jax.tree.leaves(prompt.cache)[0].shape[-3]
     if not 1 <= max_new_tokens <= buffer:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; expected 1 to {buffer}, the size of the buffer")
@@ -131,9 +132,26 @@ def _check(
         raise ValueError(f"repetition_penalty is {repetition_penalty}; expected a number over 0 (1 is none)")
 
 
-class _State(NamedTuple):
+class Rules(NamedTuple):
+    """What stays the same while a text is written, arrays of the host or the device; None is none of it.
+
+    prompt_lengths: int32 [b]. stops: int32 [n], ids that end a text. pad_id: int32, written after the end. keys: [b],
+    of random choices. temperature, top_p, penalty: float32, as in `sampling`. stop_table: see `stop_strings`.
+    """
+
+    prompt_lengths: Any
+    stops: Any
+    pad_id: Any
+    keys: Any
+    temperature: Any
+    top_p: Any
+    penalty: Any
+    stop_table: Any
+
+
+class State(NamedTuple):
     """written: tokens chosen for rows still open, from 1. current: the last of each row, not yet fed. place: states in
-    the table of strings that end a text."""
+    the table of strings that end a text. tokens, lengths, captured, cache: as in `Generated`."""
 
     written: Int[Array, ""]
     current: Int[Array, "b"]
@@ -143,6 +161,87 @@ class _State(NamedTuple):
     place: Int[Array, "b"]
     captured: Float[Array, "b T e"] | None
     cache: KVCache
+
+    def generated(self) -> Generated:
+        return Generated(self.tokens, self.lengths, self.captured, self.cache, self.written - 1)
+
+
+def started(
+    model: TextModel,
+    params: Params,
+    cache: KVCache,
+    logits: Float[Array, "b v"],
+    rules: Rules,
+    *,
+    buffer: int,
+    top_k: int | None,
+) -> State:
+    """The first token of each row; arguments as in `generate`."""
+    rows = logits.shape[0]
+    first = choose(logits, rules.keys, 0, rules.temperature, rules.top_p, top_k)
+    place, stopped = _look(rules, jnp.zeros(rows, jnp.int32), first)
+    one = jnp.int32(1)
+    captured = jax.eval_shape(partial(_feed, model), params, cache, first, one, rules)[0].captured
+    return State(
+        written=one,
+        current=first,
+        tokens=jnp.full((rows, buffer), rules.pad_id, jnp.int32).at[:, 0].set(first),
+        lengths=jnp.ones(rows, jnp.int32),
+        ended=stopped,
+        place=place,
+        captured=_room(captured, buffer),
+        cache=cache,
+    )
+
+
+def advanced(
+    model: TextModel, params: Params, state: State, rules: Rules, until: Int[Array, ""], *, top_k: int | None
+) -> State:
+    """One token of each row a step, until so many are written or all rows have ended.
+
+    The cache is part of the carry of the loop, which updates it in place.
+    """
+
+    def unfinished(state: State) -> Array:
+        return (state.written < until) & ~state.ended.all()
+
+    def step(state: State) -> State:
+        read, logits = _feed(model, params, state.cache, state.current, state.written, rules)
+        logits = penalised(logits, state.tokens, state.written, rules.penalty)
+        chosen = choose(logits, rules.keys, state.written, rules.temperature, rules.top_p, top_k)
+        chosen = jnp.where(state.ended, rules.pad_id, chosen)
+        place, stopped = _look(rules, state.place, chosen)
+        return State(
+            written=state.written + 1,
+            current=chosen,
+            tokens=state.tokens.at[:, state.written].set(chosen),
+            lengths=state.lengths + ~state.ended,
+            ended=state.ended | stopped,
+            place=place,
+            captured=_put(state.captured, read.captured, state.written - 1),
+            cache=read.cache,
+        )
+
+    return jax.lax.while_loop(unfinished, step, state)
+
+
+def _feed(
+    model: TextModel, params: Params, cache: KVCache, current: Array, count: Array, rules: Rules
+) -> tuple[Read, Array]:
+    x = model.embed(params, current[:, None])
+    read = read_on(model, params, cache, x, rules.prompt_lengths + count - 1)
+    return read, model.logits(params, read.last)[:, 0]
+
+
+def _look(rules: Rules, place: Array, chosen: Array) -> tuple[Array, Array]:
+    """Where the strings stand after a token, and whether it ends the row."""
+    stopped = jnp.isin(chosen, rules.stops)
+    table = rules.stop_table
+    if table is None:
+        return place, stopped
+    after = table.at[place, chosen].get(mode="fill", fill_value=-1).astype(jnp.int32)
+    place = jnp.where(after < 0, place, after)  # a token without a column is none of the tokenizer's
+    return place, stopped | (place == table.shape[0] - 1)
 
 
 @partial(jax.jit, static_argnames=("model", "buffer", "top_k"), donate_argnames=("cache",))
@@ -164,57 +263,10 @@ def _write(
     buffer: int,
     top_k: int | None = None,
 ) -> Generated:
-    """One token of each row a step. The cache is part of the carry of the loop, which updates it in place."""
-    rows = logits.shape[0]
-
-    def feed(cache: KVCache, current: Array, count: Array) -> tuple[Read, Array]:
-        x = model.embed(params, current[:, None])
-        read = read_on(model, params, cache, x, prompt_lengths + count - 1)
-        return read, model.logits(params, read.last)[:, 0]
-
-    def look(place: Array, chosen: Array) -> tuple[Array, Array]:
-        """Where the strings stand after a token, and whether it ends the row."""
-        stopped = jnp.isin(chosen, stops)
-        if stop_table is None:
-            return place, stopped
-        after = stop_table.at[place, chosen].get(mode="fill", fill_value=-1).astype(jnp.int32)
-        place = jnp.where(after < 0, place, after)  # a token without a column is none of the tokenizer's
-        return place, stopped | (place == stop_table.shape[0] - 1)
-
-    def unfinished(state: _State) -> Array:
-        return (state.written < limit) & ~state.ended.all()
-
-    def step(state: _State) -> _State:
-        read, logits = feed(state.cache, state.current, state.written)
-        logits = penalised(logits, state.tokens, state.written, penalty)
-        chosen = jnp.where(state.ended, pad_id, choose(logits, keys, state.written, temperature, top_p, top_k))
-        place, stopped = look(state.place, chosen)
-        return _State(
-            written=state.written + 1,
-            current=chosen,
-            tokens=state.tokens.at[:, state.written].set(chosen),
-            lengths=state.lengths + ~state.ended,
-            ended=state.ended | stopped,
-            place=place,
-            captured=_put(state.captured, read.captured, state.written - 1),
-            cache=read.cache,
-        )
-
-    first = choose(logits, keys, 0, temperature, top_p, top_k)
-    place, stopped = look(jnp.zeros(rows, jnp.int32), first)
-    one = jnp.int32(1)
-    state = _State(
-        written=one,
-        current=first,
-        tokens=jnp.full((rows, buffer), pad_id, jnp.int32).at[:, 0].set(first),
-        lengths=jnp.ones(rows, jnp.int32),
-        ended=stopped,
-        place=place,
-        captured=_room(jax.eval_shape(feed, cache, first, one)[0].captured, buffer),
-        cache=cache,
-    )
-    state = jax.lax.while_loop(unfinished, step, state)
-    return Generated(state.tokens, state.lengths, state.captured, state.cache, state.written - 1)
+    """The whole text in one program."""
+    rules = Rules(prompt_lengths, stops, pad_id, keys, temperature, top_p, penalty, stop_table)
+    state = started(model, params, cache, logits, rules, buffer=buffer, top_k=top_k)
+    return advanced(model, params, state, rules, limit, top_k=top_k).generated()
 
 
 def _room(one: jax.ShapeDtypeStruct | None, buffer: int) -> Array | None:

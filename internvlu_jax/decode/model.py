@@ -122,6 +122,35 @@ def prefill(
 
 
 @partial(jax.jit, static_argnames=("model",), donate_argnames=("cache",))
+def read_further(
+    model: TextModel,
+    params: Params,
+    cache: KVCache,
+    x: Float[Array, "b s d"],
+    starts: Int[Array, "b"],
+    lengths: Int[Array, "b"],
+) -> Prompt:
+    """What `prefill` gives of whole rows, where the cache holds their first `starts` tokens: reads `x`, of each row the
+    `lengths` tokens that follow. `cache` is given up.
+    """
+    read = read_on(model, params, cache, x, starts)
+    last = jnp.take_along_axis(read.last, lengths[:, None, None] - 1, axis=1)
+    return Prompt(read.cache, starts + lengths, model.logits(params, last)[:, 0], read.captured)
+
+
+@partial(jax.jit, static_argnames=("model", "capacity"))
+def grown(model: TextModel, params: Params, cache: KVCache, *, capacity: int) -> KVCache:
+    """The cache with more slots at its end, `capacity` in all; model and parameters say where it lies."""
+    room = ((0, 0), (0, 0))
+
+    def longer(leaf: Array) -> Array:
+        more = (0, capacity - leaf.shape[-3])
+        return jnp.pad(leaf, (*[(0, 0)] * (leaf.ndim - 3), more, *room))
+
+    return jax.tree.map(longer, cache)
+
+
+@partial(jax.jit, static_argnames=("model",), donate_argnames=("cache",))
 def extend(
     model: TextModel, params: Params, cache: KVCache, x: Float[Array, "b s d"], starts: Int[Array, "b"]
 ) -> tuple[Float[Array, "b s e"] | None, KVCache]:

@@ -13,6 +13,7 @@ both are of first order. Everything that does not depend on x is worked out on t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -63,10 +64,34 @@ def schedule(num_steps: int, shift: float = 3.0, train_timesteps: int = 1000) ->
     return Schedule(timesteps, np.append(sigmas, 0.0).astype(np.float32))
 
 
+def schedule_of_sigmas(sigmas: Sequence[int | float]) -> Schedule:
+    """A schedule through these noise levels, which are not shifted. A 0 is put behind them.
+
+    Raises ValueError unless they fall, from at most 1 to over 0.
+    """
+    return _given("sigmas", sigmas, 1.0, 1000 * np.asarray(sigmas, np.float64))
+
+
+def schedule_of_timesteps(timesteps: Sequence[int | float]) -> Schedule:
+    """The same by 1000 times the noise levels."""
+    return _given("timesteps", timesteps, 1000.0, np.asarray(timesteps, np.float64))
+
+
+def _given(name: str, levels: Sequence[int | float], largest: float, times: np.ndarray) -> Schedule:
+    fall = times.ndim == 1 and len(times) > 0 and bool(np.all(np.diff(times) < 0))
+    if not (fall and times[-1] > 0 and times[0] <= 1000):
+        raise ValueError(
+            f"{name} is {list(levels)}; expected numbers that fall, from at most {largest:g} to over 0 (a last 0 is "
+            "added)"
+        )
+    # A time that is whole but for the rounding of float32 stays so.
+    return Schedule(np.trunc(times + 1e-4).astype(np.int32), np.append(times / 1000, 0.0).astype(np.float32))
+
+
 def steps(plan: Schedule) -> Steps:
     """The coefficients of equation (2) for every step of a schedule."""
     sigma = plan.sigmas.astype(np.float64)
-    with np.errstate(divide="ignore"):  # lambda is infinite at sigma = 0
+    with np.errstate(divide="ignore"):  # lambda is infinite at sigma = 0, and at sigma = 1
         log_snr = np.log(1 - sigma) - np.log(sigma)
     h = np.diff(log_snr)
     slope = np.zeros_like(h)

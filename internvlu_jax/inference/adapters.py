@@ -17,6 +17,7 @@ import numpy as np
 from converters.adapters import Adapter, Factors, linear_maps
 from internvlu_jax.checkpoints.adapters import checked_scale, find_adapter, joined
 from internvlu_jax.config import InternVLUConfig
+from internvlu_jax.inference.chat import ChatCache
 from internvlu_jax.inference.layers import STACK, changed_layer
 from internvlu_jax.models.internvlu import InternVLU, Params
 from internvlu_jax.models.lora import folded
@@ -38,6 +39,7 @@ class WithAdapters:
     model: InternVLU
     _on: Placement
     _kept: dict[Any, Any]
+    _conversation: ChatCache
 
     def __init__(self) -> None:
         self._adapters: dict[str, Adapter] = {}
@@ -125,6 +127,7 @@ class WithAdapters:
         self.params = from_paths(leaves | new)
         self._adapters, self._weights = adapters, weights
         self._kept.clear()  # states of the kernels as they were
+        self._conversation.clear()
 
     def _fold(self, kernel: jax.Array, a: np.ndarray, b: np.ndarray) -> jax.Array:
         new = self._on.run(_folded, self.model, {"kernel": kernel}, a, b)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,41 @@ class PictureInputs:
     text_dropped: Branch | None
     uncond: Branch
     sources: tuple[np.ndarray, ...] = ()
+
+
+class Then(NamedTuple):
+    """What is to follow a step: latents [b, y, x, c] in place of those that it gave, if any; and whether to stop."""
+
+    latents: np.ndarray | None = None
+    stop: bool = False
+
+
+Report = Callable[[int, int, np.ndarray], Then]
+"""(number of the step from 0, its time in [0, 1000], latents after it)."""
+
+
+def resized(pictures: Sequence[PictureInputs], grid: tuple[int, int], patch: int) -> list[PictureInputs]:
+    """The same to be drawn at other rows and columns of latents, of which the head has `patch` a token each way.
+
+    Branches that serve several pictures still do.
+    """
+    drawn = (grid[0] // patch, grid[1] // patch)
+    moved: dict[Branch, Branch] = {}
+
+    def move(branch: Branch) -> Branch:
+        if branch.layout.pictures[0] == drawn:
+            return branch
+        if branch not in moved:
+            own = replace(branch.layout, pictures=(drawn, *branch.layout.pictures[1:]))
+            moved[branch] = Branch(branch.context, own, {})
+        return moved[branch]
+
+    return [
+        replace(
+            p, cond=move(p.cond), uncond=move(p.uncond), text_dropped=p.text_dropped and move(p.text_dropped)
+        )
+        for p in pictures
+    ]  # fmt: skip
 
 
 def groups(
@@ -143,11 +178,11 @@ def draw(
     start: np.ndarray,
     schedule: solver.Schedule,
     scales: Scales,
-    report: Callable[[np.ndarray], None] | None = None,
+    report: Report | None = None,
 ) -> np.ndarray:
     """Draws pictures whose sources have the same sizes: latents [b, y, x, c] from noise `start`.
 
-    With `report` the steps run one by one, and it gets the latents after each.
+    With `report` the steps run one by one, and it says what follows each.
     """
     count = len(pictures)
     batch = groups(on, model, params, pictures, (start.shape[1], start.shape[2]))
@@ -156,27 +191,34 @@ def draw(
         drawn = on.run(programs.draw, model, params, on.put(start), steps, batch, scales)
         return np.asarray(on.get(drawn, count))
     state = on.put(solver.start(jnp.asarray(start)))
-    for i in range(len(schedule.timesteps)):
+    for i, timestep in enumerate(schedule.timesteps.tolist()):
         state = on.run(programs.draw_step, model, params, state, step_at(steps, i), batch, scales)
-        report(np.asarray(on.get(state.x, count)))
+        then = report(i, timestep, np.asarray(on.get(state.x, count)))
+        if then.latents is not None:
+            state = solver.SolverState(on.put(then.latents), state.clean)
+        if then.stop:
+            break
     return np.asarray(on.get(state.x, count))
 
 
 def reporter(
-    callback: Callable[[int, int, Any], None] | None, before: int, total: int, advance: Callable[[], None] | None
-) -> Callable[[np.ndarray], None] | None:
+    callback: Callable[[int, int, Any], None] | None,
+    before: int,
+    total: int,
+    advance: Callable[[], None] | None,
+    on_step_end: Report | None = None,
+) -> Report | None:
     """What happens after each step; None if nothing does, so that the whole loop can be one program."""
-    if callback is None and advance is None:
+    if callback is None and advance is None and on_step_end is None:
         return None
-    done = before
 
-    def report(latents: np.ndarray) -> None:
-        nonlocal done
-        done += 1
+    def report(step: int, timestep: int, latents: np.ndarray) -> Then:
         if callback is not None:
-            callback(done, total, latents)
+            callback(before + step + 1, total, latents)
+        then = Then() if on_step_end is None else on_step_end(step, timestep, latents)
         if advance is not None:
             advance()
+        return then
 
     return report
 

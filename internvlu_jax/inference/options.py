@@ -11,19 +11,23 @@ from typing import Any, get_args
 import numpy as np
 
 from internvlu_jax.config import InternVLUConfig, Noise
+from internvlu_jax.flow.solver import Schedule
 from internvlu_jax.processing.chat import MODES
-from internvlu_jax.utils.seeds import check_seed
+from internvlu_jax.utils.seeds import Seed, check_seed, is_key
 
 # Guidance (all, part) by mode; the released code's keyword defaults.
 GUIDANCE = {"image": (4.5, 2.0), "text_image": (3.5, 1.5)}
 # The released code leaves `text` to its library's default of 20 tokens, too short for an answer; reasoning has 200.
 NEW_TOKENS = {"text": 512, "text_image": 200}
+STEPS = 20  # of the sampler
+OUTPUT_TYPES = ("pil", "np", "latent")
 
 
 @dataclass(frozen=True)
 class Options:
     """Everything but prompts and pictures; the fields are those of `InternVLUPipeline.__call__`.
 
+    schedule: noise levels in place of those that steps and shift choose.
     returned: (height, width) that pictures are resized to, where it is not what was asked for.
     """
 
@@ -35,7 +39,7 @@ class Options:
     all_cfg_scale: float
     part_cfg_scale: float
     num_images_per_prompt: int
-    seed: int | tuple[int, ...]
+    seed: Seed | tuple[Seed, ...]
     noise: Noise
     latents: np.ndarray | None
     max_new_tokens: int
@@ -50,6 +54,9 @@ class Options:
     max_tiles: int
     callback: Callable[[int, int, Any], None] | None
     progress: bool
+    output_type: str = "pil"
+    callback_on_step_end: Callable[..., Any] | None = None
+    schedule: Schedule | None = None
     returned: tuple[int, int] | None = None
 
     def generated_size(self, config: InternVLUConfig) -> tuple[int, int]:
@@ -105,6 +112,9 @@ class Options:
     def _check_seed(self, expected: int) -> None:
         if self.noise not in get_args(Noise):
             raise ValueError(f"noise is {self.noise!r}; expected one of {', '.join(map(repr, get_args(Noise)))}")
+        seeds = self.seed if isinstance(self.seed, tuple) else (self.seed,)
+        if self.noise != "jax" and any(map(is_key, seeds)):
+            raise ValueError(f"noise is {self.noise!r} and the generator is a JAX key; expected 'jax', or an int")
         if not isinstance(self.seed, tuple):
             return check_seed(self.seed)
         if len(self.seed) != expected:
@@ -112,12 +122,12 @@ class Options:
         for number, seed in enumerate(self.seed):
             check_seed(seed, f"seed {number}")
 
-    def text_seed(self) -> int | tuple[int, ...]:
+    def text_seed(self) -> Seed | tuple[Seed, ...]:
         """Of sampled text: of several seeds for a prompt's pictures it has the first."""
         shared = 1 if self.mode == "text" else self.num_images_per_prompt
         return self.seed[::shared] if isinstance(self.seed, tuple) else self.seed
 
-    def seeds_of(self, prompts: Sequence[int]) -> int | tuple[int, ...]:
+    def seeds_of(self, prompts: Sequence[int]) -> Seed | tuple[Seed, ...]:
         """Of some of the prompts, by number, and their pictures."""
         if not isinstance(self.seed, tuple):
             return self.seed
@@ -151,6 +161,15 @@ class Options:
             raise ValueError(f"flow_shift is {self.flow_shift!r}; expected a number over 0 (1 shifts nothing)")
         if self.callback is not None and not callable(self.callback):
             raise ValueError(f"callback is {self.callback!r}; expected a function (step, total, latents)")
+        if self.callback_on_step_end is not None and not callable(self.callback_on_step_end):
+            raise ValueError(
+                f"callback_on_step_end is {self.callback_on_step_end!r}; expected a function (pipe, step, timestep, "
+                "callback_kwargs)"
+            )
+        if self.output_type not in OUTPUT_TYPES:
+            raise ValueError(
+                f"output_type is {self.output_type!r}; expected one of {', '.join(map(repr, OUTPUT_TYPES))}"
+            )
 
     def _check_latents(self, config: InternVLUConfig, num_prompts: int) -> None:
         if self.latents is None:

@@ -4,36 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from internvlu_jax.config import GenerationImageProcessorConfig
 from internvlu_jax.inference.options import Options
-from internvlu_jax.processing.processor import ProcessedPrompt
 
 
 @dataclass(frozen=True)
 class PipelineOutput:
     """text: one string per prompt, or None in image mode. tokens: their ids, without the prompt, with the stop token
-    if one was written. images: prompt by prompt, `num_images_per_prompt` of each, or None in text mode. seed: the
-    argument, or what was drawn where there was none."""
+    if one was written. images: prompt by prompt, `num_images_per_prompt` of each, or None in text mode; a list of PIL
+    pictures, or by `output_type` an array. seed: the argument, or what was drawn where there was none."""
 
     text: list[str] | None = None
     tokens: list[np.ndarray] | None = None
-    images: list[Image.Image] | None = None
-    seed: int | Sequence[int] | None = None
+    images: Any = None
+    seed: Any = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """What there is of pictures and text, in this order."""
+        return tuple(part for part in (self.images, self.text) if part is not None)
 
 
-def by_size(
-    run: Callable[[list[ProcessedPrompt], Options], PipelineOutput],
-    prompts: Sequence[ProcessedPrompt],
+class SourceSize(NamedTuple):
+    """(height, width) of a prompt's first source: as it was given, upright, and as it enters the head."""
+
+    given: tuple[int, int]
+    entering: tuple[int, int]
+
+
+def sized(
     options: Options,
+    source: SourceSize | None,
     asked: tuple[int | None, int | None],
     limits: GenerationImageProcessorConfig,
-) -> PipelineOutput:
-    """Runs prompts of one size together, and gives everything in the order of the prompts.
+) -> Options:
+    """The options for a prompt with this source.
 
     Where no size is asked for an edit is drawn in the size at which its first source enters the head, and comes back
     in that of the source, as far as the checkpoint's limits allow. A side that is not asked for is the source's too.
@@ -42,20 +50,38 @@ def by_size(
         options: those of the call; height and width are for prompts without pictures.
         asked: height and width of the call.
     """
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for n, prompt in enumerate(prompts):
-        drawn = returned = (options.height, options.width)
-        if prompt.size is not None and None in asked:
-            height, width = prompt.sources[0].shape[:2]
-            drawn = returned = (asked[0] or height, asked[1] or width)
-            if asked == (None, None):
-                returned = within(limits, prompt.size)
-        groups.setdefault((drawn, returned), []).append(n)
-    outputs = {}
-    for (drawn, returned), members in groups.items():
-        own = replace(options, height=drawn[0], width=drawn[1], returned=returned, seed=options.seeds_of(members))
-        outputs[tuple(members)] = run([prompts[n] for n in members], own)
+    if source is None or None not in asked:
+        return replace(options, returned=(options.height, options.width))
+    height, width = asked[0] or source.entering[0], asked[1] or source.entering[1]
+    returned = within(limits, source.given) if asked == (None, None) else (height, width)
+    return replace(options, height=height, width=width, returned=returned)
+
+
+def by_size(
+    run: Callable[[list[int], Options], PipelineOutput],
+    sources: Sequence[SourceSize | None],
+    options: Options,
+    asked: tuple[int | None, int | None],
+    limits: GenerationImageProcessorConfig,
+) -> PipelineOutput:
+    """Runs prompts of one size together, by their numbers, and gives everything in the order of the prompts.
+
+    Args:
+        sources: of each prompt; the rest as for `sized`.
+    """
+    groups: dict[tuple[Any, ...], tuple[Options, list[int]]] = {}
+    for n, source in enumerate(sources):
+        own = sized(options, source, asked, limits)
+        groups.setdefault((own.height, own.width, own.returned), (own, []))[1].append(n)
+    outputs = {
+        tuple(members): run(members, replace(own, seed=own.seeds_of(members))) for own, members in groups.values()
+    }
     return _in_order(outputs, options.num_images_per_prompt)
+
+
+def collected(images: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
+    """One array of arrays of one shape; of several shapes the list."""
+    return np.stack(images) if len({image.shape for image in images}) == 1 else images
 
 
 def within(limits: GenerationImageProcessorConfig, size: tuple[int, int]) -> tuple[int, int]:

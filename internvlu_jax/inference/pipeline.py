@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,20 +21,22 @@ from internvlu_jax.flow.noise import starting_noise
 from internvlu_jax.flow.solver import schedule
 from internvlu_jax.inference import drawing, programs
 from internvlu_jax.inference.adapters import WithAdapters
-from internvlu_jax.inference.drawing import Branch, PictureInputs
+from internvlu_jax.inference.arguments import Given, changed_latents, check_streams, check_together, options_of
+from internvlu_jax.inference.chat import ChatCache, WithChat
+from internvlu_jax.inference.drawing import Branch, PictureInputs, Report, Then, resized
+from internvlu_jax.inference.encoding import PromptEmbeds, source_size
 from internvlu_jax.inference.layers import listed
-from internvlu_jax.inference.options import GUIDANCE, NEW_TOKENS, Options
-from internvlu_jax.inference.outputs import PipelineOutput, by_size
-from internvlu_jax.inference.reasoning import reason, write
+from internvlu_jax.inference.options import Options
+from internvlu_jax.inference.outputs import PipelineOutput, by_size, collected, sized
+from internvlu_jax.inference.reasoning import reason, stream, stream_reasoning, write
+from internvlu_jax.inference.stream import TextStream, Writing, pieces
 from internvlu_jax.models.internvlu import InternVLU
 from internvlu_jax.models.quantization import check_quantization, placed, spread
 from internvlu_jax.ops.attention import resolve_implementation
 from internvlu_jax.parallel.placement import OneDevice, Placement, placement
 from internvlu_jax.processing.images import smart_resize
-from internvlu_jax.processing.layout import layout, takes_latents
 from internvlu_jax.processing.positions import Grid
 from internvlu_jax.processing.processor import ProcessedPrompt, Processor
-from internvlu_jax.processing.rows import Row, bucket, pack, pad_right
 from internvlu_jax.utils.compilation import enable_cache
 from internvlu_jax.utils.devices import prepare_cpu
 from internvlu_jax.utils.progress import steps_bar
@@ -41,11 +44,9 @@ from internvlu_jax.utils.seeds import any_seed
 
 # Pixels that the VAE decodes at once on a device; larger batches go through it in parts.
 _DECODE_PIXELS = 8 * 512 * 512
-# Branches of all-dropped prompts that are kept: two system texts draw, in the sizes that somebody asks for.
-_KEPT_BRANCHES = 16
 
 
-class InternVLUPipeline(WithAdapters):
+class InternVLUPipeline(WithChat, WithAdapters):
     """Understands, draws and edits pictures, and reasons before it draws.
 
     Calls with the same shapes share compiled programs; text lengths are padded to buckets, so new prompts seldom
@@ -69,6 +70,8 @@ class InternVLUPipeline(WithAdapters):
         self.processor = processor
         self.model = InternVLU(config, processor.tokenizer.special_table_ids, compute, quantization=quantization)
         self._kept: dict[tuple[bytes, Grid], Branch] = {}
+        self._conversation = ChatCache()
+        self._interrupt = False
 
     @classmethod
     def from_pretrained(
@@ -116,19 +119,25 @@ class InternVLUPipeline(WithAdapters):
 
     def __call__(
         self,
-        prompt: str | list[str],
+        prompt: str | list[str] | None = None,
         image: Any = None,
         generation_mode: str = "text",
         *,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 20,
+        num_inference_steps: int | None = None,
+        sigmas: Sequence[float] | np.ndarray | None = None,
+        timesteps: Sequence[float] | np.ndarray | None = None,
         flow_shift: float | None = None,
         all_cfg_scale: float | None = None,
+        guidance_scale: float | None = None,
         part_cfg_scale: float | None = None,
         num_images_per_prompt: int = 1,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: PromptEmbeds | None = None,
         seed: int | Sequence[int] | None = None,
-        noise: Noise = "torch-cpu",
+        generator: Any = None,
+        noise: Noise | None = None,
         latents: np.ndarray | jax.Array | None = None,
         max_new_tokens: int | None = None,
         do_sample: bool = False,
@@ -140,29 +149,39 @@ class InternVLUPipeline(WithAdapters):
         stop_strings: str | Sequence[str] = (),
         system_prompt: str | None = None,
         max_tiles: int = 1,
+        output_type: str = "pil",
+        return_dict: bool = True,
         callback: Callable[[int, int, np.ndarray], None] | None = None,
+        callback_on_step_end: Callable[..., Any] | None = None,
         progress: bool = False,
     ) -> PipelineOutput:
         """Runs the model on one prompt or a list of them.
 
         Args:
             prompt: text; `<image>` marks where a picture stands, and marks that are missing are put in front.
-            image: None, a PIL picture, or a list with one entry per prompt: a picture, a list of pictures, or None.
+            image: None, a picture, or a list with one entry per prompt: a picture, a list of pictures, or None. A
+                picture is a PIL one, the name of a file, or an array of whole numbers to 255 or floats to 1 [y, x, 3].
             generation_mode: "text" answers; "image" draws, or edits where there are pictures; "text_image" reasons in
                 words first.
             height, width: pixels of the picture; None takes the checkpoint's default, or for an edit the size of its
                 first source, as far as the checkpoint draws such. Prompts of several sizes are drawn one size after
                 the other.
-            num_inference_steps: steps of the sampler. flow_shift: of its noise levels (`flow.path.shift_sigma`); None
-                is the checkpoint's, that of its training.
+            num_inference_steps: steps of the sampler, by default 20. sigmas: its noise levels instead, that fall from
+                at most 1 and are taken as they are (a last 0 is added); or timesteps, 1000 times those.
+            flow_shift: of the noise levels (`flow.path.shift_sigma`); None is the checkpoint's, that of its training.
             all_cfg_scale, part_cfg_scale: guidance by everything, and by the source pictures alone; by default 4.5 and
-                2.0, with reasoning 3.5 and 1.5.
+                2.0, with reasoning 3.5 and 1.5. guidance_scale: another name of the first.
+            negative_prompt: what guidance leads away from, one for all or one for each prompt, in place of the dropped
+                prompt: of that without text and, for an edit, of that with the pictures alone, too.
+            prompt_embeds: what `encode_prompt` made of prompts and pictures, in place of these.
             seed: of the starting noise and of sampled text; None draws one. A list has one for each picture (for each
-                prompt in text mode): each is what it is alone.
-            noise: whose noise a seed stands for: "torch-cpu" and "torch-cuda" are that of the released code with
-                `torch.Generator("cpu" or "cuda").manual_seed(seed)`, the second unverified (`flow.torch_noise`); "jax"
-                that of JAX's keys.
-            latents: starting noise instead, float32 [images, height/8, width/8, channels].
+                prompt in text mode): each is what it is alone. generator: another name, which takes JAX keys, too:
+                jax.random.key(3) is seed 3 with the noise "jax".
+            noise: whose noise a seed stands for: "torch-cpu" (the default) and "torch-cuda" are that of the released
+                code with `torch.Generator("cpu" or "cuda").manual_seed(seed)`, the second unverified
+                (`flow.torch_noise`); "jax" that of JAX's keys.
+            latents: starting noise instead, float32 [images, height/8, width/8, channels]. An edit without a size then
+                has the checkpoint's.
             max_new_tokens: most tokens of text; by default 512, with reasoning 200.
             do_sample, temperature, top_k, top_p: draw tokens at random, from the so many best (None: from all) and of
                 them from those that together have this probability. num_beams: beam search. Otherwise greedy.
@@ -170,64 +189,125 @@ class InternVLUPipeline(WithAdapters):
             stop_strings: end a text, too; what was written up to there stays, the string included.
             system_prompt: replaces the system text.
             max_tiles: most tiles that a large picture is cut into for the vision encoder.
+            output_type: of `images`: "pil"; "np", float32 [images, y, x, 3] from 0 to 1; "latent", normalised latents
+                as `latents` takes them. Arrays of several sizes come in a list.
+            return_dict: whether to give a `PipelineOutput`, or the tuple (images, text) without what there is not.
             callback: called as (step, total, latents [b, y, x, c]) after each step of the sampler. Prompts whose source
                 pictures differ in size or number are drawn one group after the other, and steps count through them.
+            callback_on_step_end: called as (pipe, step, timestep, {"latents": latents}) after each step, as in
+                diffusers, steps counted from 0 in each such group. Latents [b, y, x, c] in what it returns take the
+                place of those; None changes nothing. With `pipe._interrupt = True` the steps that are left are not
+                made: the pictures are decoded as they are. What it raises comes through.
             progress: show a bar on standard error.
 
         Raises:
             ValueError: an argument cannot be used; before anything is computed.
         """
-        seed = self._on.agreed(any_seed()) if seed is None else seed
-        drawn = (height, width) if generation_mode in GUIDANCE else (None, None)
-        head = self.config.generation_decoder
-        guidance = GUIDANCE.get(generation_mode, (0.0, 0.0))
-        options = Options(
-            mode=generation_mode,
-            height=head.gen_image_height if drawn[0] is None else drawn[0],
-            width=head.gen_image_width if drawn[1] is None else drawn[1],
-            num_inference_steps=num_inference_steps,
-            flow_shift=head.flow_shift if flow_shift is None else flow_shift,
-            all_cfg_scale=guidance[0] if all_cfg_scale is None else all_cfg_scale,
-            part_cfg_scale=guidance[1] if part_cfg_scale is None else part_cfg_scale,
-            num_images_per_prompt=num_images_per_prompt,
-            seed=tuple(seed) if isinstance(seed, Sequence) else seed,
-            noise=noise,
-            latents=None if latents is None else np.asarray(latents),
-            max_new_tokens=NEW_TOKENS.get(generation_mode, 1) if max_new_tokens is None else max_new_tokens,
-            do_sample=do_sample,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            repetition_penalty=repetition_penalty,
-            num_beams=num_beams,
-            stop_strings=[stop_strings] if isinstance(stop_strings, str) else stop_strings,
-            system_prompt=system_prompt,
-            max_tiles=max_tiles,
-            callback=callback,
-            progress=progress,
-        )
+        given = dict(locals())
+        del given["self"]
+        options, prompts = self._prepared(given)
+        self._interrupt = False
+        out = self._answer(prompts, options, (height, width), prompt_embeds)
+        return self._given(out, given, options)
+
+    def stream(
+        self, prompt: str, image: Any = None, generation_mode: str = "text", **options: Any
+    ) -> TextStream[PipelineOutput]:
+        """The same with one prompt, whose text comes in pieces as it is written: see `TextStream`.
+
+        Args are those of a call. In "text_image" the picture is drawn when the result is asked for.
+
+        Raises:
+            ValueError: as in a call, or there are beams, whose texts are not settled before their end.
+            TypeError: there is no such argument.
+        """
+        bound = inspect.signature(type(self).__call__).bind(self, prompt, image, generation_mode, **options)
+        bound.apply_defaults()
+        given = bound.arguments
+        del given["self"]
+        check_streams(given)
+        checked, (one,) = self._prepared(given)
+        self._interrupt = False
+        return TextStream(self._streamed(one, checked, given))
+
+    def _streamed(self, prompt: ProcessedPrompt, options: Options, given: Given) -> Writing[PipelineOutput]:
+        visual, (row,) = self._see([prompt])
+        parts = self._on, self.model, self.params, self.processor.tokenizer, row, visual
+        if options.mode == "text":
+            tokens = yield from pieces(stream(*parts, options), self.processor.tokenizer)
+            return lambda: self._given(self._text([tokens]), given, options)
+        own = options if options.latents is not None else self._sized(prompt, options, given)
+        grid = own.latent_grid(self.config)
+        reasoning = stream_reasoning(*parts, own, self._source_grids(prompt), grid)
+        reasoned = yield from pieces(reasoning, self.processor.tokenizer)
+
+        def finish() -> PipelineOutput:
+            images = self._draw(self._pictures([prompt], [row], [reasoned.branch], visual, grid), own)
+            return self._given(dataclasses.replace(self._text([reasoned.tokens]), images=images), given, options)
+
+        return finish
+
+    def _sized(self, prompt: ProcessedPrompt, options: Options, given: Given) -> Options:
+        limits = self.config.processor.image_gen_processor_kwargs
+        return sized(options, source_size(prompt), (given["height"], given["width"]), limits)
+
+    def _prepared(self, given: Given) -> tuple[Options, list[ProcessedPrompt]]:
+        """The options and prompts of a call, checked."""
+        check_together(given)
+        options = options_of(given, self.config, lambda: self._on.agreed(any_seed()))
+        prompt, embeds = given["prompt"], given["prompt_embeds"]
+        if embeds is not None:
+            options.check(self.config, len(embeds))
+            return options, []
         options.check(self.config, len(prompt) if isinstance(prompt, list | tuple) else 1)
         prompts = self.processor.process(
-            prompt, image, generation_mode, system_prompt=system_prompt, max_tiles=max_tiles
-        )
-        if generation_mode == "text" or latents is not None:
-            return dataclasses.replace(self._run(prompts, options), seed=seed)
-        limits = self.config.processor.image_gen_processor_kwargs
-        return dataclasses.replace(by_size(self._run, prompts, options, (height, width), limits), seed=seed)
+            prompt, given["image"], options.mode, system_prompt=options.system_prompt, max_tiles=options.max_tiles,
+            negative_prompt=given["negative_prompt"],
+        )  # fmt: skip
+        return options, prompts
+
+    def _answer(
+        self,
+        prompts: Sequence[ProcessedPrompt],
+        options: Options,
+        asked: tuple[int | None, int | None],
+        embeds: PromptEmbeds | None,
+    ) -> PipelineOutput:
+        """Of prompts, or of what they were encoded to; `asked` are the height and width of the call."""
+
+        def run(members: Sequence[int], own: Options) -> PipelineOutput:
+            if embeds is None:
+                return self._run([prompts[n] for n in members], own)
+            patch = self.config.generation_decoder.latent_multiple
+            chosen = [embeds.pictures[n] for n in members]
+            return PipelineOutput(images=self._draw(resized(chosen, own.latent_grid(self.config), patch), own))
+
+        count = len(prompts) if embeds is None else len(embeds)
+        if options.mode == "text" or options.latents is not None:
+            return run(range(count), options)
+        sources = [source_size(p) for p in prompts] if embeds is None else embeds.sources
+        return by_size(run, sources, options, asked, self.config.processor.image_gen_processor_kwargs)
 
     def _run(self, prompts: Sequence[ProcessedPrompt], options: Options) -> PipelineOutput:
         """Of prompts whose pictures have one size."""
+        grid = options.latent_grid(self.config)
+        if options.mode == "image":
+            return PipelineOutput(images=self._draw(self._encode(prompts, grid), options))
         visual, rows = self._see(prompts)
         parts = self._on, self.model, self.params, self.processor.tokenizer
         if options.mode == "text":
             return self._text(write(*parts, rows, visual, options))
-        sources, grid = [self._source_grids(p) for p in prompts], options.latent_grid(self.config)
-        if options.mode == "image":
-            cond = self._branches(rows, sources, grid, visual)
-            return PipelineOutput(images=self._draw(prompts, rows, cond, visual, options))
-        reasoned = reason(*parts, rows, visual, options, sources, grid)
-        images = self._draw(prompts, rows, [r.branch for r in reasoned], visual, options)
+        reasoned = reason(*parts, rows, visual, options, [self._source_grids(p) for p in prompts], grid)
+        cond = [r.branch for r in reasoned]
+        images = self._draw(self._pictures(prompts, rows, cond, visual, grid), options)
         return dataclasses.replace(self._text([r.tokens for r in reasoned]), images=images)
+
+    def _given(self, out: PipelineOutput, given: Given, options: Options) -> Any:
+        """The output as it was asked for."""
+        seed = next((given[name] for name in ("seed", "generator") if given[name] is not None), options.seed)
+        images = out.images if options.output_type == "pil" or out.images is None else collected(out.images)
+        whole = dataclasses.replace(out, images=images, seed=seed)
+        return whole if given["return_dict"] else whole.to_tuple()
 
     def parameters(self) -> dict[str, Any]:
         """The parameters in their own shapes: under `pmap` `params` holds a copy for each device."""
@@ -241,127 +321,55 @@ class InternVLUPipeline(WithAdapters):
             max_pixels=limits.max_pixels, max_length=limits.max_length,
         )  # fmt: skip
 
-    def _see(self, prompts: Sequence[ProcessedPrompt]) -> tuple[np.ndarray | jax.Array | None, list[Row]]:
-        """Visual tokens of all pictures of the call, and the prompts as rows that know where theirs begin."""
-        counts = [len(p.tiles) * self.config.vlm.tokens_per_tile for p in prompts]
-        rows = [Row(p.cond, first) for p, first in zip(prompts, [0, *np.cumsum(counts)[:-1].tolist()], strict=True)]
-        tiles = np.concatenate([p.tiles for p in prompts])
-        if not len(tiles):
-            return None, rows
-        tokens = self._rows(programs.visual_tokens, tiles)
-        return tokens.reshape(-1, tokens.shape[-1]), rows
-
     def _text(self, tokens: list[np.ndarray]) -> PipelineOutput:
         return PipelineOutput([self.processor.tokenizer.decode(t.tolist()) for t in tokens], tokens)
 
-    def _draw(
-        self,
-        prompts: Sequence[ProcessedPrompt],
-        rows: Sequence[Row],
-        cond: Sequence[Branch],
-        visual: np.ndarray | jax.Array | None,
-        options: Options,
-    ) -> list[Image.Image]:
-        """Pictures of every prompt, of which `cond` are the branches with all of the condition."""
-        grid = options.latent_grid(self.config)
-        pictures = self._pictures(prompts, rows, cond, visual, grid)
+    def _draw(self, pictures: Sequence[PictureInputs], options: Options) -> list[Any]:
+        """So many pictures of each as are asked for."""
         repeated = [p for p in pictures for _ in range(options.num_images_per_prompt)]
         given = options.latents
-        shape = (*grid, self.config.vae.z_dim)
+        shape = (*options.latent_grid(self.config), self.config.vae.z_dim)
         start = starting_noise(options.noise, options.seed, len(repeated), shape) if given is None else given
         latents = self._sample(repeated, np.asarray(start, np.float32), options)
+        if options.output_type == "latent":
+            return list(latents)
         height, width = options.returned or (options.height, options.width)
-        return [Image.fromarray(p).resize((width, height), Image.Resampling.LANCZOS) for p in self._decode(latents)]
-
-    def _pictures(
-        self,
-        prompts: Sequence[ProcessedPrompt],
-        rows: Sequence[Row],
-        cond: Sequence[Branch],
-        visual: np.ndarray | jax.Array | None,
-        grid: Grid,
-    ) -> list[PictureInputs]:
-        """All branches of guidance, and latents of the sources."""
-        edits = [(p, row) for p, row in zip(prompts, rows, strict=True) if p.sources]
-        dropped = [Row(self._drawn_from(p.text_dropped), row.first_visual) for p, row in edits]
-        text_dropped = iter(self._branches(dropped, [self._source_grids(p) for p, _ in edits], grid, visual))
-        sources = iter(self._sources([s for p in prompts for s in p.sources]))
-        pictures = []
-        for prompt, own in zip(prompts, cond, strict=True):
-            kept = next(text_dropped) if prompt.sources else None
-            latents = tuple(next(sources) for _ in self._source_grids(prompt))
-            pictures.append(PictureInputs(own, kept, self._uncond(self._drawn_from(prompt.uncond), grid), latents))
-        return pictures
-
-    def _drawn_from(self, ids: np.ndarray | None) -> np.ndarray:
-        """The tokens of a dropped prompt, with the `<img>` that the processor leaves to reasoning."""
-        assert ids is not None  # as both modes that draw have them
-        start = self.processor.tokenizer.img_start
-        return ids if ids[-1] == start else np.append(ids, start).astype(np.int32)
-
-    def _source_grids(self, prompt: ProcessedPrompt) -> list[Grid]:
-        """Rows and columns of the latents of a prompt's sources; none where the head gets none."""
-        factor = self.config.vae.downsample_factor
-        sources = prompt.sources if takes_latents(self.config) else ()
-        return [(s.shape[0] // factor, s.shape[1] // factor) for s in sources]
-
-    def _branches(
-        self, rows: Sequence[Row], sources: Sequence[Sequence[Grid]], grid: Grid, visual: np.ndarray | jax.Array | None
-    ) -> list[Branch]:
-        """Encodes prompts for the head, all in one batch; `sources` are the grids of each row's source latents."""
-        if not rows:
-            return []
-        tokenizer = self.processor.tokenizer
-        layouts = [layout(self.config, tokenizer, row.ids, own, grid) for row, own in zip(rows, sources, strict=True)]
-        batch = pack(rows, tokenizer)
-        index, _ = pad_right([own.span for own in layouts], bucket(max(len(own.span) for own in layouts)), 0)
-        shown = visual if batch.visual_index is not None else None
-        ids, index, places = self._on.put((batch.ids, index, batch.visual_index))
-        made = self._on.run(programs.contexts, self.model, self.params, ids, index, shown, places)
-        contexts = np.asarray(self._on.get(made, len(rows)))
-        return [Branch(context[: len(own.span)], own) for context, own in zip(contexts, layouts, strict=True)]
-
-    def _uncond(self, ids: np.ndarray, grid: Grid) -> Branch:
-        """The branch of an all-dropped prompt. It depends on the system text and the size alone, so it is kept."""
-        key = (ids.tobytes(), grid)
-        if key not in self._kept:
-            same = [branch for (text, _), branch in self._kept.items() if text == key[0]]
-            own = layout(self.config, self.processor.tokenizer, ids, (), grid)
-            context = same[0].context if same else self._branches([Row(ids)], [()], grid, None)[0].context
-            if len(self._kept) >= _KEPT_BRANCHES:
-                self._kept.pop(next(iter(self._kept)))
-            self._kept[key] = Branch(context, own, {})
-        return self._kept[key]
-
-    def _sources(self, pixels: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Normalised latents of source pictures, those of one size in one batch."""
-        if not takes_latents(self.config):
-            return []
-        latents: dict[int, np.ndarray] = {}
-        for shape in dict.fromkeys(p.shape for p in pixels):
-            members = [i for i, p in enumerate(pixels) if p.shape == shape]
-            batch = self._rows(programs.encode, np.stack([pixels[i] for i in members]))
-            latents.update(zip(members, np.asarray(batch), strict=True))
-        return [latents[i] for i in range(len(pixels))]
+        decoded = map(Image.fromarray, self._decode(latents))
+        drawn = [picture.resize((width, height), Image.Resampling.LANCZOS) for picture in decoded]
+        return [np.asarray(p, np.float32) / 255 for p in drawn] if options.output_type == "np" else drawn
 
     def _sample(self, pictures: Sequence[PictureInputs], start: np.ndarray, options: Options) -> np.ndarray:
         """Latents of all pictures; those whose sources have the same sizes are drawn together."""
         kinds: dict[tuple, list[int]] = {}
         for i, picture in enumerate(pictures):
             kinds.setdefault(tuple(s.shape for s in picture.sources), []).append(i)
-        plan = schedule(options.num_inference_steps, options.flow_shift)
+        plan = options.schedule or schedule(options.num_inference_steps, options.flow_shift)
         scales = Scales(options.all_cfg_scale, options.part_cfg_scale)
         total = options.num_inference_steps * len(kinds)
-        latents = np.empty_like(start)
+        latents = start.copy()
         with steps_bar(total, options.progress) as advance:
             for number, members in enumerate(kinds.values()):
+                if self._interrupt:
+                    break
                 before = number * options.num_inference_steps
-                report = drawing.reporter(options.callback, before, total, advance)
+                report = drawing.reporter(options.callback, before, total, advance, self._on_step_end(options))
                 chosen = [pictures[i] for i in members]
                 latents[members] = drawing.draw(
                     self._on, self.model, self.params, chosen, start[members], plan, scales, report
                 )
         return latents
+
+    def _on_step_end(self, options: Options) -> Report | None:
+        """`callback_on_step_end`, as the sampler calls it."""
+        callback = options.callback_on_step_end
+        if callback is None:
+            return None
+
+        def report(step: int, timestep: int, latents: np.ndarray) -> Then:
+            returned = callback(self, step, timestep, {"latents": latents})
+            return Then(changed_latents(returned, latents), self._interrupt)
+
+        return report
 
     def _decode(self, latents: np.ndarray) -> list[np.ndarray]:
         """8-bit pictures [Y, X, 3], as many at once as memory allows."""
@@ -370,11 +378,6 @@ class InternVLUPipeline(WithAdapters):
         at_once = max(1, _DECODE_PIXELS // pixels) * self._on.shards
         parts = [latents[i : i + at_once] for i in range(0, len(latents), at_once)]
         return [p for part in parts for p in np.asarray(self._rows(programs.decode, part))]
-
-    def _rows(self, program: Callable[..., jax.Array], rows: np.ndarray) -> np.ndarray | jax.Array:
-        """What a program of the model gives for each row of an array."""
-        made = self._on.run(program, self.model, self.params, self._on.put(rows))
-        return self._on.get(made, len(rows))
 
 
 def _check_attention(config: InternVLUConfig, compute: Compute) -> None:

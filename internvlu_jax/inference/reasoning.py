@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from internvlu_jax.decode.blocks import Written, write_in_blocks
 from internvlu_jax.decode.generate import Generated, generate
 from internvlu_jax.decode.model import LanguageModel, Prompt, extend, prefill
 from internvlu_jax.decode.stop_strings import stop_table
@@ -78,6 +79,71 @@ def reason(
     return [Reasoned(tokens, branch) for tokens, branch in zip(text.tokens, branches, strict=True)]
 
 
+def stream(
+    on: Placement,
+    model: InternVLU,
+    params: Params,
+    tokenizer: Tokenizer,
+    row: Row,
+    visual: np.ndarray | jax.Array | None,
+    options: Options,
+) -> Generator[np.ndarray, None, np.ndarray]:
+    """`write` for one prompt. Yields the token ids of each block, gives all of them."""
+    text = yield from _stream(on, LanguageModel(model), params, tokenizer, row, visual, options)
+    return text.tokens[0]
+
+
+def stream_reasoning(
+    on: Placement,
+    model: InternVLU,
+    params: Params,
+    tokenizer: Tokenizer,
+    row: Row,
+    visual: np.ndarray | jax.Array | None,
+    options: Options,
+    sources: Sequence[Grid],
+    grid: Grid,
+) -> Generator[np.ndarray, None, Reasoned]:
+    """`reason` for one prompt. Yields the token ids of each block."""
+    text = yield from _stream(on, LanguageModel(model, reasoning=True), params, tokenizer, row, visual, options)
+    (branch,) = _branches(on, model, params, tokenizer, [row], text, [sources], grid)
+    return Reasoned(text.tokens[0], branch)
+
+
+def settings(on: Placement, tokenizer: Tokenizer, options: Options, rows: int) -> dict[str, Any]:
+    """What `decode` is told of how to write, but for beams."""
+    return {
+        "stop_ids": tokenizer.stop_ids,
+        "pad_id": tokenizer.pad,
+        "max_new_tokens": options.max_new_tokens,
+        "buffer": bucket(options.max_new_tokens),
+        "keys": on.put(numbered_keys(options.text_seed(), rows)) if options.do_sample else None,
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "top_k": options.top_k,
+        "repetition_penalty": options.repetition_penalty,
+        "stop_table": stop_table(tokenizer, tuple(options.stop_strings)) if options.stop_strings else None,
+        "run": on.run,
+    }
+
+
+def _read(
+    on: Placement,
+    language_model: LanguageModel,
+    params: Params,
+    tokenizer: Tokenizer,
+    rows: Sequence[Row],
+    visual: np.ndarray | jax.Array | None,
+    room: int,
+) -> tuple[PromptBatch, Prompt]:
+    """Reads prompts; the cache has room for so many tokens after them."""
+    batch = pack(rows, tokenizer)
+    shown = visual if batch.visual_index is not None else None
+    ids, places, lengths = on.put((batch.ids, batch.visual_index, batch.lengths))
+    x = on.run(programs.embed, language_model.model, params, ids, shown, places)
+    return batch, on.run(prefill, language_model, params, x, lengths, capacity=batch.ids.shape[1] + room)
+
+
 def _write(
     on: Placement,
     language_model: LanguageModel,
@@ -87,32 +153,42 @@ def _write(
     visual: np.ndarray | jax.Array | None,
     options: Options,
 ) -> _Text:
-    batch = pack(rows, tokenizer)
-    shown = visual if batch.visual_index is not None else None
-    ids, places, lengths = on.put((batch.ids, batch.visual_index, batch.lengths))
-    x = on.run(programs.embed, language_model.model, params, ids, shown, places)
-    buffer = bucket(options.max_new_tokens)
-    prompt = on.run(prefill, language_model, params, x, lengths, capacity=batch.ids.shape[1] + buffer)
-    generated = generate(
-        language_model,
-        params,
-        prompt,
-        stop_ids=tokenizer.stop_ids,
-        pad_id=tokenizer.pad,
-        max_new_tokens=options.max_new_tokens,
-        buffer=buffer,
-        keys=on.put(numbered_keys(options.text_seed(), len(rows))) if options.do_sample else None,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        top_k=options.top_k,
-        repetition_penalty=options.repetition_penalty,
-        num_beams=options.num_beams,
-        stop_table=stop_table(tokenizer, tuple(options.stop_strings)) if options.stop_strings else None,
-        run=on.run,
-    )
+    how = settings(on, tokenizer, options, len(rows))
+    batch, prompt = _read(on, language_model, params, tokenizer, rows, visual, how["buffer"])
+    generated = generate(language_model, params, prompt, num_beams=options.num_beams, **how)
     written, counts = map(np.asarray, on.get((generated.tokens, generated.lengths), len(rows)))
     tokens = [row[:count] for row, count in zip(written, counts, strict=True)]
     return _Text(batch, prompt, generated, tokens)
+
+
+def _stream(
+    on: Placement,
+    language_model: LanguageModel,
+    params: Params,
+    tokenizer: Tokenizer,
+    row: Row,
+    visual: np.ndarray | jax.Array | None,
+    options: Options,
+) -> Generator[np.ndarray, None, _Text]:
+    how = settings(on, tokenizer, options, 1)
+    batch, prompt = _read(on, language_model, params, tokenizer, [row], visual, how["buffer"])
+    blocks = write_in_blocks(language_model, params, prompt, get=partial(on.get, rows=1), **how)
+    generated, tokens = yield from one_row(blocks)
+    return _Text(batch, prompt, generated, [tokens])
+
+
+def one_row(
+    blocks: Generator[Written, None, Generated],
+) -> Generator[np.ndarray, None, tuple[Generated, np.ndarray]]:
+    """The first row of blocks: yields what each adds to its token ids, gives the result and all of them."""
+    tokens = np.zeros(0, np.int32)
+    while True:
+        try:
+            so_far = next(blocks)
+        except StopIteration as end:
+            return end.value, tokens
+        before, tokens = len(tokens), so_far.tokens[0, : so_far.lengths[0]]
+        yield tokens[before:]
 
 
 def kept_text(tokens: np.ndarray) -> np.ndarray:

@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from internvlu_jax.processing.tokenizer import IM_END, IM_START, IMG_CONTEXT, IMG_END, IMG_START, IMG_UNCOND
+from internvlu_jax.processing.tokenizer import (
+    IM_END,
+    IM_START,
+    IMG_CONTEXT,
+    IMG_END,
+    IMG_START,
+    IMG_UNCOND,
+    Tokenizer,
+)
 
 MODES = ("text", "image", "text_image")
 IMAGE_MARK = "<image>"
@@ -102,8 +110,11 @@ def user_message(text: str, images: int) -> str:
     return normalise_user_text(place_images(text, images))
 
 
-def text_dropped_message(images: int) -> str:
-    """The message without its text: the pictures alone, or nothing at all where there are none."""
+def text_dropped_message(images: int, negative: str = "") -> str:
+    """The message without its text: the pictures alone, or nothing at all where there are none; or with another text,
+    from which guidance leads away."""
+    if negative.strip():
+        return user_message(negative, images)
     return f"{IMAGE_MARK}\n" * images + TEXT_DROPPED if images else UNCOND
 
 
@@ -127,6 +138,31 @@ def render(system: str, message: str, final_img: bool) -> str:
 def render_further(message: str) -> str:
     """What follows an answer and its `<|im_end|>` when the conversation goes on: the next turn, up to its answer."""
     return f"\n{IM_START}user\n{message}{IM_END}\n{IM_START}assistant\n"
+
+
+def encode_turns(
+    tokenizer: Tokenizer, system: str, messages: Sequence[str], answers: Sequence[str]
+) -> list[tuple[list[int], bool]]:
+    """A conversation as stretches of token ids, and whether the model is the one to write each.
+
+    Stretches are tokenised alone, as they are where the model writes its own: nothing joins the end of a prompt to the
+    start of an answer.
+
+    Args:
+        messages: of the user, with their pictures expanded. answers: to the first messages, one each, or to all but the
+            last, which is then to be answered.
+
+    Raises:
+        ValueError: an answer holds a token that bounds turns or pictures.
+    """
+    stretches = []
+    for n, message in enumerate(messages):
+        asked = render(system, message, False) if n == 0 else render_further(message)
+        stretches.append((tokenizer.encode(asked), False))
+        if n < len(answers):
+            said = check_written_text(answers[n], "answer") + IM_END
+            stretches.append((tokenizer.encode(said), True))
+    return stretches
 
 
 def _refuse_tokens(text: str, tokens: Sequence[str], what: str) -> None:

@@ -52,6 +52,31 @@ def load_image(path: str | Path) -> Image.Image:
         return Image.fromarray(to_rgb(image))
 
 
+def as_picture(value: Any) -> Any:
+    """A picture given as the name of a file, or as an array: whole numbers to 255 or floats to 1, [y, x], [y, x, 1],
+    [y, x, 3] or [y, x, 4], as a PIL one; anything else as it is, for `to_rgb` to judge.
+
+    Raises:
+        ValueError: the file cannot be read (`load_image`), or the array is no picture.
+    """
+    if isinstance(value, str | Path):
+        return load_image(value)
+    if not (hasattr(value, "__array__") and hasattr(value, "dtype") and hasattr(value, "shape")):
+        return value
+    array = np.asarray(value)
+    kind = array.dtype.kind
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    levels = 1 if kind == "f" else 255
+    shaped = array.size and (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4)))
+    if not (shaped and kind in "uif" and array.min() >= 0 and array.max() <= levels):
+        raise ValueError(
+            f"an array of shape {array.shape} and dtype {array.dtype} is no picture; expected [y, x, 3], [y, x, 4] or "
+            "[y, x], of whole numbers from 0 to 255 or floats from 0 to 1 (several go into a list)"
+        )
+    return Image.fromarray(np.rint(array * 255).astype(np.uint8) if kind == "f" else array.astype(np.uint8))
+
+
 @contextmanager
 def opened_picture(file: Path | BufferedReader | BytesIO, name: str) -> Iterator[Image.Image]:
     """The picture in `file`, its header read and its pixels not. All that goes wrong in the block names it.

@@ -13,7 +13,7 @@ from PIL import Image
 
 from internvlu_jax.config import ProcessorConfig
 from internvlu_jax.processing import chat
-from internvlu_jax.processing.images import generation_pixels, to_rgb, vision_tiles
+from internvlu_jax.processing.images import as_picture, generation_pixels, to_rgb, vision_tiles
 from internvlu_jax.processing.tokenizer import Tokenizer
 
 TokenIds = Int32[np.ndarray, "_"]
@@ -64,16 +64,19 @@ class Processor:
         *,
         system_prompt: str | None = None,
         max_tiles: int = 1,
+        negative_prompt: Any = None,
     ) -> list[ProcessedPrompt]:
         """One `ProcessedPrompt` for each prompt.
 
         Args:
             prompts: a string or a list of strings.
-            images: None, a PIL picture (for a single prompt), or a list with one entry per prompt: a picture, a list of
-                pictures, or None.
+            images: None, a picture (for a single prompt), or a list with one entry per prompt: a picture, a list of
+                pictures, or None. A picture is a PIL one, the name of a file, or an array (`images.as_picture`).
             mode: "text", "image", or "text_image"; in the last no row ends in `<img>` yet, for text comes first.
             system_prompt: replaces the system text of every prompt and of its dropped rows.
             max_tiles: most tiles a picture is cut into for the vision encoder, the added thumbnail not counted.
+            negative_prompt: a string for all prompts or a list with one each; stands in the dropped rows in place of
+                what they say. None and "" leave it.
 
         Raises:
             ValueError: anything in these arguments that cannot be used; names the prompt where there are several.
@@ -86,10 +89,11 @@ class Processor:
             chat.check_system_text(system_prompt)
         texts = _list_prompts(prompts)
         pictures = _list_images(images, len(texts))
+        negatives = _list_negatives(negative_prompt, len(texts))
         processed = []
-        for i, (text, own) in enumerate(zip(texts, pictures, strict=True)):
+        for i, (text, own, negative) in enumerate(zip(texts, pictures, negatives, strict=True)):
             try:
-                processed.append(self._one(text, own, mode, system_prompt, max_tiles))
+                processed.append(self._one(text, own, mode, system_prompt, max_tiles, negative))
             except ValueError as error:
                 if len(texts) == 1:
                     raise
@@ -97,11 +101,11 @@ class Processor:
         return processed
 
     def _one(
-        self, text: str, images: Sequence[Any], mode: str, system_prompt: str | None, max_tiles: int
+        self, text: str, images: Sequence[Any], mode: str, system_prompt: str | None, max_tiles: int, negative: str
     ) -> ProcessedPrompt:
         message = chat.user_message(text, len(images))
         system = chat.system_text(mode, bool(images)) if system_prompt is None else system_prompt
-        pictures = [to_rgb(image) for image in images]
+        pictures = [to_rgb(as_picture(image)) for image in images]
         tiles = [vision_tiles(picture, self.cfg.image_processor_kwargs, max_tiles) for picture in pictures]
         tokens = [len(t) * self.cfg.image_seq_length for t in tiles]
 
@@ -112,8 +116,8 @@ class Processor:
         text_dropped = uncond = None
         sources: tuple[np.ndarray, ...] = ()
         if mode != "text":
-            uncond = row(chat.UNCOND, ())
-            text_dropped = row(chat.text_dropped_message(len(images)), tokens) if images else None
+            uncond = row(chat.user_message(negative, 0) or chat.UNCOND, ())
+            text_dropped = row(chat.text_dropped_message(len(images), negative), tokens) if images else None
             sources = tuple(generation_pixels(picture, self.cfg.image_gen_processor_kwargs) for picture in pictures)
         size = self.cfg.image_processor_kwargs.size
         no_tiles = np.zeros((0, size.height, size.width, 3), np.uint8)
@@ -140,16 +144,26 @@ def _list_prompts(prompts: Any) -> list[str]:
     return list(prompts)
 
 
+def _list_negatives(negative: Any, prompts: int) -> list[str]:
+    if negative is None or isinstance(negative, str):
+        return [negative or ""] * prompts
+    if not (isinstance(negative, list | tuple) and all(isinstance(text, str) for text in negative)):
+        raise ValueError(f"negative_prompt is {negative!r}; expected a string, a list of strings, or None")
+    if len(negative) != prompts:
+        raise ValueError(f"negative_prompt has {len(negative)} entries; expected one for all, or {prompts}, one each")
+    return list(negative)
+
+
 def _list_images(images: Any, prompts: int) -> list[Sequence[Any]]:
     """The pictures of each prompt; `to_rgb` checks what they are."""
     if images is None:
         return [()] * prompts
-    if isinstance(images, Image.Image):
+    if isinstance(images, Image.Image | str | Path) or hasattr(images, "__array__"):
         if prompts != 1:
             raise ValueError(f"one picture for {prompts} prompts; give a list with one entry per prompt")
         return [[images]]
     if not isinstance(images, list | tuple):
-        raise ValueError(f"image is a {type(images).__name__}; expected None, a PIL image, or one entry per prompt")
+        raise ValueError(f"image is a {type(images).__name__}; expected None, a picture, or one entry per prompt")
     if len(images) != prompts:
         raise ValueError(
             f"{prompts} prompt(s) but {len(images)} entries in the list of images; expected one entry per prompt "

@@ -4,12 +4,14 @@ import io
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from internvlu_jax import InternVLUPipeline
 from internvlu_jax.inference import programs
+from internvlu_jax.inference.encoding import PromptEmbeds
 from tests.conftest import GOLDENS
 
 CHECKPOINT = GOLDENS / "base/checkpoint"
@@ -88,8 +90,11 @@ DRAW = {"generation_mode": "image"}
         ("a", None, {"repetition_penalty": -1.0}, r"repetition_penalty is -1\.0"),
         ("a", PICTURE, {"max_tiles": 0}, "max_tiles is 0"),
         ("a <img>", None, {}, "<img>"),
-        ("a", "photo.png", {}, "str"),
-        ("a", [["photo.png"]], {}, "expected a PIL image, found str"),
+        ("a", "photo.png", {}, "^photo.png: no such picture file"),
+        ("a", [["photo.png"]], {}, "^photo.png: no such picture file"),
+        ("a", [[b"photo.png"]], {}, "expected a PIL image, found bytes"),
+        ("a", np.zeros((4, 4, 2), np.uint8), {}, r"an array of shape \(4, 4, 2\) and dtype uint8 is no picture"),
+        ("a", np.full((40, 40, 3), 2.0), {}, r"dtype float64 is no picture; expected.* floats from 0 to 1"),
         ("a", [[truncated()]], {}, "truncated"),
         ("a", Image.new("RGB", (0, 4)), {}, "0 x 4"),
         ("a", Image.new("RGB", (3000, 10)), {}, "aspect ratio of 300"),
@@ -99,6 +104,112 @@ DRAW = {"generation_mode": "image"}
 def test_call(pipe, prompt, image, kwargs, message):
     with pytest.raises(ValueError, match=message):
         pipe(prompt, image, **kwargs)
+
+
+SEEN = [0.9, 0.5]
+
+
+def fake_torch_generator():
+    """As torch's is called; torch is not imported."""
+    return type("Generator", (), {"__module__": "torch._C"})()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"seed": 1, "generator": 1}, "seed and generator are given; expected one of them"),
+        ({"all_cfg_scale": 2.0, "guidance_scale": 2.0}, "all_cfg_scale and guidance_scale are given"),
+        ({"sigmas": SEEN, "timesteps": [900, 500]}, "sigmas and timesteps are given"),
+        ({"sigmas": SEEN, "flow_shift": 3.0}, "sigmas and flow_shift are given"),
+        ({"callback": print, "callback_on_step_end": print}, "callback and callback_on_step_end are given"),
+        ({"generator": fake_torch_generator()}, r"generator is a torch\.Generator; expected an int, a JAX key"),
+        ({"generator": np.random.default_rng(0)}, "generator is a Generator; expected an int"),
+        ({"generator": [1, 2.5]}, "generator is a float; expected an int"),
+        ({"generator": [1, 2]}, "seed has 2 entries; expected one for all, or 1"),
+        ({"generator": jax.random.key(0), "noise": "torch-cpu"}, "noise is 'torch-cpu' and the generator is a JAX key"),
+        ({"output_type": "pt"}, "output_type is 'pt'; expected one of 'pil', 'np', 'latent'"),
+        ({"callback_on_step_end": 3}, "callback_on_step_end is 3; expected a function"),
+        ({"sigmas": [0.5, 0.9]}, r"sigmas is \[0\.5, 0\.9\]; expected numbers that fall, from at most 1 "),
+        ({"sigmas": [0.5, 0.0]}, "expected numbers that fall"),
+        ({"sigmas": []}, r"sigmas is \[\]; expected"),
+        ({"sigmas": ["a"]}, r"sigmas is \['a'\]; expected a list of numbers"),
+        ({"timesteps": [1500, 10]}, r"timesteps is \[1500, 10\]; expected numbers that fall, from at most 1000"),
+        ({"sigmas": SEEN, "num_inference_steps": 3}, "num_inference_steps is 3 and sigmas has 2 entries"),
+        ({"negative_prompt": 3}, "negative_prompt is 3; expected a string"),
+        ({"negative_prompt": ["a", "b"]}, "negative_prompt has 2 entries; expected one for all, or 1, one each"),
+        ({"negative_prompt": "<img>"}, "<img>"),
+        ({"generation_mode": "text", "negative_prompt": "a"}, "negative_prompt is given and generation_mode is 'text'"),
+        ({"generation_mode": "text", "output_type": "np"}, "output_type is given and generation_mode is 'text'"),
+    ],
+)
+def test_arguments_as_diffusers_has_them(pipe, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        pipe("a", **{**DRAW, **kwargs})
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"prompt": "a", **DRAW}, "prompt_embeds and prompt are given; expected it in the call of encode_prompt"),
+        ({"image": PICTURE, **DRAW}, "prompt_embeds and image are given"),
+        ({"negative_prompt": "a", **DRAW}, "prompt_embeds and negative_prompt are given"),
+        ({"max_tiles": 2, **DRAW}, "prompt_embeds and max_tiles are given"),
+        ({}, "prompt_embeds is given and generation_mode is 'text'"),
+        ({"generation_mode": "text_image"}, "generation_mode is 'text_image'; expected 'image'"),
+    ],
+)
+def test_prompt_embeds_stand_alone(pipe, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        pipe(prompt_embeds=PromptEmbeds((), ()), **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"generation_mode": "image"}, "generation_mode is 'image', in which no text is written"),
+        ({"num_beams": 2}, "num_beams is 2; a stream cannot show beams"),
+        ({"prompt": ["a"]}, "the prompt is a list; a stream has one"),
+    ],
+)
+def test_what_cannot_be_streamed(pipe, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        pipe.stream(**{"prompt": "a", **kwargs})
+
+
+def test_unknown_arguments(pipe):
+    for call in (pipe, pipe.stream):
+        with pytest.raises(TypeError, match="'sede'"):
+            call("a", sede=3)
+
+
+USER = {"role": "user", "content": "a"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([], r"messages is \[\]; expected a list of"),
+        ("a", "messages is 'a'; expected a list of"),
+        ([3], r"messages\[0\]: it is a int without a role"),
+        ([{"role": "user"}], r"messages\[0\]: content is a NoneType; expected a text or a list of parts"),
+        ([{"role": "user", "content": " "}], r"messages\[0\]: it is empty"),
+        ([USER, USER], r"messages\[1\]: role is 'user'; expected user and assistant in turn"),
+        ([{"role": "tool", "content": "a"}], r"messages\[0\]: role is 'tool'"),
+        ([USER, {"role": "assistant", "content": "a"}], "the last of the messages is not the user's"),
+        ([USER, {"role": "assistant", "content": "<img>"}, USER], r"messages\[1\]: the answer holds <img>"),
+        ([{"role": "system", "content": "<|im_end|>"}, USER], r"messages\[0\]: the system_prompt holds"),
+        ([{"role": "user", "content": "<image>"}], r"messages\[0\]: the prompt has 1 <image> marks but 0"),
+        ([{"role": "user", "content": [{"type": "audio"}]}], r"messages\[0\]: it has a part of type 'audio'"),
+        (
+            [USER, {"role": "assistant", "content": [{"type": "image", "image": PICTURE}]}, USER],
+            r"messages\[1\]: it has a part of type 'image'",
+        ),
+        ([{"role": "user", "content": [{"type": "image", "image": "no.png"}]}], "^no.png: no such picture file"),
+    ],
+)
+def test_messages(pipe, messages, message):
+    with pytest.raises(ValueError, match=message):
+        pipe.chat(messages)
 
 
 def copy(tmp_path):

@@ -9,8 +9,7 @@ from PIL import Image
 from internvlu_jax import InternVLUPipeline
 from internvlu_jax.config import GenerationImageProcessorConfig
 from internvlu_jax.inference.options import Options
-from internvlu_jax.inference.outputs import PipelineOutput, by_size, within
-from internvlu_jax.processing.processor import ProcessedPrompt
+from internvlu_jax.inference.outputs import PipelineOutput, SourceSize, by_size, within
 from tests.conftest import GOLDENS
 
 RELEASED = GenerationImageProcessorConfig()
@@ -54,31 +53,25 @@ def test_an_edit_keeps_the_size_of_its_source(pipe):
     np.testing.assert_array_equal(kept, large.resize((75, 50), Image.Resampling.LANCZOS))
 
 
-def prompt(size=None, drawn=None) -> ProcessedPrompt:
-    sources = () if size is None else (np.zeros((*drawn, 3), np.uint8),)
-    return ProcessedPrompt(np.zeros(0, np.int32), None, None, np.zeros((0, 8, 8, 3), np.uint8), sources, size)
-
-
 OPTIONS = Options(
     mode="text_image", height=64, width=96, num_inference_steps=1, flow_shift=1.0, all_cfg_scale=1.0,
     part_cfg_scale=1.0, num_images_per_prompt=2, seed=tuple(range(8)), noise="jax", latents=None, max_new_tokens=1,
     do_sample=False, temperature=1.0, top_p=1.0, top_k=None, repetition_penalty=1.0, num_beams=1, stop_strings=(),
     system_prompt=None, max_tiles=1, callback=None, progress=False,
 )  # fmt: skip
-PROMPTS = [prompt((50, 75), (48, 80)), prompt(), prompt((64, 40), (64, 48)), prompt((50, 75), (48, 80))]
+SOURCES = [SourceSize((50, 75), (48, 80)), None, SourceSize((64, 40), (64, 48)), SourceSize((50, 75), (48, 80))]
 
 
 def called(asked):
     """What is run, by its prompts, and what comes out: texts that name the prompts, pictures as large as the seed."""
     calls = {}
 
-    def run(prompts, options):
-        places = [next(n for n, one in enumerate(PROMPTS) if one is p) for p in prompts]
+    def run(places, options):
         calls[tuple(places)] = options.height, options.width, options.returned, options.seed
         images = [Image.new("L", (seed + 1, 1)) for seed in options.seed]
         return PipelineOutput([str(n) for n in places], [np.array([n]) for n in places], images)
 
-    return calls, by_size(run, PROMPTS, OPTIONS, asked, RELEASED)
+    return calls, by_size(run, SOURCES, OPTIONS, asked, RELEASED)
 
 
 def test_prompts_of_one_size_run_together_and_come_back_in_order():
@@ -102,6 +95,6 @@ def test_one_seed_is_that_of_every_size():
     options = dataclasses.replace(OPTIONS, seed=5)
     seeds = []
     by_size(
-        lambda _, own: seeds.append(own.seed) or PipelineOutput(images=[]), PROMPTS, options, (None, None), RELEASED
+        lambda _, own: seeds.append(own.seed) or PipelineOutput(images=[]), SOURCES, options, (None, None), RELEASED
     )
     assert seeds == [5, 5, 5]
