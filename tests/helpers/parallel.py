@@ -27,6 +27,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
@@ -297,28 +298,30 @@ def pipeline_across() -> dict[str, np.ndarray]:
     return with_sources(InternVLUPipeline.from_pretrained(CHECKPOINT, devices=PLACES["mesh"]))
 
 
-def adapters() -> dict[str, np.ndarray]:
+def kernels(pipe: InternVLUPipeline, folder: Path) -> dict[str, np.ndarray]:
     """Kernels with two adapters folded in, and once more after one of them is unloaded; they lie where they lay."""
-    matrices, folder = weights(CHECKPOINT), Path(sys.argv[2]).parent
-    folders = [
-        write_adapter(folder / name, factors({module: matrices[module] for module in own}))
-        for name, own in (("first", (Q0, TO_Q)), ("second", (Q0, DOWN2, LAST)))
-    ]
+    matrices = weights(CHECKPOINT)
+    found, places = {}, [leaf.sharding for leaf in jax.tree.leaves(pipe.params)]
+    for name, own in (("first", (Q0, TO_Q)), ("second", (Q0, DOWN2, LAST))):
+        if not (folder / name).exists():
+            write_adapter(folder / name, factors({module: matrices[module] for module in own}))
+        pipe.load_lora_weights(folder / name, scale=0.5)
+    for when in ("both", "one"):
+        assert [leaf.sharding for leaf in jax.tree.leaves(pipe.params)] == places
+        some = {path: leaf for path, leaf in paths(pipe.parameters()).items() if re.search("q/kernel|down|mod", path)}
+        found |= {f"{when} {path}": process_allgather(leaf, tiled=True) for path, leaf in some.items()}
+        pipe.delete_adapters("first" if when == "both" else "second")
+    return found
 
-    def kernels(pipe: InternVLUPipeline) -> dict[str, np.ndarray]:
-        found, places = {}, [leaf.sharding for leaf in jax.tree.leaves(pipe.params)]
-        for name in folders:
-            pipe.load_lora_weights(name, scale=0.5)
-        for when in ("both", "one"):
-            assert [leaf.sharding for leaf in jax.tree.leaves(pipe.params)] == places
-            leaves = paths(pipe.parameters()).items()
-            found |= {
-                f"{when} {path}": np.asarray(leaf) for path, leaf in leaves if re.search("q/kernel|down|mod", path)
-            }
-            pipe.delete_adapters("first" if when == "both" else "second")
-        return found
 
-    return by_each(kernels)
+def adapters() -> dict[str, np.ndarray]:
+    return by_each(partial(kernels, folder=Path(sys.argv[2]).parent))
+
+
+def adapters_across() -> dict[str, np.ndarray]:
+    """By both of two processes, which make up the mesh, and read what each wrote for itself."""
+    folder = Path(sys.argv[2]).with_suffix("")
+    return kernels(InternVLUPipeline.from_pretrained(CHECKPOINT, devices=PLACES["mesh"]), folder)
 
 
 # Sizes that occur nowhere else, so that shapes in a compiled program can be told apart.
@@ -391,7 +394,10 @@ def exchanged(program: str) -> list[str]:
     return sorted({shape for result in results for shape in re.findall(r"\w+\[[\d,]*\]", result)})
 
 
-_PARTS = (executors, two_processes, pipeline, pipeline_with_sources, pipeline_across, adapters, communication, kernel)
+_PARTS = (
+    *(executors, two_processes, communication, kernel, adapters, adapters_across),
+    *(pipeline, pipeline_with_sources, pipeline_across),
+)
 PARTS = {part.__name__: part for part in _PARTS}
 
 if __name__ == "__main__":

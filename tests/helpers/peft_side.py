@@ -5,6 +5,11 @@
 FOLDER/sizes.json has the sizes of a Qwen3, FOLDER/ours an adapter that we wrote for the module that holds it as
 `language_model`. Writes what we are to read: FOLDER/weights.safetensors (the model's), FOLDER/theirs (an adapter that
 PEFT saved), and FOLDER/out.safetensors, last hidden states of fixed tokens: plain, with ours, with theirs, with both.
+
+    python peft_side.py FOLDER PART ...
+
+FOLDER/matrices.safetensors has matrices by the names of their modules, FOLDER/PART an adapter for some of them. Writes
+FOLDER/merged.safetensors: the matrices with the adapters that PEFT found and merged.
 """
 
 import json
@@ -15,6 +20,30 @@ from pathlib import Path
 torch, transformers, peft = map(import_module, ("torch", "transformers", "peft"))
 save_file = import_module("safetensors.torch").save_file
 folder = Path(sys.argv[1])
+
+
+def merged(matrices, parts):
+    """Matrices as linear maps of a module, after PEFT has loaded each adapter and merged it."""
+    root = torch.nn.Module()
+    for name, matrix in matrices.items():
+        *parents, last = name.split(".")
+        node = root
+        for parent in parents:
+            if not hasattr(node, parent):
+                node.add_module(parent, torch.nn.Module())
+            node = getattr(node, parent)
+        linear = torch.nn.Linear(matrix.shape[1], matrix.shape[0], bias=False)
+        linear.weight.data = matrix
+        node.add_module(last, linear)
+    for part in parts:
+        root = peft.PeftModel.from_pretrained(root, folder / part).merge_and_unload()
+    return {name: root.get_submodule(name).weight.detach() for name in matrices}
+
+
+if len(sys.argv) > 2:
+    matrices = import_module("safetensors.torch").load_file(folder / "matrices.safetensors")
+    save_file(merged(matrices, sys.argv[2:]), folder / "merged.safetensors")
+    sys.exit()
 
 
 class Whole(torch.nn.Module):

@@ -9,7 +9,7 @@ from internvlu_jax.models.qwen3 import as_list
 from internvlu_jax.utils.tree import from_paths, paths
 from tests.conftest import GOLDENS
 from tests.helpers.adapters import DOWN2, LAST, O1, Q0, TO_Q, V1, factors, update, weights, write_adapter
-from tests.helpers.processes import arrays, launch, named
+from tests.helpers.processes import arrays, by_two, launch, named
 
 CHECKPOINT = GOLDENS / "base/checkpoint"
 
@@ -119,6 +119,14 @@ def test_devices_hold_the_same(found, name):
     assert got.keys() == want.keys() and len(got) > 10
     for path in got.keys() - {"held"}:
         np.testing.assert_allclose(got[path], want[path], atol=1e-6, err_msg=path)
+
+
+@pytest.mark.slow
+def test_two_processes_hold_the_same(found, tmp_path):
+    for got in by_two("adapters_across", tmp_path):
+        for path, kernel in got.items():
+            np.testing.assert_allclose(kernel, found[f"one/{path}"], atol=1e-6, err_msg=path)
+        assert len(got) > 10
 
 
 @pytest.fixture(scope="module")
