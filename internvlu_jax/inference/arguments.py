@@ -54,15 +54,19 @@ def check_together(given: Given) -> None:
     mode = given["generation_mode"]
     if mode == "text":
         for name, unsaid in _OF_DRAWING.items():
-            if given[name] is not None and given[name] != unsaid:
+            if _is_said(given[name], unsaid):
                 raise ValueError(f"{name} is given and generation_mode is 'text', in which nothing is drawn")
     if given["prompt_embeds"] is None:
         return
     if mode != "image":
         raise ValueError(f"prompt_embeds are given and generation_mode is {mode!r}; expected 'image'")
     for name, unsaid in _ENCODED.items():
-        if given[name] is not None and given[name] != unsaid:
+        if _is_said(given[name], unsaid):
             raise ValueError(f"prompt_embeds and {name} are given; expected it in the call of encode_prompt")
+
+
+def _is_said(value: Any, unsaid: Any) -> bool:
+    return value is not None and not (isinstance(value, type(unsaid)) and value == unsaid)
 
 
 def check_streams(given: Given) -> None:

@@ -139,6 +139,7 @@ def fake_torch_generator():
         ({"negative_prompt": ["a", "b"]}, "negative_prompt has 2 entries; expected one for all, or 1, one each"),
         ({"negative_prompt": "<img>"}, "<img>"),
         ({"generation_mode": "text", "negative_prompt": "a"}, "negative_prompt is given and generation_mode is 'text'"),
+        ({"generation_mode": "text", "sigmas": np.array(SEEN)}, "sigmas is given and generation_mode is 'text'"),
         ({"generation_mode": "text", "output_type": "np"}, "output_type is given and generation_mode is 'text'"),
     ],
 )

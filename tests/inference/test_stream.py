@@ -1,0 +1,118 @@
+"""Text as it is written is the text of the call, in whole characters."""
+
+import numpy as np
+import pytest
+
+from internvlu_jax import InternVLUPipeline
+from internvlu_jax.inference import programs
+from internvlu_jax.inference.stream import TextStream, pieces
+from internvlu_jax.processing.tokenizer import Tokenizer
+from tests.conftest import GOLDENS
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return InternVLUPipeline.from_pretrained(GOLDENS / "base/checkpoint")
+
+
+def streamed(tokenizer, blocks) -> tuple[list[str], str]:
+    got = []
+
+    def given():
+        yield from (np.array(block, np.int32) for block in blocks)
+        return "the end"
+
+    def kept():
+        return (yield from pieces(given(), tokenizer))
+
+    writing = kept()
+    while True:
+        try:
+            got.append(next(writing))
+        except StopIteration as end:
+            return got, end.value
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_pieces_are_the_decoded_text(recorded):
+    """Any ids, special and unknown ones and broken characters among them, cut anywhere; nothing comes in halves."""
+    files = GOLDENS / "base/checkpoint/processor"
+    tokenizer = Tokenizer.from_directory(files) if recorded else Tokenizer.byte_level(["two words", "书生·万象"])
+    rng = np.random.default_rng(0)
+    for count in range(1, 40):
+        ids = rng.integers(0, tokenizer.vocab_size + 3, count)
+        cuts = np.sort(rng.integers(0, count + 1, 4))
+        got, end = streamed(tokenizer, np.split(ids, cuts))
+        assert "".join(got) == tokenizer.decode(ids) and end == "the end" and "" not in got
+
+
+def test_no_half_a_character():
+    tokenizer = Tokenizer.byte_level()
+    text = "aé犬🐕‍🦺z"
+    ids = tokenizer.encode(text)
+    assert len(ids) == len(text.encode())
+    got, _ = streamed(tokenizer, [[i] for i in ids])
+    assert got == list(text)
+    got, _ = streamed(tokenizer, [ids[:2]])  # ends within é
+    assert got == ["a", "�"]
+
+
+def test_text_streams(pipe):
+    options = {"max_new_tokens": 30, "do_sample": True, "seed": 4, "temperature": 2.0, "repetition_penalty": 1.2}
+    call = pipe("Say hello", **options)
+    stream = pipe.stream("Say hello", **options)
+    got = list(stream)
+    assert len(got) > 2 and "".join(got) == call.text[0]
+    out = stream.result()
+    assert out is stream.result() and out.text == call.text and out.seed == 4 and out.images is None
+    np.testing.assert_array_equal(out.tokens[0], call.tokens[0])
+
+
+@pytest.mark.slow
+def test_a_string_ends_a_stream(pipe):
+    text = pipe("Say hello", max_new_tokens=8).text[0]
+    stream = pipe.stream("Say hello", max_new_tokens=60, stop_strings=text[2:4])
+    assert "".join(stream) == pipe("Say hello", max_new_tokens=60, stop_strings=text[2:4]).text[0]
+    assert len(stream.result().tokens[0]) < 60
+
+
+def test_reasoning_streams_before_its_picture(pipe, monkeypatch):
+    options = {"generation_mode": "text_image", "height": 32, "width": 48, "num_inference_steps": 2, "seed": 3}
+    call = pipe("a cat", max_new_tokens=9, **options)
+    drawn = []
+    real = programs.draw
+    monkeypatch.setattr(programs, "draw", lambda *given: drawn.append(1) or real(*given))
+    stream = pipe.stream("a cat", max_new_tokens=9, return_dict=False, **options)
+    assert "".join(stream) == call.text[0] and not drawn
+    images, texts = stream.result()
+    assert drawn and texts == call.text
+    difference = np.abs(np.asarray(images[0]).astype(int) - np.asarray(call.images[0]))
+    assert difference.max() <= 1 and (difference > 0).mean() < 5e-3
+
+
+def test_nothing_is_computed_before_the_first_piece(pipe, monkeypatch):
+    monkeypatch.setattr("internvlu_jax.inference.reasoning.prefill", None)
+    stream = pipe.stream("Say hello")
+    with pytest.raises(TypeError):
+        next(stream)
+    with pytest.raises(ValueError, match="closed before its text was written"):
+        stream.result()
+
+
+def test_what_fails_at_the_end_can_be_asked_for_again():
+    tries = []
+
+    def finish():
+        tries.append(1)
+        if len(tries) == 1:
+            raise MemoryError
+        return 7
+
+    def writing():
+        yield "a"
+        return finish
+
+    stream = TextStream(writing())
+    with pytest.raises(MemoryError):
+        stream.result()
+    assert (stream.result(), stream.result(), list(stream)) == (7, 7, [])
