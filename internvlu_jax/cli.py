@@ -7,6 +7,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -121,12 +122,10 @@ class Text:
     def run(self) -> None:
         images = _load_images(self.image)
         pipe = self.model.load()
-        with status("answering"):
-            out = pipe(
-                self.prompt, image=_one_entry(images), generation_mode="text", seed=self.seed, max_tiles=self.max_tiles,
-                **vars(self.writing),
-            )  # fmt: skip
-        print(_only_text(out))
+        out = _written(
+            pipe, self.prompt, image=_one_entry(images), generation_mode="text", seed=self.seed,
+            max_tiles=self.max_tiles, **vars(self.writing),
+        )  # fmt: skip
         if self.writing.do_sample:
             print(f"seed {out.seed}", file=sys.stderr)
 
@@ -295,14 +294,12 @@ def _draw(model: Model, drawing: Drawing, prompt: str, files: tuple[Path, ...], 
     check_seed(seed)
     seeds = [(seed + n) % (LARGEST_SEED + 1) for n in range(drawing.num_images)]
     pipe = model.load()
-    out = pipe(
-        prompt, image=_one_entry(images), generation_mode=mode, height=drawing.height, width=drawing.width, seed=seeds,
-        progress=True,
+    out = _written(
+        pipe, prompt, image=_one_entry(images), generation_mode=mode, height=drawing.height, width=drawing.width,
+        seed=seeds, progress=True,
         num_inference_steps=drawing.steps, all_cfg_scale=drawing.guidance, part_cfg_scale=drawing.image_guidance,
         num_images_per_prompt=drawing.num_images, noise=drawing.noise, **writing,
     )  # fmt: skip
-    if out.text is not None:
-        print(_only_text(out))
     kept = {
         "mode": mode, "prompt": prompt, "image": [str(file) for file in files],
         **{name: getattr(model, name) for name in _KEPT_OF_MODEL}, **writing,
@@ -329,8 +326,21 @@ def _one_entry(images: list[Image]) -> list[list[Image]] | None:
     return [images] if images else None
 
 
-def _only_text(out: PipelineOutput) -> str:
-    return out.text[0] if out.text else ""
+def _written(pipe: InternVLUPipeline, prompt: str, **options: Any) -> PipelineOutput:
+    """A call whose text, if any, is printed: on a terminal as it is written, but not with beams."""
+    if not sys.stdout.isatty() or options.get("num_beams") != 1:
+        with nullcontext() if "progress" in options else status("answering"):
+            out = pipe(prompt, **options)
+        if out.text is not None:
+            print(out.text[0])
+        return out
+    stream = pipe.stream(prompt, **options)
+    with status("answering"):
+        first = next(stream, "")
+    for piece in itertools.chain([first], stream):
+        print(piece, end="", flush=True)
+    print()
+    return stream.result()
 
 
 def _check_out(out: Path | None, count: int) -> None:

@@ -1,9 +1,12 @@
 """Text as it is written is the text of the call, in whole characters."""
 
+import io
+
 import numpy as np
 import pytest
 
 from internvlu_jax import InternVLUPipeline
+from internvlu_jax.cli import main
 from internvlu_jax.inference import programs
 from internvlu_jax.inference.stream import TextStream, pieces
 from internvlu_jax.processing.tokenizer import Tokenizer
@@ -116,3 +119,31 @@ def test_what_fails_at_the_end_can_be_asked_for_again():
     with pytest.raises(MemoryError):
         stream.result()
     assert (stream.result(), stream.result(), list(stream)) == (7, 7, [])
+
+
+class Terminal(io.StringIO):
+    """Keeps what is written to it, write by write."""
+
+    def __init__(self):
+        super().__init__()
+        self.shown = []
+
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        self.shown.append(text)
+        return len(text)
+
+
+def test_the_shell_streams_to_a_terminal(tmp_path, monkeypatch, capsys):
+    """What it writes in one piece elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    command = ["text-image", "a cat", "--max-new-tokens", "9", "--steps", "1", "--height", "32", "--width", "48"]
+    command += ["--out", "a.png", "--seed", "3", "--checkpoint", str(GOLDENS / "base/checkpoint")]
+    assert main(command) == 0
+    terminal = Terminal()
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.stdout", terminal)
+        assert main(command) == 0
+    assert len(terminal.shown) > 4 and "".join(terminal.shown) == capsys.readouterr().out
