@@ -9,7 +9,6 @@ settings and the same parameters, is not computed again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import sys
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -29,7 +27,7 @@ from rich.table import Table
 
 import internvlu_jax
 from internvlu_jax.config import Quantization
-from internvlu_jax.config_files import to_json
+from internvlu_jax.evaluation.settings import fingerprint
 from internvlu_jax.inference.pipeline import InternVLUPipeline
 from internvlu_jax.small_world import WORLDS
 from internvlu_jax.small_world.scoring.responder import NEW_TOKENS, PipelineResponder, SamplingOptions
@@ -112,15 +110,6 @@ def settings(arguments: Arguments, side: int, fingerprint: str) -> dict[str, Any
         "version": internvlu_jax.__version__,
         **({"quantize": arguments.quantize} if arguments.quantize else {}),
     }
-
-
-def fingerprint(pipe: InternVLUPipeline) -> str:
-    """A hash of the configuration and all parameters, whatever the checkpoint is called and how it is laid out."""
-    digest = hashlib.sha256(json.dumps(to_json(pipe.config), sort_keys=True).encode())
-    for path, leaf in jax.tree.leaves_with_path(pipe.parameters()):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
-    return digest.hexdigest()[:16]
 
 
 def stored(out: Path, holds_for: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,176 @@
+"""The settings of a run of a benchmark: how the model is asked, and what decides about pictures and answers."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+import internvlu_jax
+from internvlu_jax.config_files import to_json
+from internvlu_jax.evaluation.task import Item
+from internvlu_jax.inference.arguments import options_of
+from internvlu_jax.inference.options import GUIDANCE, NEW_TOKENS, STEPS
+from internvlu_jax.inference.pipeline import InternVLUPipeline
+from internvlu_jax.processing.chat import system_text
+from internvlu_jax.utils.seeds import check_seed
+
+Mode = Literal["text", "image", "text_image"]
+_NOTED = ("checkpoint", "batch", "commit", "device", "jax")
+"""Written down as the run began; one that goes on may have others, for the parameters themselves are compared."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How the model is asked.
+
+    Attributes:
+        seed: with an item's own seed and id it decides the noise.
+        steps: of the sampler.
+        height, width: pixels; None is the checkpoint's, and for an edit the size of its source.
+        all_cfg_scale, part_cfg_scale: guidance; None is the pipeline's default in the mode.
+        reasoning: words before each picture.
+        max_new_tokens: of text; None is the pipeline's default in the mode.
+        batch: pictures, or answers, that are made at once.
+        limit: so many of the first items; None is all.
+        host, hosts: this process takes the items whose number leaves `host` when divided by `hosts`.
+    """
+
+    seed: int = 0
+    steps: int = STEPS
+    height: int | None = None
+    width: int | None = None
+    all_cfg_scale: float | None = None
+    part_cfg_scale: float | None = None
+    reasoning: bool = False
+    max_new_tokens: int | None = None
+    batch: int = 8
+    limit: int | None = None
+    host: int = 0
+    hosts: int = 1
+
+    def check(self) -> None:
+        """Raises ValueError naming the first option that no checkpoint could use."""
+        check_seed(self.seed, "--seed")
+        for name in ("steps", "batch", "hosts", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} is {value}; expected at least 1")
+        if not 0 <= self.host < self.hosts:
+            raise ValueError(f"--host is {self.host}; expected 0 to {self.hosts - 1}, as there are {self.hosts} hosts")
+
+    def check_for(self, pipe: InternVLUPipeline, mode: Mode) -> None:
+        """Raises ValueError naming the first option that this checkpoint cannot use."""
+        bound = inspect.signature(InternVLUPipeline.__call__).bind(pipe, "", None, mode, **self.call(mode), seed=0)
+        bound.apply_defaults()
+        options_of(bound.arguments, pipe.config, lambda: 0).check(pipe.config, 1)
+
+    def mode(self, item: Item) -> Mode:
+        if item.path is None:
+            return "text"
+        return "text_image" if self.reasoning else "image"
+
+    def call(self, mode: Mode) -> dict[str, Any]:
+        """The arguments of the pipeline that all items of a mode share."""
+        words = {} if mode == "image" else {"max_new_tokens": self._new_tokens(mode)}
+        if mode == "text":
+            return words
+        part, whole = self._guidance(mode)
+        return {
+            **words,
+            "height": self.height,
+            "width": self.width,
+            "num_inference_steps": self.steps,
+            "all_cfg_scale": whole,
+            "part_cfg_scale": part,
+        }
+
+    def seeds(self, item: Item) -> list[int]:
+        """Of each picture that an item asks for, whatever else is drawn; of text there is one."""
+        names = (f"{self.seed}/{item.seed}/{item.id}/{tile}" for tile in range(item.tiled))
+        return [int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) for name in names]
+
+    def _guidance(self, mode: Mode) -> tuple[float, float]:
+        whole, part = GUIDANCE[mode]
+        return (
+            part if self.part_cfg_scale is None else self.part_cfg_scale,
+            whole if self.all_cfg_scale is None else self.all_cfg_scale,
+        )
+
+    def _new_tokens(self, mode: Mode) -> int:
+        return NEW_TOKENS[mode] if self.max_new_tokens is None else self.max_new_tokens
+
+
+def settings(
+    benchmark: str, items: Sequence[Item], pipe: InternVLUPipeline, checkpoint: str, options: RunOptions
+) -> dict[str, Any]:
+    """What `run.json` holds: everything that decides about pictures and answers, and what else is worth knowing.
+
+    "size" is the checkpoint's (height, width), which holds in a mode that gives none, unless a source has its own.
+
+    Args:
+        items: all of the benchmark. checkpoint: its name.
+    """
+    modes = sorted({options.mode(item) for item in items})
+    pictured = any(item.pictures for item in items)
+    return {
+        "benchmark": benchmark,
+        "items": _digest(items),
+        "checkpoint": checkpoint,
+        "parameters": fingerprint(pipe),
+        "quantize": pipe.model.quantization,
+        "dtype": pipe.model.compute.dtype,
+        "attention": pipe.model.compute.attention,
+        "seed": options.seed,
+        "size": [pipe.config.generation_decoder.gen_image_height, pipe.config.generation_decoder.gen_image_width],
+        "modes": {mode: {"system prompt": system_text(mode, pictured), **options.call(mode)} for mode in modes},
+        "first prompt": items[0].prompt,
+        "max_tiles": sorted({item.max_tiles for item in items}),
+        "batch": options.batch,
+        "version": internvlu_jax.__version__,
+        "commit": _commit(),
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+    }
+
+
+def differing(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
+    """The settings that decide and are not the same, each with both values."""
+    names = [name for name in {**before, **now} if name not in _NOTED]
+    return [f"{n} {before.get(n)!r}, now {now.get(n)!r}" for n in names if before.get(n) != now.get(n)]
+
+
+def fingerprint(pipe: InternVLUPipeline) -> str:
+    """A hash of the configuration and all parameters, whatever the checkpoint is called and how it is laid out."""
+    digest = hashlib.sha256(json.dumps(to_json(pipe.config), sort_keys=True).encode())
+    for path, leaf in jax.tree.leaves_with_path(pipe.parameters()):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+    return digest.hexdigest()[:16]
+
+
+def _digest(items: Sequence[Item]) -> str:
+    """Of what is asked; pictures count by their number."""
+    told = [{**vars(item), "pictures": len(item.pictures), "beside": sorted(item.beside)} for item in items]
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=dict).encode()).hexdigest()[:16]
+
+
+def _commit() -> str | None:
+    """Of the code where it is a checkout, with a "+" where files differ from it; None where it is installed."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
