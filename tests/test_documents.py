@@ -11,6 +11,7 @@ PAGES = [
     "converters/README.md",
     "experiments/README.md",
     "internvlu_jax/evaluation/README.md",
+    "internvlu_jax/inference/README.md",
     "internvlu_jax/parallel/README.md",
     "internvlu_jax/small_world/README.md",
     "tests/goldens/README.md",
