@@ -20,6 +20,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+import internvlu_jax
 from internvlu_jax.config import Quantization
 from internvlu_jax.evaluation.benchmarks import BENCHMARKS
 from internvlu_jax.evaluation.folder import benchmark_of
@@ -67,8 +68,12 @@ def execute(arguments: Run) -> int:
     pipe = InternVLUPipeline.from_pretrained(
         arguments.checkpoint, dtype=arguments.dtype, devices=arguments.devices, quantize=arguments.quantize
     )
-    named = arguments.checkpoint or "the model in the box"
-    outcome = run(benchmark, items, pipe, arguments.out, arguments.options, named)
+    known = {
+        "checkpoint": arguments.checkpoint or "the model in the box",
+        "devices": arguments.devices,
+        "version": internvlu_jax.__version__,
+    }
+    outcome = run(benchmark, items, pipe, arguments.out, arguments.options, known)
     print(told(outcome, arguments.out), file=sys.stderr)
     if outcome.complete:
         score(arguments.out)
@@ -121,7 +126,7 @@ def table(report: Report) -> Table:
 def main(arguments: Sequence[str]) -> int:
     """The command; its status."""
     try:
-        if arguments[:1] == ["score"]:
+        if list(arguments[:1]) == ["score"]:
             score(tyro.cli(Score, args=arguments[1:], prog="python -m experiments.benchmarks score").out)
             return 0
         return execute(tyro.cli(Run, args=arguments, description=__doc__))

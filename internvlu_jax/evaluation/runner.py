@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from PIL import Image
@@ -86,9 +87,11 @@ def run(
     pipe: InternVLUPipeline,
     out: Path,
     options: RunOptions,
-    checkpoint: str = "the model in the box",
+    known: Mapping[str, Any] = MappingProxyType({}),
 ) -> Outcome:
     """Makes what is not there yet of this host's share, and, when every host is done, what the scorer reads.
+
+    known: goes into the settings, as the checkpoint's name, which a pipeline does not know.
 
     Raises:
         ValueError: an option cannot be used, or the folder has a run with other settings.
@@ -100,7 +103,7 @@ def run(
     own = wanted[options.host :: options.hosts]
     outcome = Outcome()
     with opened(out, options.host, options.hosts) as folder:
-        folder.agree(settings(benchmark.name, items, pipe, checkpoint, options))
+        folder.agree(settings(benchmark.name, items, pipe, known, options))
         outcome.there = sum(folder.has(one.item) for one in own)
         if outcome.there < len(own):
             todo = [b for b in plan(own, pipe, options, outcome) if not all(folder.has(m.item) for m in b.members)]

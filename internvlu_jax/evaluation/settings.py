@@ -14,7 +14,6 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-import internvlu_jax
 from internvlu_jax.config_files import to_json
 from internvlu_jax.evaluation.task import Item
 from internvlu_jax.inference.arguments import options_of
@@ -24,7 +23,7 @@ from internvlu_jax.processing.chat import system_text
 from internvlu_jax.utils.seeds import check_seed
 
 Mode = Literal["text", "image", "text_image"]
-_NOTED = ("checkpoint", "batch", "commit", "device", "jax")
+_NOTED = ("checkpoint", "devices", "batch", "commit", "device", "jax")
 """Written down as the run began; one that goes on may have others, for the parameters themselves are compared."""
 
 
@@ -110,21 +109,21 @@ class RunOptions:
 
 
 def settings(
-    benchmark: str, items: Sequence[Item], pipe: InternVLUPipeline, checkpoint: str, options: RunOptions
+    benchmark: str, items: Sequence[Item], pipe: InternVLUPipeline, known: Mapping[str, Any], options: RunOptions
 ) -> dict[str, Any]:
     """What `run.json` holds: everything that decides about pictures and answers, and what else is worth knowing.
 
     "size" is the checkpoint's (height, width), which holds in a mode that gives none, unless a source has its own.
 
     Args:
-        items: all of the benchmark. checkpoint: its name.
+        items: all of the benchmark. known: what the caller knows besides.
     """
     modes = sorted({options.mode(item) for item in items})
     pictured = any(item.pictures for item in items)
     return {
         "benchmark": benchmark,
         "items": _digest(items),
-        "checkpoint": checkpoint,
+        **known,
         "parameters": fingerprint(pipe),
         "quantize": pipe.model.quantization,
         "dtype": pipe.model.compute.dtype,
@@ -135,7 +134,6 @@ def settings(
         "first prompt": items[0].prompt,
         "max_tiles": sorted({item.max_tiles for item in items}),
         "batch": options.batch,
-        "version": internvlu_jax.__version__,
         "commit": _commit(),
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
