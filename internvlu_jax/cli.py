@@ -17,6 +17,7 @@ import tyro
 
 from internvlu_jax.checkpoints.commands import Adapters, Convert, Info, Push
 from internvlu_jax.config import Attention, Noise, Quantization
+from internvlu_jax.serving.limits import Limits
 from internvlu_jax.utils.progress import status
 
 if TYPE_CHECKING:
@@ -201,6 +202,26 @@ class Demo:
         run_demo(self.model.load(), self.out, self.seed)
 
 
+@dataclass(frozen=True)
+class Serve:
+    """A page, and endpoints as OpenAI has them, on this machine or for others; see internvlu_jax/serving/README.md.
+
+    Example: internvlu-jax serve --port 8000
+    """
+
+    model: tyro.conf.OmitArgPrefixes[Model] = Model()
+    host: str = "127.0.0.1"
+    """An address to listen at. One that others reach needs a token in INTERNVLU_API_KEY."""
+    port: int = 8000
+    limits: tyro.conf.OmitArgPrefixes[Limits] = Limits()
+
+    def run(self) -> None:
+        from internvlu_jax.serving.server import check_host, serve
+
+        key, local = check_host(self.host)
+        serve(self.model.load(), self.host, self.port, self.limits, key, local)
+
+
 _NAME = "internvlu-jax"
 _DESCRIPTION = "InternVL-U on JAX. --version prints which; --tyro-print-completion bash|zsh a script for completion."
 COMMANDS: dict[str, Callable] = {
@@ -209,6 +230,7 @@ COMMANDS: dict[str, Callable] = {
     "edit": Edit,
     "text-image": TextImage,
     "demo": Demo,
+    "serve": Serve,
     "info": Info,
     "convert": Convert,
     "push": Push,

@@ -13,6 +13,7 @@ PAGES = [
     "internvlu_jax/evaluation/README.md",
     "internvlu_jax/inference/README.md",
     "internvlu_jax/parallel/README.md",
+    "internvlu_jax/serving/README.md",
     "internvlu_jax/small_world/README.md",
     "tests/goldens/README.md",
 ]

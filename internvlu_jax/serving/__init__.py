@@ -1,0 +1,1 @@
+"""The server: OpenAI-style endpoints and a page before one pipeline, which one thread owns."""
