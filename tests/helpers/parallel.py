@@ -298,6 +298,42 @@ def pipeline_across() -> dict[str, np.ndarray]:
     return with_sources(InternVLUPipeline.from_pretrained(CHECKPOINT, devices=PLACES["mesh"]))
 
 
+def conversed(pipe: InternVLUPipeline) -> dict[str, np.ndarray]:
+    """Two turns, the second of which outgrows the cache; reasoning as a stream, and its picture; and latents of prompts
+    read before, halved after each step."""
+    source = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8))
+    shown = [{"type": "image", "image": source}, {"type": "text", "text": "what is this"}]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": shown}]
+    first = pipe.chat(messages, max_new_tokens=6, stop_strings="never")
+    messages += [{"role": "assistant", "content": "No"}, {"role": "user", "content": "why " * 500}]
+    second = pipe.chat(messages, max_new_tokens=6)
+    small = {"height": 32, "width": 48, "num_inference_steps": 2}
+    stream = pipe.stream("a cat", generation_mode="text_image", max_new_tokens=6, seed=3, do_sample=True, **small)
+    pieces = "".join(stream)
+    out = stream.result()
+    assert out.text == [pieces]
+    halved = pipe(
+        prompt_embeds=pipe.encode_prompt(["a cat", "b", "c"], [None, source, None]), generation_mode="image",
+        generator=jax.random.key(1), output_type="latent", **small,
+        callback_on_step_end=lambda pipe, step, timestep, given: {"latents": given["latents"] * 0.5},
+    )  # fmt: skip
+    return {
+        "words": padded([first.tokens, second.tokens, out.tokens[0]]),
+        "read": np.array([first.read, second.read]),
+        "picture": np.asarray(out.images[0]),
+        "latents": halved.images,
+    }
+
+
+def conversation() -> dict[str, np.ndarray]:
+    return by_each(conversed)
+
+
+def conversation_across() -> dict[str, np.ndarray]:
+    """What both of two processes get, which make up the mesh."""
+    return conversed(InternVLUPipeline.from_pretrained(CHECKPOINT, devices=PLACES["mesh"]))
+
+
 def kernels(pipe: InternVLUPipeline, folder: Path) -> dict[str, np.ndarray]:
     """Kernels with two adapters folded in, and once more after one of them is unloaded; they lie where they lay."""
     matrices = weights(CHECKPOINT)
@@ -396,7 +432,7 @@ def exchanged(program: str) -> list[str]:
 
 _PARTS = (
     *(executors, two_processes, communication, kernel, adapters, adapters_across),
-    *(pipeline, pipeline_with_sources, pipeline_across),
+    *(pipeline, pipeline_with_sources, pipeline_across, conversation, conversation_across),
 )
 PARTS = {part.__name__: part for part in _PARTS}
 

@@ -166,7 +166,11 @@ def test_the_pipeline_keeps_the_last_conversation(pipe):
     stream.close()
     with pytest.raises(ValueError, match="closed"):
         stream.result()
-    assert pipe.chat(LAST, max_new_tokens=2).read == len(pipe._asked(LAST, 1).ids)  # nothing was left
+    whole = len(pipe._asked(LAST, 1).ids)
+    assert pipe.chat(LAST, max_new_tokens=2).read == whole  # nothing was left
+    assert pipe.chat(LAST, max_new_tokens=2).read == 1
+    pipe.unload_lora_weights()  # as after any change of the weights
+    assert pipe.chat(LAST, max_new_tokens=2).read == whole
 
 
 def test_how_an_answer_ends(pipe):

@@ -53,6 +53,19 @@ def test_two_processes_agree(with_sources, tmp_path):
         assert_same(got, named(with_sources, "one"))
 
 
+@pytest.mark.slow
+def test_conversations_and_streams_agree(tmp_path):
+    """On a mesh, under pmap, and by two processes that ask for all pieces alike."""
+    every = run("conversation", tmp_path)
+    one = named(every, "one")
+    for got in (named(every, "mesh"), named(every, "pmap"), *by_two("conversation_across", tmp_path)):
+        for name in ("words", "read"):
+            np.testing.assert_array_equal(got[name], one[name])
+        assert np.abs(got["picture"].astype(int) - one["picture"]).max() <= 1
+        np.testing.assert_allclose(got["latents"], one["latents"], atol=1e-4)
+    assert one["read"][1] > 500 and len(np.unique(one["latents"])) > 1
+
+
 def test_a_mesh_shares_out_the_parameters(found):
     """All but the VAE and what is small: see `test_no_large_array_lies_whole_on_a_device`."""
     assert found["one/held"] == found["pmap/held"] == 1
