@@ -3,10 +3,11 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from internvlu_jax.inference.pipeline import ChatCache as ChatCache
     from internvlu_jax.inference.pipeline import InternVLUPipeline as InternVLUPipeline
     from internvlu_jax.inference.pipeline import PipelineOutput as PipelineOutput
 
-__all__ = ["InternVLUPipeline", "PipelineOutput"]
+__all__ = ["ChatCache", "InternVLUPipeline", "PipelineOutput"]
 __version__ = "0.1.0"
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from internvlu_jax.config import InternVLUConfig
 from internvlu_jax.flow.solver import Schedule, schedule_of_sigmas, schedule_of_timesteps
+from internvlu_jax.inference.encoding import PromptEmbeds
 from internvlu_jax.inference.options import GUIDANCE, NEW_TOKENS, STEPS, Options
 from internvlu_jax.utils.seeds import is_key
 
@@ -58,6 +59,9 @@ def check_together(given: Given) -> None:
                 raise ValueError(f"{name} is given and generation_mode is 'text', in which nothing is drawn")
     if given["prompt_embeds"] is None:
         return
+    if not isinstance(given["prompt_embeds"], PromptEmbeds):
+        kind = type(given["prompt_embeds"]).__name__
+        raise ValueError(f"prompt_embeds is a {kind}; expected what encode_prompt gives")
     if mode != "image":
         raise ValueError(f"prompt_embeds are given and generation_mode is {mode!r}; expected 'image'")
     for name, unsaid in _ENCODED.items():

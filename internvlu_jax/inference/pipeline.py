@@ -51,7 +51,7 @@ class InternVLUPipeline(WithChat, WithAdapters):
 
     Calls with the same shapes share compiled programs; text lengths are padded to buckets, so new prompts seldom
     compile. The object holds parameters, where `devices` has them, and nothing of earlier calls but the states of the
-    dropped prompts, which never change.
+    dropped prompts, which never change, and the cache of the last conversation (`chat`), which changes no answer.
     """
 
     def __init__(

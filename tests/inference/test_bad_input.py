@@ -177,6 +177,11 @@ def test_what_cannot_be_streamed(pipe, kwargs, message):
         pipe.stream(**{"prompt": "a", **kwargs})
 
 
+def test_prompt_embeds_of_another_kind(pipe):
+    with pytest.raises(ValueError, match="prompt_embeds is a ndarray; expected what encode_prompt gives"):
+        pipe(prompt_embeds=np.zeros((1, 7, 64)), **DRAW)
+
+
 def test_unknown_arguments(pipe):
     for call in (pipe, pipe.stream):
         with pytest.raises(TypeError, match="'sede'"):

@@ -5,8 +5,8 @@ import io
 import numpy as np
 import pytest
 
-from internvlu_jax import InternVLUPipeline
-from internvlu_jax.cli import main
+from internvlu_jax import InternVLUPipeline, PipelineOutput
+from internvlu_jax.cli import _written, main
 from internvlu_jax.inference import programs
 from internvlu_jax.inference.stream import TextStream, pieces
 from internvlu_jax.processing.tokenizer import Tokenizer
@@ -136,6 +136,40 @@ class Terminal(io.StringIO):
         return len(text)
 
 
+class Spoken:
+    """A pipeline that says the same in a call and in a stream."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, prompt, **options):
+        self.asked.append(("call", prompt))
+        return PipelineOutput(text=["ab"])
+
+    def stream(self, prompt, **options):
+        self.asked.append(("stream", prompt))
+
+        def writing():
+            yield from "ab"
+            return lambda: PipelineOutput(text=["ab"])
+
+        return TextStream(writing())
+
+
+@pytest.mark.parametrize(
+    ("terminal", "num_beams", "way", "shown"),
+    [(True, 1, "stream", ["a", "b", "\n"]), (True, 2, "call", ["ab", "\n"]), (False, 1, "call", ["ab", "\n"])],
+)
+def test_the_shell_streams_where_it_can(monkeypatch, terminal, num_beams, way, shown):
+    pipe, out = Spoken(), Terminal()
+    monkeypatch.setattr(out, "isatty", lambda: terminal)
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.stdout", out)
+        assert _written(pipe, "hello", generation_mode="text", num_beams=num_beams).text == ["ab"]
+    assert pipe.asked == [(way, "hello")] and [text for text in out.shown if text] == shown
+
+
+@pytest.mark.slow
 def test_the_shell_streams_to_a_terminal(tmp_path, monkeypatch, capsys):
     """What it writes in one piece elsewhere."""
     monkeypatch.chdir(tmp_path)
