@@ -1,6 +1,7 @@
 """Runs a benchmark on all devices, and scores what it made.
 
     python -m experiments.benchmarks NAME --prompts FILE --checkpoint ID --out DIR [--devices all]
+    python -m experiments.benchmarks small-world --out DIR [--checkpoint ID] [--count 500] [--only words edits ...]
     python -m experiments.benchmarks score DIR
 
 The files of each benchmark are those of its authors (`internvlu_jax/evaluation/README.md`). The same command again goes
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -23,14 +24,38 @@ from rich.table import Table
 import internvlu_jax
 from internvlu_jax.config import Quantization
 from internvlu_jax.evaluation.benchmarks import BENCHMARKS
-from internvlu_jax.evaluation.folder import benchmark_of
+from internvlu_jax.evaluation.folder import benchmark_of, check_folder
 from internvlu_jax.evaluation.runner import Outcome, read_items, run
 from internvlu_jax.evaluation.settings import RunOptions
-from internvlu_jax.evaluation.task import NeedsJudge, Report
+from internvlu_jax.evaluation.task import NeedsJudge, Report, distinct
 from internvlu_jax.inference.pipeline import InternVLUPipeline
+from internvlu_jax.small_world import benchmark as small_world
+from internvlu_jax.small_world.benchmark import Cases
 from internvlu_jax.utils.failures import failed, one_line, out_of_memory
 
 Name = Literal["geneval", "dpg", "wise", "gedit", "imgedit", "risebench", "textedit", "ocrbench", "mme", "mmmu"]
+
+
+@dataclass(frozen=True)
+class Model:
+    checkpoint: str | None = None
+    """A directory or a Hub id; by default the model in the box."""
+    devices: str | None = None
+    """That share the items: all, pmap, or sizes of a mesh such as data=4,tensor=2. Default: one device."""
+    dtype: str | None = None
+    """Of the computation; by default float32 on a CPU, bfloat16 elsewhere."""
+    quantize: Quantization | None = None
+    """8-bit weights, as in the pipeline."""
+
+    def load(self) -> InternVLUPipeline:
+        return InternVLUPipeline.from_pretrained(
+            self.checkpoint, dtype=self.dtype, devices=self.devices, quantize=self.quantize
+        )
+
+    def known(self) -> dict[str, Any]:
+        """What of it goes into the settings of a run."""
+        named = self.checkpoint or "the model in the box"
+        return {"checkpoint": named, "devices": self.devices, "version": internvlu_jax.__version__}
 
 
 @dataclass(frozen=True)
@@ -43,15 +68,17 @@ class Run:
     """The folder of the run."""
     pictures: Path | None = None
     """The folder of its pictures, where they lie apart."""
-    checkpoint: str | None = None
-    """A directory or a Hub id; by default the model in the box."""
-    devices: str | None = None
-    """That share the items: all, pmap, or sizes of a mesh such as data=4,tensor=2. Default: one device."""
-    dtype: str | None = None
-    """Of the computation; by default float32 on a CPU, bfloat16 elsewhere."""
-    quantize: Quantization | None = None
-    """8-bit weights, as in the pipeline."""
+    model: tyro.conf.OmitArgPrefixes[Model] = Model()
     options: tyro.conf.OmitArgPrefixes[RunOptions] = RunOptions()
+
+
+@dataclass(frozen=True)
+class SmallWorld:
+    out: Path
+    """The folder of the run."""
+    cases: tyro.conf.OmitArgPrefixes[Cases] = Cases()
+    model: tyro.conf.OmitArgPrefixes[Model] = Model()
+    options: tyro.conf.OmitArgPrefixes[RunOptions] = RunOptions(batch=50)
 
 
 @dataclass(frozen=True)
@@ -65,24 +92,38 @@ def execute(arguments: Run) -> int:
     arguments.options.check()
     benchmark = BENCHMARKS[arguments.name]
     items = read_items(benchmark, arguments.prompts, arguments.pictures, arguments.out)
-    pipe = InternVLUPipeline.from_pretrained(
-        arguments.checkpoint, dtype=arguments.dtype, devices=arguments.devices, quantize=arguments.quantize
-    )
-    known = {
-        "checkpoint": arguments.checkpoint or "the model in the box",
-        "devices": arguments.devices,
-        "version": internvlu_jax.__version__,
-    }
-    outcome = run(benchmark, items, pipe, arguments.out, arguments.options, known)
-    print(told(outcome, arguments.out), file=sys.stderr)
+    known = arguments.model.known()
+    return ended(run(benchmark, items, arguments.model.load(), arguments.out, arguments.options, known), arguments.out)
+
+
+def execute_small_world(arguments: SmallWorld) -> int:
+    """Runs the small world's cases; the status of the command."""
+    options, cases = arguments.options, arguments.cases
+    options.check()
+    cases.check(options.height)
+    check_folder(arguments.out)
+    pipe = arguments.model.load()
+    head = pipe.config.generation_decoder
+    sides = {options.height or head.gen_image_height, options.width or head.gen_image_width}
+    if len(sides) > 1:
+        raise ValueError(f"pictures would have sides of {sides}; expected a square: give --height and --width")
+    (side,) = sides
+    known = {**arguments.model.known(), **small_world.known(cases, side)}
+    asked = list(distinct(small_world.items(cases, side)))
+    return ended(run(small_world.benchmark(cases, side), asked, pipe, arguments.out, options, known), arguments.out)
+
+
+def ended(outcome: Outcome, out: Path) -> int:
+    """Says what a run did, and its scores where it is complete; the status of the command."""
+    print(told(outcome, out), file=sys.stderr)
     if outcome.complete:
-        score(arguments.out)
+        score(out)
     return 1 if outcome.failures else 0
 
 
 def score(out: Path) -> None:
     """Prints the scores of a run's folder beside what was published, or what has to come first."""
-    benchmark = BENCHMARKS[benchmark_of(out)]
+    benchmark = {**BENCHMARKS, small_world.NAME: small_world.benchmark()}[benchmark_of(out)]
     try:
         report = benchmark.score(out)
     except NeedsJudge as error:
@@ -129,6 +170,9 @@ def main(arguments: Sequence[str]) -> int:
         if list(arguments[:1]) == ["score"]:
             score(tyro.cli(Score, args=arguments[1:], prog="python -m experiments.benchmarks score").out)
             return 0
+        if list(arguments[:1]) == [small_world.NAME]:
+            program = f"python -m experiments.benchmarks {small_world.NAME}"
+            return execute_small_world(tyro.cli(SmallWorld, args=arguments[1:], prog=program))
         return execute(tyro.cli(Run, args=arguments, description=__doc__))
     except (ValueError, OSError) as error:
         return failed("error", one_line(error), 2)

@@ -18,12 +18,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from internvlu_jax.evaluation.folder import RunFolder, check_folder, opened
-from internvlu_jax.evaluation.settings import RunOptions, settings
+from internvlu_jax.evaluation.settings import Mode, RunOptions, of_each_mode, settings
 from internvlu_jax.evaluation.task import Benchmark, Item, distinct
 from internvlu_jax.inference.pipeline import InternVLUPipeline
 from internvlu_jax.processing.rows import bucket
@@ -97,8 +98,8 @@ def run(
         ValueError: an option cannot be used, or the folder has a run with other settings.
     """
     options.check()
-    for mode in sorted({options.mode(item) for item in items}):
-        options.check_for(pipe, mode)
+    for item in of_each_mode(items, options).values():
+        options.check_for(pipe, item)
     wanted = [Numbered(n, item) for n, item in enumerate(items[: options.limit])]
     own = wanted[options.host :: options.hosts]
     outcome = Outcome()
@@ -144,7 +145,8 @@ def _kind(item: Item, pipe: InternVLUPipeline, options: RunOptions) -> tuple[Any
     (seen,) = pipe.processor.process([item.prompt], [shown], mode, max_tiles=item.max_tiles)
     sources = tuple(source.shape for source in seen.sources)
     size = None if mode == "text" else seen.size
-    return mode, bucket(len(seen.cond)), len(seen.tiles), sources, size, item.max_tiles, item.tiled
+    asked = item.max_tiles, item.tiled, item.max_new_tokens, item.noise is None
+    return mode, bucket(len(seen.cond)), len(seen.tiles), sources, size, *asked
 
 
 Loaded = list[tuple[Numbered, list[Image.Image]] | tuple[Numbered, Exception]]
@@ -206,16 +208,27 @@ class _Work:
             [one.item.prompt for one, _ in rows],
             [shown for _, shown in rows],
             mode,
-            seed=[seed for one, _ in rows for seed in options.seeds(one.item)],
             max_tiles=first.max_tiles,
             num_images_per_prompt=1 if mode == "text" else first.tiled,
-            **options.call(mode),
+            **options.call(first),
+            **self._noise([one.item for one, _ in rows], mode),
         )
         made = []
         for n, (one, shown) in enumerate(ready):
             drawn = [] if out.images is None else out.images[n * first.tiled : (n + 1) * first.tiled]
             made.append(_Made(one, None if out.text is None else out.text[n], drawn, shown[0].size if shown else None))
         return made
+
+    def _noise(self, items: Sequence[Item], mode: Mode) -> dict[str, Any]:
+        """What decides the starting noise of every picture."""
+        if items[0].noise is None or mode == "text":
+            return {"seed": [seed for item in items for seed in self._options.seeds(item)]}
+        head = self._pipe.config.generation_decoder
+        sides = (self._options.height or head.gen_image_height, self._options.width or head.gen_image_width)
+        cells = [side // head.pixel_multiple * head.pixel_multiple // head.vae_downsample_factor for side in sides]
+        shape = (*cells, self._pipe.config.vae.z_dim)
+        drawn = [np.random.default_rng(item.noise).standard_normal(shape) for item in items]
+        return {"latents": np.stack(drawn).astype(np.float32)}
 
     def _keep(self, batch: Batch, made: Sequence[_Made]) -> None:
         for one in made:

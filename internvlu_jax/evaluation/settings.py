@@ -66,20 +66,22 @@ class RunOptions:
         if not 0 <= self.host < self.hosts:
             raise ValueError(f"--host is {self.host}; expected 0 to {self.hosts - 1}, as there are {self.hosts} hosts")
 
-    def check_for(self, pipe: InternVLUPipeline, mode: Mode) -> None:
-        """Raises ValueError naming the first option that this checkpoint cannot use."""
-        bound = inspect.signature(InternVLUPipeline.__call__).bind(pipe, "", None, mode, **self.call(mode), seed=0)
+    def check_for(self, pipe: InternVLUPipeline, item: Item) -> None:
+        """Raises ValueError naming the first option that this checkpoint cannot use for an item."""
+        call = inspect.signature(InternVLUPipeline.__call__)
+        bound = call.bind(pipe, "", None, self.mode(item), **self.call(item), seed=0)
         bound.apply_defaults()
         options_of(bound.arguments, pipe.config, lambda: 0).check(pipe.config, 1)
 
     def mode(self, item: Item) -> Mode:
         if item.path is None:
             return "text"
-        return "text_image" if self.reasoning else "image"
+        return "text_image" if self.reasoning or item.reasoning else "image"
 
-    def call(self, mode: Mode) -> dict[str, Any]:
-        """The arguments of the pipeline that all items of a mode share."""
-        words = {} if mode == "image" else {"max_new_tokens": self._new_tokens(mode)}
+    def call(self, item: Item) -> dict[str, Any]:
+        """The arguments of the pipeline, but for prompts, pictures and noise."""
+        mode = self.mode(item)
+        words: dict[str, Any] = {} if mode == "image" else {"max_new_tokens": self._new_tokens(item)}
         if mode == "text":
             return words
         part, whole = self._guidance(mode)
@@ -104,8 +106,17 @@ class RunOptions:
             whole if self.all_cfg_scale is None else self.all_cfg_scale,
         )
 
-    def _new_tokens(self, mode: Mode) -> int:
-        return NEW_TOKENS[mode] if self.max_new_tokens is None else self.max_new_tokens
+    def _new_tokens(self, item: Item) -> int:
+        chosen = (self.max_new_tokens, item.max_new_tokens, NEW_TOKENS[self.mode(item)])
+        return next(tokens for tokens in chosen if tokens is not None)
+
+
+def of_each_mode(items: Sequence[Item], options: RunOptions) -> dict[Mode, Item]:
+    """The first item of every mode."""
+    found: dict[Mode, Item] = {}
+    for item in items:
+        found.setdefault(options.mode(item), item)
+    return found
 
 
 def settings(
@@ -118,7 +129,6 @@ def settings(
     Args:
         items: all of the benchmark. known: what the caller knows besides.
     """
-    modes = sorted({options.mode(item) for item in items})
     pictured = any(item.pictures for item in items)
     return {
         "benchmark": benchmark,
@@ -130,7 +140,10 @@ def settings(
         "attention": pipe.model.compute.attention,
         "seed": options.seed,
         "size": [pipe.config.generation_decoder.gen_image_height, pipe.config.generation_decoder.gen_image_width],
-        "modes": {mode: {"system prompt": system_text(mode, pictured), **options.call(mode)} for mode in modes},
+        "modes": {
+            mode: {"system prompt": system_text(mode, pictured), **options.call(item)}
+            for mode, item in of_each_mode(items, options).items()
+        },
         "first prompt": items[0].prompt,
         "max_tiles": sorted({item.max_tiles for item in items}),
         "batch": options.batch,

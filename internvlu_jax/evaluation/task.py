@@ -30,6 +30,10 @@ class Item:
         tiled: so many pictures are drawn, and kept as one, tiled row by row in a square.
         as_source: the picture is brought to the size of the first of `pictures` when it is kept.
         max_tiles: that the vision encoder sees of each picture.
+        reasoning: words come before the picture, whatever the run's options say.
+        max_new_tokens: of text, where the run's options say nothing; None is the pipeline's.
+        noise: the starting noise is that of numpy's generator of these numbers, whatever the run's seed; for items
+            that must share it.
         facts: what the rule needs beside the answer; JSON.
         beside: files that the scorer reads beside the pictures, by path: text, or a picture.
     """
@@ -42,6 +46,9 @@ class Item:
     tiled: int = 1
     as_source: bool = False
     max_tiles: int = 1
+    reasoning: bool = False
+    max_new_tokens: int | None = None
+    noise: tuple[int, ...] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     beside: Mapping[str, str | Picture] = field(default_factory=dict)
 

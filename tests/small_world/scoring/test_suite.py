@@ -1,57 +1,18 @@
-"""Whole scores: a model that is always right gets 1, one that is always wrong 0; batches, resuming, the command."""
-
-import dataclasses
-import json
+"""Whole scores: a model that is always right gets 1, one that is always wrong 0; batches."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.small_world import evaluate as script
-from experiments.small_world.evaluate import SHIPPED, Arguments, evaluate
 from internvlu_jax.inference.pipeline import InternVLUPipeline, PipelineOutput
 from internvlu_jax.presets import debug_config
-from internvlu_jax.small_world import SMALL, XS_TRANSFER, World
+from internvlu_jax.small_world import SMALL
 from internvlu_jax.small_world.scoring import suite
-from internvlu_jax.small_world.scoring.cases import NAMES, cases
+from internvlu_jax.small_world.scoring.cases import NAMES
 from internvlu_jax.small_world.scoring.responder import PipelineResponder, SamplingOptions
 from internvlu_jax.small_world.scoring.sheet import outcome_sheet
 from internvlu_jax.small_world.scoring.suite import KEYS, Query, Reply, run
-from tests.conftest import GOLDENS
-
-CHECKPOINT = GOLDENS / "base/checkpoint"
-BLANK = np.full((64, 64, 3), 255, np.uint8)
-COUNT = 24
-HEADLINE = {
-    "geneval_seen", "geneval_heldout", "questions", "edits_done", "edit_untouched_psnr", "words", "reasoning_gain",
-}  # fmt: skip
-
-
-def world_of(name: str) -> World:
-    return XS_TRANSFER if name.startswith("transfer") else SMALL
-
-
-class Knowing:
-    """A model that knows the cases: right in some modes, and in the others wrong."""
-
-    def __init__(self, name: str, right: tuple[str, ...] = ("text", "image", "text_image"), count: int = COUNT) -> None:
-        self.cases, self.right, self.queries = cases(world_of(name), name, count), right, []
-
-    def __call__(self, queries):
-        self.queries += queries
-        return [self.reply(query) for query in queries]
-
-    def reply(self, query: Query) -> Reply:
-        case = self.cases[query.number]
-        assert query.prompt == case.prompt
-        assert (query.source is None) == (case.source is None)
-        if query.source is not None:
-            assert np.array_equal(query.source, case.source.draw(64))
-        if query.mode not in self.right:
-            unchanged = BLANK if query.source is None else query.source
-            return Reply(None if query.mode == "text" else unchanged, "nothing")
-        text = {"text": case.answer, "text_image": f" {case.reasoning} "}.get(query.mode, "")
-        return Reply(None if query.mode == "text" else case.image.draw(64), text)
+from tests.helpers.knowing import BLANK, COUNT, Knowing, world_of
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "reasoning"])
@@ -129,78 +90,6 @@ def test_sheets_show_successes_and_failures():
     assert small.height < only.height
 
 
-def arguments(out, **changes) -> Arguments:
-    return dataclasses.replace(Arguments(count=COUNT, out=out), **changes)
-
-
-SETTINGS = {"count": COUNT, "parameters": "abc", "model": "somewhere"}
-
-
-class TestScript:
-    def scores(self, args, calls, settings=SETTINGS):
-        """All scores by models that are right in everything but drawing without reasoning."""
-        models = {name: Knowing(name, ("text", "text_image") if name == "reasoning" else ("text", "image"))
-                  for name in SHIPPED}  # fmt: skip
-
-        def begin(name):
-            calls.append(name)
-
-        return evaluate(args, lambda queries: models[calls[-1]](queries), 64, settings, begin)
-
-    def test_every_score_with_its_interval(self, tmp_path):
-        found = self.scores(arguments(tmp_path), calls := [])
-        assert calls == list(SHIPPED) and set(found) == {*HEADLINE, "settings"}
-        assert json.loads((tmp_path / "scores.json").read_text()) == found
-        for key in HEADLINE:
-            assert (
-                found[key]["count"] >= COUNT * 3 / 4 and found[key]["low"] <= found[key]["value"] <= found[key]["high"]
-            )
-        assert found["edit_untouched_psnr"]["value"] == 60
-        assert all(found[key]["value"] == 1.0 for key in HEADLINE - {"edit_untouched_psnr"})
-        assert script.table(found).row_count == sum(1 + len(found[key]["parts"]) for key in HEADLINE)
-        for name in SHIPPED:
-            assert Image.open(tmp_path / f"{name}.png").width > 500
-
-    def test_it_goes_on(self, tmp_path, capsys):
-        first = self.scores(arguments(tmp_path, only=("words",)), calls := [])
-        assert calls == ["words"] and set(first) == {"words", "settings"}
-        both = self.scores(arguments(tmp_path, only=("words", "questions")), calls := [])
-        assert calls == ["questions"] and both["words"] == first["words"]
-        renamed = SETTINGS | {"model": "elsewhere"}
-        self.scores(arguments(tmp_path, only=("words",)), calls := [], renamed)
-        assert calls == [] and not capsys.readouterr().err
-        other = self.scores(arguments(tmp_path, only=("words",)), calls := [], SETTINGS | {"parameters": "xyz"})
-        assert calls == ["words"] and set(other) == {"words", "settings"}
-        assert "other settings or parameters" in capsys.readouterr().err
-
-    def test_a_file_that_is_no_scores(self, tmp_path):
-        (tmp_path / "scores.json").write_text("[]")
-        with pytest.raises(ValueError, match="not a file of scores"):
-            self.scores(arguments(tmp_path), [])
-
-    @pytest.mark.parametrize(
-        "changes, message",
-        [
-            ({"count": 7}, "--count is 7; expected at least 8"),
-            ({"steps": 0}, "--steps is 0"),
-            ({"seed": -1}, "--seed is -1"),
-            ({"batch": 0}, "--batch is 0"),
-            ({"side": 32}, "--side is 32; expected at least 48"),
-            ({"all_cfg_scale": float("nan")}, "--all-cfg-scale is nan"),
-            ({"only": ()}, "--only names no score"),
-            ({"model": "no/such/directory"}, "there is no directory no/such/directory"),
-        ],
-    )
-    def test_what_cannot_be_is_said_before_anything_is_loaded(self, changes, message, tmp_path, capsys):
-        assert script.main(arguments(tmp_path, **changes)) == 2
-        assert message in capsys.readouterr().err and not any(tmp_path.iterdir())
-
-    def test_out_is_a_file(self, tmp_path, capsys):
-        (tmp_path / "file").touch()
-        assert script.main(arguments(tmp_path / "file")) == 2
-        assert "is a file; expected a directory" in capsys.readouterr().err
-
-
 class Recorded(InternVLUPipeline):
     """Notes what it is called with, and draws the lengths of the prompts."""
 
@@ -249,25 +138,3 @@ def test_settings_reach_the_pipeline():
     assert model(queries(2, "text"))[1].text == "XX"
     assert SamplingOptions().guidance() == {"image": (4.5, 2.0), "text_image": (3.5, 1.5)}
     assert SamplingOptions(part_cfg_scale=1.0).guidance() == {"image": (4.5, 1.0), "text_image": (3.5, 1.0)}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "names, keys",
-    [
-        (("questions", "edits"), {"questions", "edits_done", "edit_untouched_psnr"}),
-        (("words", "reasoning"), {"words", "reasoning_gain"}),
-    ],
-)
-def test_the_command_with_a_real_pipeline(names, keys, tmp_path, capsys):
-    """Random parameters: nothing has to be right, but every mode runs, and everything is written."""
-    args = Arguments(str(CHECKPOINT), 8, True, tmp_path / "out", steps=1, side=64, batch=4, only=names)
-    assert script.main(args) == 0
-    captured = capsys.readouterr()
-    found = json.loads(captured.out)
-    assert set(found) == {*keys, "settings"}
-    assert found["settings"]["guidance"]["image"] == {"all": 4.5, "part": 2.0} and found["settings"]["side"] == 64
-    assert len(found["settings"]["parameters"]) == 16
-    assert {path.name for path in args.out.iterdir()} == {"scores.json", *(f"{name}.png" for name in names)}
-    assert script.main(dataclasses.replace(args, json=False)) == 0
-    assert max(keys) in capsys.readouterr().out
