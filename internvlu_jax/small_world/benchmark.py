@@ -6,7 +6,6 @@ The noise of a case is that of its number and the cases' seed, with or without r
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from internvlu_jax.evaluation import task
+from internvlu_jax.evaluation.benchmarks.reading import answers
 from internvlu_jax.evaluation.folder import RUN
 from internvlu_jax.evaluation.scores import Score
 from internvlu_jax.evaluation.task import ANSWERS, Benchmark, Item
@@ -126,9 +126,8 @@ class _Kept:
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder, self._name = folder, name
-        file = folder / ANSWERS
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        self._texts = {row["id"]: row["text"] for row in map(json.loads, lines)}
+        rows = answers(folder) if (folder / ANSWERS).is_file() else []
+        self._texts = {row["id"]: row["text"] for row in rows}
 
     def __call__(self, asked: Sequence[Query]) -> list[Reply]:
         return [self._reply(query) for query in asked]

@@ -3,14 +3,16 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.benchmarks.__main__ import main, table, told
+from experiments.benchmarks.__main__ import Name, main, table, told
 from internvlu_jax.config import Compute
 from internvlu_jax.evaluation.benchmarks import BENCHMARKS
+from internvlu_jax.evaluation.benchmarks.reading import answers
 from internvlu_jax.evaluation.folder import RUN
 from internvlu_jax.evaluation.runner import Outcome, Pace, read_items, run, tiled
 from internvlu_jax.evaluation.scores import share
@@ -145,6 +147,14 @@ def test_hosts_share_the_items(whole, tmp_path):
     assert run(MIXED, mixed(), Pipe(), tmp_path, OPTIONS).there == 30
 
 
+def test_ends_of_lines_within_an_answer(tmp_path):
+    for _ in range(2):
+        run(MIXED, [Item("a", "one\u2028two\x85three\nfour"), Item("b", "five")], Pipe(), tmp_path, OPTIONS)
+        assert [row["text"] for row in answers(tmp_path)] == [
+            "reply to one\u2028two\x85three\nfour", "reply to five"
+        ]  # fmt: skip
+
+
 def test_batches_are_of_one_kind_and_size(tmp_path):
     pipe = Pipe()
     run(MIXED, mixed(), pipe, tmp_path, OPTIONS)
@@ -273,6 +283,9 @@ class TestCommand:
         run(BENCHMARKS["geneval"], items, Pipe(), tmp_path / "drawn", OPTIONS)
         assert main(["score", str(tmp_path / "drawn")]) == 0
         assert "evaluate_images.py" in capsys.readouterr().out
+
+    def test_every_benchmark_has_its_name(self):
+        assert set(get_args(Name)) == set(BENCHMARKS)
 
     def test_a_table(self):
         rows = table(Report({"overall": share([True, False]), "one": share([True])}, {"overall": 0.85, "other": 0.1}))

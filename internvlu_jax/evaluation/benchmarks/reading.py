@@ -27,7 +27,7 @@ def json_lines(path: Path) -> list[Row]:
         ValueError: a line is no JSON object, or the file cannot be read as text.
     """
     rows = []
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(_text(path).split("\n"), start=1):  # JSON may hold other ends of lines, as U+2028
         if not line.strip():
             continue
         try:
