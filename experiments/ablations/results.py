@@ -16,16 +16,15 @@ import json
 import math
 import os
 import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from experiments.ablations.endpoints import CEILINGS, ENDPOINTS, PARITY
+from internvlu_jax.utils.checkout import commit
 
 Status = Literal["finished", "failed", "unfinished"]
 _DIGITS = 5  # of the values of cases and curves
@@ -245,7 +244,7 @@ def origin() -> dict[str, Any]:
 
     device = jax.devices()[0]
     machine = {"device": device.device_kind, "devices": jax.device_count(), "cpu": _cpu(), "cores": os.cpu_count()}
-    return {"machine": machine, "commit": _commit()}
+    return {"machine": machine, "commit": commit() or "unknown"}
 
 
 def _cpu() -> str:
@@ -253,20 +252,6 @@ def _cpu() -> str:
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.machine()
-
-
-@cache
-def _commit() -> str:
-    """Of the files that this process was started with."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def _append(path: Path, value: Mapping[str, Any]) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -20,6 +18,7 @@ from internvlu_jax.inference.arguments import options_of
 from internvlu_jax.inference.options import GUIDANCE, NEW_TOKENS, STEPS
 from internvlu_jax.inference.pipeline import InternVLUPipeline
 from internvlu_jax.processing.chat import system_text
+from internvlu_jax.utils.checkout import commit
 from internvlu_jax.utils.seeds import check_seed
 
 Mode = Literal["text", "image", "text_image"]
@@ -147,7 +146,7 @@ def settings(
         "first prompt": items[0].prompt,
         "max_tiles": sorted({item.max_tiles for item in items}),
         "batch": options.batch,
-        "commit": _commit(),
+        "commit": commit(),
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
     }
@@ -172,16 +171,3 @@ def _digest(items: Sequence[Item]) -> str:
     """Of what is asked; pictures count by their number."""
     told = [{**vars(item), "pictures": len(item.pictures), "beside": sorted(item.beside)} for item in items]
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=dict).encode()).hexdigest()[:16]
-
-
-def _commit() -> str | None:
-    """Of the code where it is a checkout, with a "+" where files differ from it; None where it is installed."""
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
