@@ -13,8 +13,9 @@ from converters.tensors import open_part
 from converters.vlm import vlm_rules
 from internvlu_jax.config import Compute
 from internvlu_jax.config_files import read_config
-from internvlu_jax.decode.generate import _search, _write, generate
-from internvlu_jax.decode.model import LanguageModel, extend, prefill
+from internvlu_jax.decode.blocks import _begin, _go_on
+from internvlu_jax.decode.generate import Rules, _search, _write, generate
+from internvlu_jax.decode.model import LanguageModel, extend, grown, prefill, read_further
 from internvlu_jax.models.internvlu import InternVLU, modules, param_shapes
 from internvlu_jax.models.qwen3 import KVCache, as_list
 from internvlu_jax.presets import debug_config, small_config
@@ -205,6 +206,39 @@ def test_the_loop_does_not_copy_the_cache(tiny, num_beams, caches):
     memory, size = compiled.memory_analysis(), 2 * 4 * np.prod(shape)
     assert memory.alias_size_in_bytes >= size
     assert memory.temp_size_in_bytes < caches * size
+
+
+def test_a_block_does_not_copy_the_cache(tiny):
+    model, params = LanguageModel(tiny[0].model), tiny[1]
+    cfg = model.model.cfg.vlm.llm_config
+    cache = KVCache(*2 * [jax.ShapeDtypeStruct((cfg.num_hidden_layers, 2, 4096, cfg.num_key_value_heads, cfg.head_dim),
+                                               jnp.float32)])  # fmt: skip
+    logits = jax.ShapeDtypeStruct((2, cfg.vocab_size), jnp.float32)
+    rules = Rules(jnp.ones(2, jnp.int32), jnp.ones(2, jnp.int32), jnp.int32(0), None, jnp.float32(1), None, None, None)
+    begun = jax.eval_shape(
+        lambda *given: _begin(model, *given, rules, buffer=32, top_k=None)[0], params, cache, logits
+    )  # fmt: skip
+    rest = begun._replace(cache=None, captured=None)
+    compiled = _go_on.lower(model, params, cache, None, rest, rules, jnp.int32(9), top_k=None).compile()
+    memory, size = compiled.memory_analysis(), sum(4 * leaf.size for leaf in cache)
+    assert memory.alias_size_in_bytes >= size and memory.temp_size_in_bytes < size
+
+
+def test_reading_further_is_reading_at_once(tiny):
+    """Also into a cache that grew, and with padding behind; rows of different lengths."""
+    model, params = LanguageModel(tiny[0].model), tiny[1]
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, model.model.cfg.vlm.llm_config.vocab_size, (2, 24)).astype(np.int32)
+    lengths, starts = jnp.asarray([20, 15]), jnp.asarray([9, 4])
+    x = model.embed(params, jnp.asarray(ids))
+    want = prefill(model, params, x, lengths, capacity=24)
+    first = prefill(model, params, x[:, :9], starts, capacity=16)
+    cache = grown(model, params, first.cache, capacity=32)
+    rest = jnp.stack([jnp.roll(row, -start) for row, start in zip(ids, [9, 4], strict=True)])[:, :16]
+    got = read_further(model, params, cache, model.embed(params, rest), starts, lengths - starts)
+    assert_close(got.logits, want.logits, 1e-5)
+    np.testing.assert_array_equal(got.lengths, lengths)
+    assert jax.tree.leaves(got.cache)[0].shape[-3] == 32
 
 
 def test_a_token_reads_the_weights_and_the_cache_once():
