@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -168,14 +169,16 @@ def make_app(
     *,
     key: str | None = None,
     local: bool = True,
+    uploads: str = os.devnull,
 ) -> FastAPI:
     """The application.
 
     Args:
         key: that clients need; None: none.
+        uploads: the folder of what is put into the page.
         local: whether only this machine reaches it; then only its names are answered to.
     """
-    guard: list[Any] = [Middleware(Guard, key=key, max_body=limits.max_body << 20, metrics=metrics)]
+    guard: list[Any] = [Middleware(Guard, key=key, max_body=limits.max_body << 20, metrics=metrics, uploads=uploads)]
     if local:
         guard.insert(0, Middleware(TrustedHostMiddleware, allowed_hosts=list(_LOCAL), www_redirect=False))
     metrics.watch(lambda: worker.waiting)

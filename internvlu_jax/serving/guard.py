@@ -1,8 +1,10 @@
-"""Before any endpoint: who may ask, from which page, and how large a request may be."""
+"""Before any endpoint: who may ask, from which page, how large a request may be, and what the page reads."""
 
 from __future__ import annotations
 
 import hmac
+import json
+import os
 import time
 from urllib.parse import urlsplit
 
@@ -17,6 +19,7 @@ ENDPOINTS = (
     "/v1/chat/completions", "/v1/images/generations", "/v1/images/edits", "/v1/models", "/health", "/metrics",
 )  # fmt: skip
 _OPEN = ("/health",)
+_PAGE, _UPLOAD = "/gradio_api/", "/gradio_api/upload"
 _HELD = 8  # bodies of the largest size that are held at once, all requests together
 # A client hears an answer only once it has sent all; so much of a body that is too large is read and dropped.
 _DROPPED = 4
@@ -27,23 +30,25 @@ class _Left(Exception):
 
 
 class Guard:
-    """ASGI middleware of the endpoints; what is for the page passes by.
+    """ASGI middleware of the endpoints, and of what the page's own say; its files pass by.
 
     Args:
         key: clients send it as a bearer token; None lets everybody in.
         max_body: bytes.
+        uploads: a folder; the page reads no file from elsewhere.
     """
 
-    def __init__(self, app: ASGIApp, key: str | None, max_body: int, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, key: str | None, max_body: int, metrics: Metrics, uploads: str) -> None:
         self._app, self._key, self._max_body, self._metrics = app, key, max_body, metrics
-        self._held = 0
+        self._held, self._uploads = 0, os.path.realpath(uploads)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
-        if scope["type"] != "http" or not (path.startswith("/v1/") or path in ENDPOINTS):
+        of_page = scope.get("method") == "POST" and path.startswith(_PAGE) and not path.startswith(_UPLOAD)
+        if scope["type"] != "http" or not (path.startswith("/v1/") or path in ENDPOINTS or of_page):
             return await self._app(scope, receive, send)
         began, answered = time.monotonic(), 0
-        endpoint = next((name for name in ENDPOINTS if path == name), "/v1")
+        endpoint = path if path in ENDPOINTS else "other"
 
         async def noting(message: Message) -> None:
             nonlocal answered
@@ -53,8 +58,11 @@ class Guard:
 
         reserved = 0
         try:
-            self._check(Headers(scope=scope), path)
+            if not of_page:  # the page has a login of its own
+                self._check(Headers(scope=scope), path)
             body, reserved = await self._body(scope, receive)
+            if of_page and _names_elsewhere(body, self._uploads):
+                raise Refused(403, "a file is named that was not put into the page; expected an upload")
             await self._app(scope, _replayed(body, receive), noting)
         except _Left:
             return
@@ -108,6 +116,27 @@ class Guard:
         if over is not None:
             raise over
         return b"".join(parts), size
+
+
+def _names_elsewhere(body: bytes, uploads: str) -> bool:
+    """Whether JSON has a "path" that is not in the folder of uploads: Gradio would read any file, and fetch any URL.
+
+    What is no JSON it refuses itself.
+    """
+    try:
+        rest = [json.loads(body)]
+    except (ValueError, RecursionError):
+        return False
+    while rest:
+        value = rest.pop()
+        if isinstance(value, dict):
+            named = value.get("path")
+            if named is not None and not os.path.realpath(str(named)).startswith(uploads + os.sep):
+                return True
+            rest.extend(value.values())
+        elif isinstance(value, list):
+            rest.extend(value)
+    return False
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

@@ -39,15 +39,16 @@ def with_page(app: FastAPI, worker: Worker, limits: Limits, key: str | None) -> 
     """The application with the page at "/". Who needs a key logs in with any name, and the key as the password."""
     auth = None if key is None else (lambda name, word: hmac.compare_digest(word.encode(), key.encode()))
     return gr.mount_gradio_app(
-        app, _page(worker, limits), path="/", auth=auth, css=_CSS, show_error=True, max_file_size=limits.max_body << 20,
-        footer_links=[], run_history=False, ssr_mode=False, enable_monitoring=False,
+        app, _page(worker, limits), path="/", auth=auth, css=_CSS, show_error=False,
+        max_file_size=limits.max_body << 20, footer_links=[], run_history=False, ssr_mode=False,
+        enable_monitoring=False,
     )  # fmt: skip
 
 
 def _page(worker: Worker, limits: Limits) -> gr.Blocks:
     def write(prompt: str, picture: Image.Image | None, seed: float | None) -> Iterator[tuple[str, str]]:
         own, text = _seed(seed), ""
-        for heard in _heard(worker, _call("text", prompt, picture, own), limits):
+        for heard in _heard(worker, _call(limits, "text", prompt, picture, own), limits):
             text = text + heard if isinstance(heard, str) else heard.text if isinstance(heard, Answer) else text
             yield text, f"seed {own}"
 
@@ -61,7 +62,7 @@ def _page(worker: Worker, limits: Limits) -> gr.Blocks:
         progress: gr.Progress,
     ) -> Iterator[tuple[str, str, str, list[str], str]]:
         own, text = _seed(seed), ""
-        call = _call(mode, prompt, picture, own, (("num_inference_steps", int(steps)),))
+        call = _call(limits, mode, prompt, picture, own, (("num_inference_steps", int(steps)),))
         progress(0, desc="waiting")
         for heard in _heard(worker, call, limits):
             if isinstance(heard, Step):
@@ -90,7 +91,7 @@ def _page(worker: Worker, limits: Limits) -> gr.Blocks:
         progress: gr.Progress = _PROGRESS,
     ) -> Iterator[tuple[Any, ...]]:
         if picture is None:
-            raise gr.Error("There is no picture to change; put one into the field.", print_exception=False)
+            raise _told("there is no picture to change; put one into the field")
         for drawn, _, *rest in draw(prompt, picture, seed, steps, history, "image", progress):
             yield drawn, *rest
 
@@ -121,7 +122,7 @@ def _page(worker: Worker, limits: Limits) -> gr.Blocks:
                 source = _source()
                 prompt, seed, _, button = _inputs("How many circles are there?", steps=False)
                 answer, used = gr.Textbox(label="Answer", lines=3), gr.Markdown()
-                button.click(write, [prompt, source, seed], [answer, used])
+                button.click(write, [prompt, source, seed], [answer, used], concurrency_limit=None)
             with gr.Tab("Reason and draw"):
                 source = _source()
                 prompt, seed, steps, button = _inputs("as many triangles as a square has corners")
@@ -153,11 +154,19 @@ def _outputs() -> tuple[gr.HTML, gr.Markdown]:
 
 
 def _call(
-    mode: str, prompt: str, picture: Image.Image | None, seed: int, settings: Settings = ()
-) -> Call:  # text is streamed, and so is the reasoning before a picture
+    limits: Limits, mode: str, prompt: str, picture: Image.Image | None, seed: int, settings: Settings = ()
+) -> Call:
+    """Text is streamed, and so is the reasoning before a picture."""
     if not prompt.strip():
-        raise gr.Error("The prompt is empty; write what you want.", print_exception=False)
+        raise _told("the prompt is empty; write what you want")
+    if picture is not None and picture.width * picture.height > limits.max_pixels * 1_000_000:
+        raise _told(f"the picture has over {limits.max_pixels} million pixels; make it smaller")
     return Call(mode, prompt, () if picture is None else (picture,), seed, settings, streamed=mode != "image")
+
+
+def _told(said: str) -> gr.Error:
+    """An error as a sentence. Gradio reads its text as HTML."""
+    return gr.Error(html.escape(said[:1].upper() + said[1:] + "."), print_exception=False)
 
 
 def _seed(given: float | None) -> int:
@@ -177,11 +186,9 @@ def _heard(worker: Worker, job: Job, limits: Limits) -> Iterator[Event | Drawn |
             yield event
         yield ticket.future.result()
     except Refused as refused:
-        said = refused.message
-        raise gr.Error(said[:1].upper() + said[1:] + ".", print_exception=False) from refused
+        raise _told(refused.message) from refused
     except (queue.Empty, Abandoned) as error:
-        said = f"This was not done within {limits.max_seconds:g} s; try again later."
-        raise gr.Error(said, print_exception=False) from error
+        raise _told(f"this was not done within {limits.max_seconds:g} s; try again later") from error
     finally:
         worker.leave(tickets)
 

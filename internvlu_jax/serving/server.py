@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import tempfile
 from functools import partial
 
 from internvlu_jax.inference.pipeline import InternVLUPipeline
@@ -46,16 +47,19 @@ def serve(pipe: InternVLUPipeline, host: str, port: int, limits: Limits, key: st
     from internvlu_jax.serving.running import check
     from internvlu_jax.serving.worker import Worker
 
+    uploads = tempfile.TemporaryDirectory(prefix="internvlu-")
+    os.environ["GRADIO_TEMP_DIR"] = uploads.name
     metrics = Metrics()
     worker = Worker(pipe, limits.max_queue, limits.max_batch, metrics.called)
     try:
-        app = make_app(worker, metrics, limits, partial(check, pipe), key=key, local=local)
+        app = make_app(worker, metrics, limits, partial(check, pipe), key=key, local=local, uploads=uploads.name)
         uvicorn.run(
             with_page(app, worker, limits, key), host=host, port=port, log_level="warning",
             timeout_graceful_shutdown=_CLOSING, server_header=False,
         )  # fmt: skip
     finally:
         worker.close()
+        uploads.cleanup()
 
 
 def _is_local(host: str) -> bool:

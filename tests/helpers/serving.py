@@ -6,13 +6,18 @@ import base64
 import http.client
 import io
 import json
+import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -122,13 +127,12 @@ class Reply(NamedTuple):
 
 
 @dataclass
-class Served:
-    """A server on a port of this machine."""
+class Client:
+    """Of a server on a port of this machine."""
 
-    pipe: StandIn
-    worker: Worker
     port: int
     token: str | None = None
+    patience: float = 30
 
     def ask(self, path: str, given: Any = None, **headers: str) -> Reply:
         """POST of JSON or of given bytes, or GET without any."""
@@ -141,7 +145,7 @@ class Served:
         return self.send("GET" if given is None else "POST", path, body, kind)
 
     def send(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Reply:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.patience)
         try:
             connection.request(method, path, body, headers)
             response = connection.getresponse()
@@ -156,12 +160,14 @@ class Served:
         asked = [{"role": "user", "content": m} if isinstance(m, str) else m for m in messages]
         return self.ask("/v1/chat/completions", {"messages": asked, **given})
 
-    def leaving(self, path: str, given: Any) -> socket.socket:
+    def leaving(self, path: str, given: Any, token: str = "") -> socket.socket:
         """A request whose answer is not waited for; closing the socket is going away."""
         body = json.dumps(given).encode()
-        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n"
         connection = socket.create_connection(("127.0.0.1", self.port))
-        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        connection.sendall(
+            f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+        )
         return connection
 
     def until(self, holds: Callable[[], bool]) -> None:
@@ -173,6 +179,14 @@ class Served:
 
     def _token(self) -> dict[str, str]:
         return {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
+
+
+@dataclass
+class Served(Client):
+    """With the stand-in behind the server, and its worker."""
+
+    pipe: StandIn = field(default_factory=StandIn)
+    worker: Worker | None = None
 
 
 @contextmanager
@@ -187,7 +201,7 @@ def served(limits: Limits = _LIMITS, token: str | None = None, checked: Callable
     try:
         while not server.started:
             time.sleep(0.005)
-        yield Served(pipe, worker, server.servers[0].sockets[0].getsockname()[1], token)
+        yield Served(server.servers[0].sockets[0].getsockname()[1], token, pipe=pipe, worker=worker)
     finally:
         pipe.free.set()
         server.should_exit = True
@@ -199,3 +213,40 @@ def together(asks: Sequence[Callable[[], Reply]]) -> list[Reply]:
     """All at once."""
     with ThreadPoolExecutor(len(asks)) as pool:
         return [future.result() for future in [pool.submit(ask) for ask in asks]]
+
+
+@dataclass
+class Started(Client):
+    """A server of the shell command, with the model in the box, in a process of its own."""
+
+    process: Any = None
+    log: Path = Path()
+
+    def memory(self) -> int:
+        """MiB that the process has in memory."""
+        (line,) = re.findall(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
+        return int(line) >> 10
+
+
+@contextmanager
+def started(folder: Path, *options: str, token: str | None = None) -> Iterator[Started]:
+    """`internvlu-jax serve` with a log in `folder`, up to its first answer."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = folder / "log"
+    env = {**os.environ, **({} if token is None else {"INTERNVLU_API_KEY": token})}
+    command = [sys.executable, "-m", "internvlu_jax.cli", "serve", "--port", str(port), *options]
+    with log.open("w") as file, subprocess.Popen(command, env=env, stdout=file, stderr=file) as process:
+        server = Started(port, token, 600, process, log)
+        try:
+            while True:
+                assert process.poll() is None, log.read_text()
+                try:
+                    server.ask("/health")
+                    break
+                except OSError:
+                    time.sleep(0.2)
+            yield server
+        finally:
+            process.terminate()

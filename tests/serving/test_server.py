@@ -272,3 +272,10 @@ def test_the_official_client(server):
     assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == "one two three"
     with pytest.raises(openai.BadRequestError, match="size is 'x'"):
         client.images.generate(prompt="a", size="x")
+
+
+@pytest.mark.parametrize("named", ["/etc/passwd", "http://127.0.0.1/a.png", "../a.png", "", 3])
+def test_the_page_reads_nothing_that_a_client_names(server, named):
+    """Gradio would take any path for an upload."""
+    reply = server.ask("/gradio_api/queue/join", {"data": ["a", {"path": named, "meta": {}}], "fn_index": 2})
+    assert reply.status == 403 and "not put into the page" in reply.error["message"]
