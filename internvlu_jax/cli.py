@@ -97,7 +97,7 @@ class Drawing:
     seed: int | None = None
     """Of the starting noise, and of sampled text. Default: a new one, which is shown, and kept in a PNG."""
     noise: Noise = "torch-cpu"
-    """Whose numbers the seed stands for: PyTorch's on a CPU or on CUDA (unverified), or those of JAX's keys."""
+    """Whose numbers the seed stands for: PyTorch's on a CPU or on CUDA, or those of JAX's keys."""
     out: Path | None = None
     """Where the picture goes, overwriting. Default: the first free name of out.png, out-1.png, ..."""
     like: Path | None = None

@@ -9,8 +9,8 @@ Attention = Literal["auto", "xla", "chunked", "cudnn", "splash"]
 Layers = Literal["scan", "unrolled"]
 Quantization = Literal["int8", "int8xint8", "fp8"]
 Noise = Literal["torch-cpu", "torch-cuda", "jax"]
-"""Starting noise as the released code draws it with a generator on a CPU or on a GPU (the second unverified, see
-`flow.torch_noise`), or that of JAX's keys."""
+"""Starting noise as the released code draws it with a generator on a CPU or on a GPU (see `flow.torch_noise`), or that
+of JAX's keys."""
 
 
 class ConfigError(ValueError):

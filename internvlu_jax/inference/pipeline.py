@@ -178,8 +178,8 @@ class InternVLUPipeline(WithChat, WithAdapters):
                 prompt in text mode): each is what it is alone. generator: another name, which takes JAX keys, too:
                 jax.random.key(3) is seed 3 with the noise "jax".
             noise: whose noise a seed stands for: "torch-cpu" (the default) and "torch-cuda" are that of the released
-                code with `torch.Generator("cpu" or "cuda").manual_seed(seed)`, the second unverified
-                (`flow.torch_noise`); "jax" that of JAX's keys.
+                code with `torch.Generator("cpu" or "cuda").manual_seed(seed)` (`flow.torch_noise`); "jax" that of
+                JAX's keys.
             latents: starting noise instead, float32 [images, height/8, width/8, channels]. An edit without a size then
                 has the checkpoint's.
             max_new_tokens: most tokens of text; by default 512, with reasoning 200.

@@ -1,4 +1,4 @@
-"""Numbers of `torch.randn`, recorded (CPU) or printed by others (CUDA), come out of numpy."""
+"""Numbers of `torch.randn`, recorded on a CPU and on a GPU or printed by others, come out of numpy."""
 
 import hashlib
 import json
@@ -11,6 +11,7 @@ from internvlu_jax.flow.torch_noise import cpu_normal, cuda_normal, philox
 from tests.conftest import GOLDENS
 
 RECORDED = json.loads((GOLDENS / "torch_randn.json").read_text())["cases"]
+CUDA = dict(np.load(GOLDENS / "torch_randn_cuda.npz"))
 
 
 def name(case: dict) -> str:
@@ -45,6 +46,22 @@ def test_philox_has_the_words_of_its_authors(counter, key, words):
     """The known answers of Random123 for philox4x32-10."""
     drawn = philox(tuple(np.array([word], np.uint64) for word in counter), key)
     assert tuple(int(word[0]) for word in drawn) == words
+
+
+@pytest.mark.parametrize("case", [case for case in CUDA if case.endswith("float32")])
+def test_cuda_numbers_are_those_of_a_gpu(case):
+    """Of many numbers the first 256, as many from the middle on, and the last: under, at and over one for a thread."""
+    seed, count, _ = case.split("/")
+    drawn = cuda_normal(int(seed), middle := int(count))
+    if middle > 4096:
+        drawn = np.concatenate([drawn[:256], drawn[middle // 2 :][:256], drawn[-256:]])
+    np.testing.assert_allclose(drawn, CUDA[case], rtol=0, atol=2.6e-6)
+
+
+@pytest.mark.parametrize(("dtype", "step"), [("bfloat16", 2**-8), ("float16", 2**-11)])
+def test_narrow_cuda_numbers_are_these_rounded(dtype, step):
+    drawn = cuda_normal(42, 1000)[:256]
+    assert np.all(np.abs(drawn - CUDA[f"42/1000/{dtype}"]) <= 1.01 * step * np.abs(drawn) + 3e-6)
 
 
 # Printed by programs that others ran on a GPU after torch.manual_seed(seed): four decimals.
