@@ -147,7 +147,7 @@ def settings(
         "max_tiles": sorted({item.max_tiles for item in items}),
         "batch": options.batch,
         "commit": commit(),
-        "device": jax.devices()[0].device_kind,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "jax": jax.__version__,
     }
 

@@ -94,6 +94,7 @@ def test_pictures_are_the_same_within_a_level(drawn, tmp_path, way):
     for more in WAYS[way]:
         devices = 1 if way == "hosts" else 8
         ended(start("geneval", drawn / "evaluation_metadata.jsonl", tmp_path, "--steps", "4", *more, devices=devices))
+    assert json.loads((tmp_path / "run.json").read_text())["device"] == f"{devices} x cpu"
     files = sorted((drawn / "out").rglob("*.png"))
     assert len(files) == 4 * len(PROMPTS)
     for file in files:
