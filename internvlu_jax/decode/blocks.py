@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from internvlu_jax.decode.generate import Generated, Rules, Run, State, advanced, check, plainly, started
+from internvlu_jax.decode.generate import Generated, Rules, Run, State, advanced, check, plainly, rules_of, started
 from internvlu_jax.decode.model import Params, Prompt, TextModel
 from internvlu_jax.models.qwen3 import KVCache
 
@@ -55,16 +55,7 @@ def write_in_blocks(
         get: brings a tree of arrays that lead with rows to the host.
     """
     check(prompt, stop_ids, max_new_tokens, buffer, keys, temperature, top_p, top_k, repetition_penalty, 1)
-    given = Rules(
-        prompt_lengths=prompt.lengths,
-        stops=np.asarray(stop_ids, np.int32),
-        pad_id=np.int32(pad_id),
-        keys=keys,
-        temperature=np.float32(temperature),
-        top_p=None if top_p == 1 else np.float32(top_p),
-        penalty=None if repetition_penalty == 1 else np.float32(repetition_penalty),
-        stop_table=stop_table,
-    )
+    given = rules_of(prompt, stop_ids, pad_id, keys, temperature, top_p, repetition_penalty, stop_table)
     top_k = None if keys is None else top_k
     state, rules = run(_begin, model, params, prompt.cache, prompt.logits, given, buffer=buffer, top_k=top_k)
     blocks, until = itertools.chain(_BLOCKS, itertools.repeat(_BLOCKS[-1])), 1

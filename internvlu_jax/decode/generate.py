@@ -87,15 +87,13 @@ def generate(
     check(prompt, stop_ids, max_new_tokens, buffer, keys, temperature, top_p, top_k, repetition_penalty, num_beams)
     if num_beams > 1 and stop_table is not None:
         raise ValueError(f"num_beams is {num_beams} and a stop_table is given; beams end with stop_ids alone")
-    stops = np.asarray(stop_ids, np.int32)
-    end = (stops, np.int32(pad_id), np.int32(max_new_tokens))
-    given = (params, prompt.cache, prompt.lengths, prompt.logits, *end)
-    penalty = None if repetition_penalty == 1 else np.float32(repetition_penalty)
+    rules = rules_of(prompt, stop_ids, pad_id, keys, temperature, top_p, repetition_penalty, stop_table)
+    limit = np.int32(max_new_tokens)
     if num_beams > 1:
-        return run(_search, model, *given, penalty, buffer=buffer, num_beams=num_beams)
-    heat, nucleus = np.float32(temperature), None if top_p == 1 else np.float32(top_p)
+        given = (prompt.lengths, prompt.logits, rules.stops, rules.pad_id, limit, rules.penalty)
+        return run(_search, model, params, prompt.cache, *given, buffer=buffer, num_beams=num_beams)
     top_k = None if keys is None else top_k
-    return run(_write, model, *given, keys, heat, nucleus, penalty, stop_table, buffer=buffer, top_k=top_k)
+    return run(_write, model, params, prompt.cache, prompt.logits, rules, limit, buffer=buffer, top_k=top_k)
 
 
 def check(
@@ -147,6 +145,29 @@ class Rules(NamedTuple):
     top_p: Any
     penalty: Any
     stop_table: Any
+
+
+def rules_of(
+    prompt: Prompt,
+    stop_ids: Sequence[int],
+    pad_id: int,
+    keys: Key[Array, "b"] | None,
+    temperature: float,
+    top_p: float,
+    repetition_penalty: float,
+    stop_table: np.ndarray | None,
+) -> Rules:
+    """Arguments of `generate` that hold as `check` says; numbers are of the host."""
+    return Rules(
+        prompt_lengths=prompt.lengths,
+        stops=np.asarray(stop_ids, np.int32),
+        pad_id=np.int32(pad_id),
+        keys=keys,
+        temperature=np.float32(temperature),
+        top_p=None if top_p == 1 else np.float32(top_p),
+        penalty=None if repetition_penalty == 1 else np.float32(repetition_penalty),
+        stop_table=stop_table,
+    )
 
 
 class State(NamedTuple):
@@ -249,22 +270,14 @@ def _write(
     model: TextModel,
     params: Params,
     cache: KVCache,
-    prompt_lengths: Int[Array, "b"],
     logits: Float[Array, "b v"],
-    stops: Int[Array, "n"],
-    pad_id: Int[Array, ""],
+    rules: Rules,
     limit: Int[Array, ""],
-    keys: Key[Array, "b"] | None,
-    temperature: Float[Array, ""],
-    top_p: Float[Array, ""] | None,
-    penalty: Float[Array, ""] | None = None,
-    stop_table: Int[Array, "s w"] | None = None,
     *,
     buffer: int,
     top_k: int | None = None,
 ) -> Generated:
     """The whole text in one program."""
-    rules = Rules(prompt_lengths, stops, pad_id, keys, temperature, top_p, penalty, stop_table)
     state = started(model, params, cache, logits, rules, buffer=buffer, top_k=top_k)
     return advanced(model, params, state, rules, limit, top_k=top_k).generated()
 

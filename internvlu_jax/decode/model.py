@@ -115,10 +115,8 @@ def prefill(
         raise ValueError(f"capacity is {capacity}; expected room for at least the {length} tokens of the padded prompt")
     positions = jnp.broadcast_to(jnp.arange(length), x.shape[:2])
     out = model.forward(params, x, positions, None, True)
-    room = ((0, capacity - length), (0, 0), (0, 0))
-    cache = jax.tree.map(lambda fresh: jnp.pad(fresh, (*[(0, 0)] * (fresh.ndim - 3), *room)), out.kv)
-    last = jnp.take_along_axis(out.last, lengths[:, None, None] - 1, axis=1)
-    return Prompt(cache, lengths, model.logits(params, last)[:, 0], out.captured)
+    assert out.kv is not None, "a language model that is asked for keys and values gives them"
+    return Prompt(_longer(out.kv, capacity), lengths, _after(model, params, out.last, lengths), out.captured)
 
 
 @partial(jax.jit, static_argnames=("model",), donate_argnames=("cache",))
@@ -134,20 +132,31 @@ def read_further(
     `lengths` tokens that follow. `cache` is given up.
     """
     read = read_on(model, params, cache, x, starts)
-    last = jnp.take_along_axis(read.last, lengths[:, None, None] - 1, axis=1)
-    return Prompt(read.cache, starts + lengths, model.logits(params, last)[:, 0], read.captured)
+    return Prompt(read.cache, starts + lengths, _after(model, params, read.last, lengths), read.captured)
 
 
 @partial(jax.jit, static_argnames=("model", "capacity"))
 def grown(model: TextModel, params: Params, cache: KVCache, *, capacity: int) -> KVCache:
     """The cache with more slots at its end, `capacity` in all; model and parameters say where it lies."""
-    room = ((0, 0), (0, 0))
+    return _longer(cache, capacity)
+
+
+def _longer(cache: KVCache, capacity: int) -> KVCache:
+    """Empty slots behind those that there are."""
 
     def longer(leaf: Array) -> Array:
         more = (0, capacity - leaf.shape[-3])
-        return jnp.pad(leaf, (*[(0, 0)] * (leaf.ndim - 3), more, *room))
+        return jnp.pad(leaf, (*[(0, 0)] * (leaf.ndim - 3), more, (0, 0), (0, 0)))
 
     return jax.tree.map(longer, cache)
+
+
+def _after(
+    model: TextModel, params: Params, states: Float[Array, "b s d"], lengths: Int[Array, "b"]
+) -> Float[Array, "b v"]:
+    """Scores of the token after the first `lengths` of each row."""
+    last = jnp.take_along_axis(states, lengths[:, None, None] - 1, axis=1)
+    return model.logits(params, last)[:, 0]
 
 
 @partial(jax.jit, static_argnames=("model",), donate_argnames=("cache",))

@@ -197,11 +197,13 @@ def test_the_loop_does_not_copy_the_cache(tiny, num_beams, caches):
     shape = (cfg.num_hidden_layers, 2, 4096, cfg.num_key_value_heads, cfg.head_dim)
     cache, number = KVCache(*2 * [jax.ShapeDtypeStruct(shape, jnp.float32)]), jax.ShapeDtypeStruct((), jnp.int32)
     rows, logits = jax.ShapeDtypeStruct((2,), jnp.int32), jax.ShapeDtypeStruct((2, cfg.vocab_size), jnp.float32)
-    run = _write if num_beams == 1 else _search
-    temperature = jax.ShapeDtypeStruct((), jnp.float32)
-    rest, static = ((None, temperature, None), {}) if num_beams == 1 else ((), {"num_beams": num_beams})
     model = LanguageModel(model.model)
-    lowered = run.lower(model, params, cache, rows, logits, rows, number, number, *rest, buffer=32, **static)
+    if num_beams == 1:
+        rules = Rules(rows, rows, number, None, jax.ShapeDtypeStruct((), jnp.float32), None, None, None)
+        lowered = _write.lower(model, params, cache, logits, rules, number, buffer=32)
+    else:
+        given = (rows, logits, rows, number, number)
+        lowered = _search.lower(model, params, cache, *given, buffer=32, num_beams=num_beams)
     compiled = lowered.compile()
     memory, size = compiled.memory_analysis(), 2 * 4 * np.prod(shape)
     assert memory.alias_size_in_bytes >= size
@@ -252,10 +254,8 @@ def test_a_token_reads_the_weights_and_the_cache_once():
     model = LanguageModel(InternVLU(cfg, tuple(range(len(SPECIAL_TABLE))), Compute(layers="unrolled")))
     one, row = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((), (1,)))
     logits, heat = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, llm.vocab_size), ()))
-    lowered = _write.lower(
-        model, {"vlm": params}, cache, row, logits, row, one, one, None, heat, None, buffer=32
-    )  # fmt: skip
-    compiled = lowered.compile()
+    rules = Rules(row, row, one, None, heat, None, None, None)
+    compiled = _write.lower(model, {"vlm": params}, cache, logits, rules, one, buffer=32).compile()
     cached = sum(4 * leaf.size for leaf in jax.tree.leaves(cache))
     read = sum(4 * leaf.size for leaf in jax.tree.leaves(params)) - 4 * params["llm"]["embed"]["embedding"].size
     assert read + cached < compiled.cost_analysis()["bytes accessed"] < 1.2 * (read + cached)
