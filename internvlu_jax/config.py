@@ -8,7 +8,7 @@ released type (`config_parts`) is the default, and the others (`config_variants`
 has `model_type` (its name in JSON), `problems()` (what is wrong inside it) and `attention_widths` (of its attention
 heads), and these facts for its neighbours: a vision encoder `image_size` and `patch_size` in pixels, an autoencoder
 `z_dim` and `downsample_factor`, a head `input_hidden_size`, `vlm_select_layer`, `context_length`, `position_scales`,
-`latent_channels`, `vae_downsample_factor`, `latent_multiple`, `pixel_multiple`, `sources`, `positions`.
+`latent_channels`, `vae_downsample_factor`, `latent_multiple`, `pixel_multiple`, `latent_grid`, `sources`, `positions`.
 """
 
 from __future__ import annotations

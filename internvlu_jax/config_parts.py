@@ -189,6 +189,11 @@ class HeadConfig:
         """Channels of the latents that it generates."""
         return self.decoder_config.out_channels
 
+    def latent_grid(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) of the latents of so many pixels, cut to whole tokens of the head as in the released code."""
+        rows, columns = (side // self.pixel_multiple * self.latent_multiple for side in (height, width))
+        return rows, columns
+
     @property
     def latent_multiple(self) -> int:
         """Latents that one token of the head spans, a side."""

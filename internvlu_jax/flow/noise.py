@@ -33,6 +33,11 @@ def starting_noise(kind: Noise, seed: Seed | Sequence[Seed], count: int, shape: 
     return _channels_last(draw, int(seed), count, shape)
 
 
+def numbered_noise(numbers: Sequence[int], shape: tuple[int, int, int]) -> np.ndarray:
+    """Standard normal float32 [y, x, c] of whole numbers, as a seed and the number of a case: numpy's generator's."""
+    return np.random.default_rng(list(numbers)).standard_normal(shape).astype(np.float32)
+
+
 def _channels_last(
     draw: Callable[[int, int], np.ndarray], seed: int, count: int, shape: tuple[int, int, int]
 ) -> np.ndarray:

@@ -66,9 +66,7 @@ class WithEncoding:
             prompt, image, "image", system_prompt=system_prompt, max_tiles=max_tiles, negative_prompt=negative_prompt
         )
         head = self.config.generation_decoder
-        factor, multiple = head.vae_downsample_factor, head.pixel_multiple
-        side = (head.gen_image_height, head.gen_image_width)
-        grid = (side[0] // multiple * multiple // factor, side[1] // multiple * multiple // factor)
+        grid = head.latent_grid(head.gen_image_height, head.gen_image_width)
         return PromptEmbeds(tuple(self._encode(prompts, grid)), tuple(map(source_size, prompts)))
 
     def _encode(self, prompts: Sequence[ProcessedPrompt], grid: Grid) -> list[PictureInputs]:

@@ -59,16 +59,9 @@ class Options:
     schedule: Schedule | None = None
     returned: tuple[int, int] | None = None
 
-    def generated_size(self, config: InternVLUConfig) -> tuple[int, int]:
-        """(height, width) that are generated: cut to whole tokens of the head, as in the released code."""
-        multiple = config.generation_decoder.pixel_multiple
-        return self.height // multiple * multiple, self.width // multiple * multiple
-
     def latent_grid(self, config: InternVLUConfig) -> tuple[int, int]:
         """(rows, columns) of the latents."""
-        height, width = self.generated_size(config)
-        factor = config.generation_decoder.vae_downsample_factor
-        return height // factor, width // factor
+        return config.generation_decoder.latent_grid(self.height, self.width)
 
     def check(self, config: InternVLUConfig, num_prompts: int) -> None:
         """Raises ValueError naming the first option that cannot be used, what was expected, and what to do."""
@@ -144,8 +137,8 @@ class Options:
                     f"{name} is {value}; the checkpoint draws at most {limits.max_length} pixels a side. "
                     "Ask for less and resize the picture afterwards"
                 )
-        height, width = self.generated_size(config)
-        if height * width > limits.max_pixels:
+        rows, columns = self.latent_grid(config)
+        if rows * columns * config.generation_decoder.vae_downsample_factor**2 > limits.max_pixels:
             raise ValueError(
                 f"height {self.height} x width {self.width} is over the checkpoint's limit of {limits.max_pixels} "
                 "pixels. Ask for less and resize the picture afterwards"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from internvlu_jax.flow.noise import numbered_noise
 from internvlu_jax.inference.options import GUIDANCE
 from internvlu_jax.inference.pipeline import InternVLUPipeline
 from internvlu_jax.small_world.scoring.suite import Query, Reply
@@ -107,7 +108,6 @@ class PipelineResponder:
 
     def _noise(self, number: int) -> np.ndarray:
         """Of a case, whatever batch it is in and whether or not there is reasoning before it."""
-        head, vae = self._pipe.config.generation_decoder, self._pipe.config.vae
-        cells = self.side // head.pixel_multiple * head.pixel_multiple // head.vae_downsample_factor
-        rng = np.random.default_rng([self._options.seed, number])
-        return rng.standard_normal((cells, cells, vae.z_dim)).astype(np.float32)
+        cfg = self._pipe.config
+        grid = cfg.generation_decoder.latent_grid(self.side, self.side)
+        return numbered_noise((self._options.seed, number), (*grid, cfg.vae.z_dim))
