@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 
 from internvlu_jax.config_files import to_json
 from internvlu_jax.evaluation.task import Item
-from internvlu_jax.inference.arguments import options_of
+from internvlu_jax.inference.arguments import given_to, options_of
 from internvlu_jax.inference.options import GUIDANCE, NEW_TOKENS, STEPS
 from internvlu_jax.inference.pipeline import InternVLUPipeline
 from internvlu_jax.processing.chat import system_text
@@ -67,10 +66,9 @@ class RunOptions:
 
     def check_for(self, pipe: InternVLUPipeline, item: Item) -> None:
         """Raises ValueError naming the first option that this checkpoint cannot use for an item."""
-        call = inspect.signature(InternVLUPipeline.__call__)
-        bound = call.bind(pipe, "", None, self.mode(item), **self.call(item), seed=0)
-        bound.apply_defaults()
-        options_of(bound.arguments, pipe.config, lambda: 0).check(pipe.config, 1)
+        asked = pipe, "", None, self.mode(item)
+        given = given_to(InternVLUPipeline.__call__, *asked, **self.call(item), seed=0)
+        options_of(given, pipe.config, lambda: 0).check(pipe.config, 1)
 
     def mode(self, item: Item) -> Mode:
         if item.path is None:

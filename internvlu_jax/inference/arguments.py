@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -45,6 +46,17 @@ _EITHER = (
     ("timesteps", "flow_shift"),
     ("callback", "callback_on_step_end"),
 )
+
+
+def given_to(call: Callable[..., Any], *arguments: Any, **options: Any) -> Given:
+    """What a call of `InternVLUPipeline.__call__`, the pipeline first, would be given, defaults included.
+
+    Raises:
+        TypeError: there is no such argument.
+    """
+    bound = inspect.signature(call).bind(*arguments, **options)
+    bound.apply_defaults()
+    return {name: value for name, value in bound.arguments.items() if name != "self"}
 
 
 def check_together(given: Given) -> None:

@@ -17,16 +17,15 @@ import numpy as np
 
 from internvlu_jax.decode.blocks import write_in_blocks
 from internvlu_jax.decode.model import LanguageModel, Prompt, grown, prefill, read_further
-from internvlu_jax.inference import programs
 from internvlu_jax.inference.encoding import WithEncoding
 from internvlu_jax.inference.options import NEW_TOKENS, Options
-from internvlu_jax.inference.reasoning import one_row, settings
+from internvlu_jax.inference.reasoning import embedded, one_row, settings
 from internvlu_jax.inference.stream import TextStream, Writing, pieces
 from internvlu_jax.models.qwen3 import KVCache
 from internvlu_jax.processing import chat
 from internvlu_jax.processing.images import as_picture, to_rgb, vision_tiles
 from internvlu_jax.processing.messages import turns
-from internvlu_jax.processing.rows import Row, pack
+from internvlu_jax.processing.rows import Row
 from internvlu_jax.utils.seeds import Seed, any_seed
 
 _SMALLEST = 512  # slots of a cache; more are powers of two, so that few programs are compiled
@@ -179,11 +178,8 @@ class WithChat(WithEncoding):
         before = int((asked.ids[:common] == tokenizer.img_context).sum())
         first_tile = before // per_tile
         visual = self._visual_tokens(asked.tiles[first_tile:])
-        batch = pack([Row(asked.ids[common:], before - first_tile * per_tile)], tokenizer)
-        shown = visual if batch.visual_index is not None else None
-        on, model, params = self._on, self.model, self.params
-        ids, places, lengths = on.put((batch.ids, batch.visual_index, batch.lengths))
-        x = on.run(programs.embed, model, params, ids, shown, places)
+        row, on, params = Row(asked.ids[common:], before - first_tile * per_tile), self._on, self.params
+        batch, x, lengths = embedded(on, self.model, params, tokenizer, [row], visual)
         capacity = _capacity(common + batch.ids.shape[1] + room)
         if not common:
             return on.run(prefill, language_model, params, x, lengths, capacity=capacity), len(asked.ids)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,14 @@ from internvlu_jax.flow.noise import starting_noise
 from internvlu_jax.flow.solver import schedule
 from internvlu_jax.inference import drawing, programs
 from internvlu_jax.inference.adapters import WithAdapters
-from internvlu_jax.inference.arguments import Given, changed_latents, check_streams, check_together, options_of
+from internvlu_jax.inference.arguments import (
+    Given,
+    changed_latents,
+    check_streams,
+    check_together,
+    given_to,
+    options_of,
+)
 from internvlu_jax.inference.chat import ChatCache, WithChat
 from internvlu_jax.inference.drawing import Branch, PictureInputs, Report, Then, resized
 from internvlu_jax.inference.encoding import PromptEmbeds, source_size
@@ -34,7 +40,7 @@ from internvlu_jax.models.internvlu import InternVLU
 from internvlu_jax.models.quantization import check_quantization, placed, spread
 from internvlu_jax.ops.attention import resolve_implementation
 from internvlu_jax.parallel.placement import OneDevice, Placement, placement
-from internvlu_jax.processing.images import smart_resize
+from internvlu_jax.processing.images import entering_size
 from internvlu_jax.processing.positions import Grid
 from internvlu_jax.processing.processor import ProcessedPrompt, Processor
 from internvlu_jax.utils.compilation import enable_cache
@@ -221,10 +227,7 @@ class InternVLUPipeline(WithChat, WithAdapters):
             ValueError: as in a call, or there are beams, whose texts are not settled before their end.
             TypeError: there is no such argument.
         """
-        bound = inspect.signature(type(self).__call__).bind(self, prompt, image, generation_mode, **options)
-        bound.apply_defaults()
-        given = bound.arguments
-        del given["self"]
+        given = given_to(type(self).__call__, self, prompt, image, generation_mode, **options)
         check_streams(given)
         checked, (one,) = self._prepared(given)
         self._interrupt = False
@@ -315,11 +318,7 @@ class InternVLUPipeline(WithChat, WithAdapters):
 
     def source_size(self, image: Image.Image) -> tuple[int, int]:
         """(height, width) at which a source picture enters the head: a size that the checkpoint draws."""
-        limits = self.config.processor.image_gen_processor_kwargs
-        return smart_resize(
-            image.height, image.width, factor=limits.factor, min_pixels=limits.min_pixels,
-            max_pixels=limits.max_pixels, max_length=limits.max_length,
-        )  # fmt: skip
+        return entering_size(image.height, image.width, self.config.processor.image_gen_processor_kwargs)
 
     def _text(self, tokens: list[np.ndarray]) -> PipelineOutput:
         return PipelineOutput([self.processor.tokenizer.decode(t.tolist()) for t in tokens], tokens)

@@ -127,6 +127,21 @@ def settings(on: Placement, tokenizer: Tokenizer, options: Options, rows: int) -
     }
 
 
+def embedded(
+    on: Placement,
+    model: InternVLU,
+    params: Params,
+    tokenizer: Tokenizer,
+    rows: Sequence[Row],
+    visual: np.ndarray | jax.Array | None,
+) -> tuple[PromptBatch, jax.Array, jax.Array]:
+    """Rows as one batch; on the devices its embeddings [b, s, d], pictures in their places, and its lengths [b]."""
+    batch = pack(rows, tokenizer)
+    shown = visual if batch.visual_index is not None else None
+    ids, places, lengths = on.put((batch.ids, batch.visual_index, batch.lengths))
+    return batch, on.run(programs.embed, model, params, ids, shown, places), lengths
+
+
 def _read(
     on: Placement,
     language_model: LanguageModel,
@@ -137,10 +152,7 @@ def _read(
     room: int,
 ) -> tuple[PromptBatch, Prompt]:
     """Reads prompts; the cache has room for so many tokens after them."""
-    batch = pack(rows, tokenizer)
-    shown = visual if batch.visual_index is not None else None
-    ids, places, lengths = on.put((batch.ids, batch.visual_index, batch.lengths))
-    x = on.run(programs.embed, language_model.model, params, ids, shown, places)
+    batch, x, lengths = embedded(on, language_model.model, params, tokenizer, rows, visual)
     return batch, on.run(prefill, language_model, params, x, lengths, capacity=batch.ids.shape[1] + room)
 
 

@@ -280,23 +280,24 @@ def smart_resize(
     return out_height, out_width
 
 
+def entering_size(height: int, width: int, cfg: GenerationImageProcessorConfig) -> tuple[int, int]:
+    """(height, width) at which a source picture of this size enters the VAE: `smart_resize` within a model's limits."""
+    return smart_resize(
+        height, width, factor=cfg.factor, min_pixels=cfg.min_pixels, max_pixels=cfg.max_pixels,
+        max_length=cfg.max_length,
+    )  # fmt: skip
+
+
 def generation_pixels(
     picture: UInt8[np.ndarray, "y x 3"], cfg: GenerationImageProcessorConfig
 ) -> UInt8[np.ndarray, "p q 3"]:
-    """A source picture for the VAE: resized by Pillow's bicubic to `smart_resize`.
+    """A source picture for the VAE: resized by Pillow's bicubic to `entering_size`.
 
     Raises:
         ValueError: see `smart_resize`; or the picture is so narrow that nothing of it would be left within the limits.
     """
     height, width, _ = picture.shape
-    out_height, out_width = smart_resize(
-        height,
-        width,
-        factor=cfg.factor,
-        min_pixels=cfg.min_pixels,
-        max_pixels=cfg.max_pixels,
-        max_length=cfg.max_length,
-    )
+    out_height, out_width = entering_size(height, width, cfg)
     if not (out_height and out_width):
         limits = f"{cfg.min_pixels} to {cfg.max_pixels} pixels and {cfg.max_length or 'any length'} a side"
         raise ValueError(f"a source picture of {width} x {height} pixels is too narrow to fit {limits}")

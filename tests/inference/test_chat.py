@@ -35,13 +35,13 @@ def said(text: str) -> dict:
 def counted(pipe, monkeypatch):
     """Of every call the tokens that are embedded, padding left out, and the tiles that are looked at."""
     counts = {"tokens": [], "tiles": []}
-    embed, see, pack = programs.embed, programs.visual_tokens, chat.pack
+    embed, see, pack = programs.embed, programs.visual_tokens, reasoning.pack
 
     def packed(rows, tokenizer):
         counts["tokens"].append(sum(len(row.ids) for row in rows))
         return pack(rows, tokenizer)
 
-    monkeypatch.setattr(chat, "pack", packed)
+    monkeypatch.setattr(reasoning, "pack", packed)
     monkeypatch.setattr(programs, "visual_tokens", lambda *g: counts["tiles"].append(len(g[2])) or see(*g))
     monkeypatch.setattr(programs, "embed", embed)
     return counts
