@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -20,14 +19,14 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from internvlu_jax.evaluation.folder import RunFolder, check_folder, opened
 from internvlu_jax.evaluation.settings import Mode, RunOptions, of_each_mode, settings
 from internvlu_jax.evaluation.task import Benchmark, Item, distinct
+from internvlu_jax.flow.noise import numbered_noise
 from internvlu_jax.inference.pipeline import InternVLUPipeline
 from internvlu_jax.processing.rows import bucket
+from internvlu_jax.utils.progress import bar
 
 _ITEMS_ERRORS = (ValueError, OSError)  # what a prompt or picture that cannot be used raises
 _FEWEST_TIMED = 3  # batches of one kind, from which on their pace says something
@@ -124,7 +123,7 @@ def plan(own: Sequence[Numbered], pipe: InternVLUPipeline, options: RunOptions, 
     Items that cannot be read are noted in the outcome.
     """
     groups: dict[tuple[Any, ...], list[Numbered]] = {}
-    with _bar("looking at items", len(own)) as advance:
+    with bar("looking at items", len(own)) as advance:
         for one in own:
             try:
                 groups.setdefault(_kind(one.item, pipe, options), []).append(one)
@@ -163,7 +162,7 @@ class _Work:
             return
         ends: dict[tuple[Any, ...], list[tuple[float, Batch]]] = {}
         count = sum(len(batch.members) for batch in batches)
-        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer, _bar("items", count) as advance:
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer, bar("items", count) as advance:
             writing: Future[None] | None = None
             reading = reader.submit(_load, batches[0])
             for batch, following in [*pairwise(batches), (batches[-1], None)]:
@@ -224,11 +223,11 @@ class _Work:
         if items[0].noise is None or mode == "text":
             return {"seed": [seed for item in items for seed in self._options.seeds(item)]}
         head = self._pipe.config.generation_decoder
-        sides = (self._options.height or head.gen_image_height, self._options.width or head.gen_image_width)
-        cells = [side // head.pixel_multiple * head.pixel_multiple // head.vae_downsample_factor for side in sides]
-        shape = (*cells, self._pipe.config.vae.z_dim)
-        drawn = [np.random.default_rng(item.noise).standard_normal(shape) for item in items]
-        return {"latents": np.stack(drawn).astype(np.float32)}
+        options = self._options
+        grid = head.latent_grid(options.height or head.gen_image_height, options.width or head.gen_image_width)
+        shape = (*grid, self._pipe.config.vae.z_dim)
+        numbers = [item.noise for item in items if item.noise is not None]  # all have some, as one kind
+        return {"latents": np.stack([numbered_noise(own, shape) for own in numbers])}
 
     def _keep(self, batch: Batch, made: Sequence[_Made]) -> None:
         for one in made:
@@ -299,11 +298,3 @@ def _load(batch: Batch) -> Loaded:
         except _ITEMS_ERRORS as error:
             loaded.append((one, error))
     return loaded
-
-
-@contextmanager
-def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda items: progress.advance(task, items)

@@ -93,6 +93,19 @@ def by_category(verdicts: Iterable[tuple[str, bool]]) -> dict[str, Score]:
     return {category: share(values) for category, values in rights.items()}
 
 
+def percentages(verdicts: Iterable[tuple[str, bool]], order: Iterable[str] | None = None) -> dict[str, Score]:
+    """In percent: "overall", over all verdicts, and the categories, in an order or in that of their names.
+
+    Raises:
+        ValueError: there are no verdicts.
+    """
+    verdicts = list(verdicts)
+    of = by_category(verdicts)
+    names = sorted(of) if order is None else [name for name in order if name in of]
+    whole = share([right for _, right in verdicts])
+    return {"overall": whole.percent(), **{name: of[name].percent() for name in names}}
+
+
 def overall(categories: Mapping[str, Score]) -> Score:
     """The mean of the categories, each counted alike however many prompts it has (as in GenEval)."""
     _checked(len(categories))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 
-from internvlu_jax.evaluation.scores import Score, by_category, share
+from internvlu_jax.evaluation.scores import Score, percentages
 
 _MARKS = tuple(",.!?;:'")
 _KEYS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
@@ -113,7 +113,4 @@ def summary(verdicts: Iterable[tuple[str, bool]]) -> dict[str, Score]:
     Raises:
         ValueError: there is none.
     """
-    verdicts = list(verdicts)
-    subjects = by_category(verdicts)
-    overall = share([verdict for _, verdict in verdicts]).percent()
-    return {"overall": overall, **{name: score.percent() for name, score in sorted(subjects.items())}}
+    return percentages(verdicts)

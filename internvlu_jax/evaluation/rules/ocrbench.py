@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from internvlu_jax.evaluation.scores import Score, share
+from internvlu_jax.evaluation.scores import Score, percentages
 
 FORMULAS = "Handwritten Mathematical Expression Recognition"
 _RECOGNITION = (
@@ -46,12 +46,4 @@ def summary(verdicts: Iterable[tuple[str, bool]]) -> dict[str, Score]:
     Raises:
         ValueError: there is none.
     """
-    verdicts = list(verdicts)
-    groups: dict[str, list[bool]] = {}
-    for kind, verdict in verdicts:
-        groups.setdefault(GROUPS[kind], []).append(verdict)
-    ordered = {name: groups[name] for name in dict.fromkeys(GROUPS.values()) if name in groups}
-    return {
-        "overall": share([verdict for _, verdict in verdicts]).percent(),
-        **{name: share(values).percent() for name, values in ordered.items()},
-    }
+    return percentages(((GROUPS[kind], verdict) for kind, verdict in verdicts), dict.fromkeys(GROUPS.values()))
