@@ -72,10 +72,10 @@ def _weights(size: SizeName) -> dict[str, Any]:
 def written(settings: Settings) -> list[Row]:
     """The language model alone, so that there is room for it twice while its layers are taken apart."""
     _weights.cache_clear()
-    preset = PRESETS["internvl-u-4b" if settings.size == "released" else "debug"]()
+    like = _benchmark(settings.size)
     tokens, rounds = (128, 3) if settings.size == "released" else (4, 1)
-    args = writing.Arguments(preset.vlm.llm_config, tokens=tokens, rounds=rounds)
-    return writing.rates(args, (1, 8), "bfloat16" if settings.size == "released" else "float32")
+    args = writing.Arguments(PRESETS[like.preset]().vlm.llm_config, tokens=tokens, rounds=rounds)
+    return writing.rates(args, (1, 8), like.dtype)
 
 
 def ways(settings: Settings) -> list[Row]:
