@@ -318,9 +318,8 @@ def _draw(model: Model, drawing: Drawing, prompt: str, files: tuple[Path, ...], 
     pipe = model.load()
     out = _written(
         pipe, prompt, image=_one_entry(images), generation_mode=mode, height=drawing.height, width=drawing.width,
-        seed=seeds, progress=True,
         num_inference_steps=drawing.steps, all_cfg_scale=drawing.guidance, part_cfg_scale=drawing.image_guidance,
-        num_images_per_prompt=drawing.num_images, noise=drawing.noise, **writing,
+        num_images_per_prompt=drawing.num_images, seed=seeds, noise=drawing.noise, progress=True, **writing,
     )  # fmt: skip
     kept = {
         "mode": mode, "prompt": prompt, "image": [str(file) for file in files],
