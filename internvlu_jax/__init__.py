@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from internvlu_jax.utils.signals import interrupt_is_one_line
+
 if TYPE_CHECKING:
     from internvlu_jax.inference.pipeline import ChatCache as ChatCache
     from internvlu_jax.inference.pipeline import InternVLUPipeline as InternVLUPipeline
@@ -9,6 +11,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ChatCache", "InternVLUPipeline", "PipelineOutput"]
 __version__ = "0.1.0"
+
+interrupt_is_one_line(("internvlu_jax", "internvlu-jax"), "internvlu-jax: interrupted")
 
 
 def __getattr__(name: str) -> object:

@@ -12,13 +12,13 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 
@@ -33,6 +33,7 @@ from internvlu_jax.config import ConfigError
 from internvlu_jax.training.resuming import Stopped
 from internvlu_jax.utils.compilation import compile_quickly, enable_cache
 from internvlu_jax.utils.devices import prepare_cpu
+from internvlu_jax.utils.signals import interrupts_held
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,15 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _judges(count: int) -> Executor:
-    if count:
-        return ProcessPoolExecutor(count, get_context("spawn"))
-    return ThreadPoolExecutor(1)
+    return _Processes(count, get_context("spawn")) if count else ThreadPoolExecutor(1)
+
+
+class _Processes(ProcessPoolExecutor):
+    """That are not interrupted themselves; one is started when it has something to do."""
+
+    def submit(self, *call: Any, **named: Any) -> Future:
+        with interrupts_held():
+            return super().submit(*call, **named)
 
 
 def run(arguments: Arguments, variants: tuple[Variant, ...], judges: Executor) -> None:

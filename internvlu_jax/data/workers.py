@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
-import signal
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -22,6 +21,7 @@ from internvlu_jax.data.loader import Loader, Rows
 from internvlu_jax.data.plan import check_records
 from internvlu_jax.data.prefetch import Prefetcher
 from internvlu_jax.processing.tokenizer import Tokenizer
+from internvlu_jax.utils.signals import interrupts_held
 
 _WAITING = 2  # steps that are received ahead, besides those that the workers hold
 
@@ -83,10 +83,8 @@ class WorkerLoader(Prefetcher):
             ours, theirs = context.Pipe(duplex=False)
             job = self._job(share=(w, len(states)), state=state)
             process = context.Process(target=_work, args=(job, theirs), daemon=True)
-            # Blocked while it starts, and so in the worker from its first moment: Ctrl-C is the run's own.
-            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            process.start()
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            with interrupts_held():  # which are the run's own
+                process.start()
             theirs.close()  # so that the end of the worker is the end of the pipe
             self._workers.append((process, ours))
 

@@ -15,7 +15,7 @@ from internvlu_jax.utils.seeds import Seed, numbered_keys
 
 
 def starting_noise(kind: Noise, seed: Seed | Sequence[Seed], count: int, shape: tuple[int, int, int]) -> np.ndarray:
-    """Standard normal float32 [count, y, x, c].
+    """Standard normal float32 [count, y, x, c], as the released code draws it whatever the dtype of its weights.
 
     Args:
         seed: one for all pictures, or one for each, which then has the noise that it alone would have. Keys are for

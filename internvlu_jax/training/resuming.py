@@ -87,21 +87,21 @@ def sole_run(workdir: Path) -> Iterator[None]:
 def interruption() -> Iterator[Callable[[int], bool]]:
     """Within, SIGTERM and Ctrl-C are noted and end nothing; a second Ctrl-C does, as KeyboardInterrupt.
 
-    Yields whether one came; of several processes, whether all of them are to stop after this step. Only the main thread
-    may take signals: elsewhere they do what they did before, and none is ever noted here.
+    Yields whether one came; of several processes, whether all of them are to stop after this step, whichever one it
+    came to. Only the main thread may take signals: elsewhere they do what they did before, and none is ever noted here.
     """
-    if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
-        return
+    several = jax.process_count() > 1
     came: set[int] = set()
 
     def note(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and number in came:
             raise KeyboardInterrupt
         came.add(number)
+        if several:
+            signal.raise_signal(signal.SIGTERM)  # JAX has that one, tells the other processes, and agrees on a step
 
-    with _handled(note, _SIGNALS):
-        yield lambda step: bool(came)
+    with _handled(note, (signal.SIGINT,) if several else _SIGNALS):
+        yield multihost_utils.reached_preemption_sync_point if several else lambda step: bool(came)
 
 
 def check_settings(workdir: Path, settings: Mapping[str, Any], may_change: Iterable[str] = ()) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C where Python does not get its turn."""
+"""Ctrl-C of commands: a line and status 130 at any moment, also while modules are imported or XLA compiles."""
 
 from __future__ import annotations
 
@@ -7,9 +7,71 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType, TracebackType
 
 _PATIENCE = 2.0  # seconds that handlers of Python's are given
+_SHOW_CURSOR = "\x1b[?25h"  # which bars and spinners hide
+
+
+def interrupt_is_one_line(names: tuple[str, ...], said: str) -> None:
+    """Where Python was started for one of our commands, Ctrl-C from now on ends it with a line and status 130.
+
+    Called by packages before they import what takes seconds. It does nothing for whoever imports them, nor where Ctrl-C
+    is ignored already, as in the background of a shell. What handles KeyboardInterrupt or sets a handler of its own
+    still does.
+
+    Args:
+        names: of packages whose modules are commands (`python -m NAME.module`), and of scripts. said: the line.
+    """
+    is_command = Path(_started()).name.partition(".")[0] in names
+    is_main = threading.current_thread() is threading.main_thread()
+    if not (is_command and is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler):
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        # An exception may be lost on its way through an import, or come out as another. Nothing is in hand there.
+        if _is_importing(frame):
+            _leave(said)
+        raise KeyboardInterrupt
+
+    def uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            with suppress(OSError):
+                sys.stdout.flush()
+            _leave(said)
+        sys.__excepthook__(kind, error, trace)
+
+    def lost(unraisable: sys.UnraisableHookArgs) -> None:
+        """Raised where the interpreter ignores exceptions, as in what runs when an object is freed."""
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            _leave(said)
+        sys.__unraisablehook__(unraisable)
+
+    signal.signal(signal.SIGINT, interrupt)
+    sys.excepthook, sys.unraisablehook = uncaught, lost
+
+
+def _started() -> str:
+    """What Python was started to run: the module after `-m`, which is being looked for, or a script's file."""
+    count = len(getattr(sys, "argv", ()))
+    return sys.orig_argv[-count].removeprefix("-m") if 0 < count <= len(sys.orig_argv) else ""
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _leave(said: str) -> None:
+    """Ends the process at once; by what is safe in a handler of signals."""
+    cursor = _SHOW_CURSOR if os.isatty(2) else ""
+    os.write(2, f"{cursor}{said}\n".encode())
+    os._exit(130)
 
 
 @contextmanager
@@ -32,8 +94,7 @@ def second_interrupt_ends(said: str) -> Iterator[None]:
         while number := os.read(inside, 1):
             came += number[0] == signal.SIGINT
             if came == 2 and not ended.wait(_PATIENCE):
-                print(said, file=sys.stderr, flush=True)
-                os._exit(130)
+                _leave(said)
 
     before = signal.set_wakeup_fd(outside, warn_on_full_buffer=False)
     thread = threading.Thread(target=watch, daemon=True)
@@ -46,3 +107,13 @@ def second_interrupt_ends(said: str) -> Iterator[None]:
         os.close(outside)
         thread.join()
         os.close(inside)
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Within, Ctrl-C waits; processes that are started leave it, from their first moment on, to the one that did so."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

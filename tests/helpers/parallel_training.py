@@ -35,11 +35,15 @@ KINDS = {
 }
 
 
-def main(workdir: str, *arguments: str) -> None:
-    # Else Orbax writes a share of every array from each device, and compiles hundreds of programs that cut them.
+def write_arrays_whole() -> None:
+    """Else Orbax writes a share of every array from each device, and compiles hundreds of programs that cut them."""
     ocp.type_handlers.register_type_handler(
         jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False), override=True
     )
+
+
+def main(workdir: str, *arguments: str) -> None:
+    write_arrays_whole()
     kinds = list(arguments)
     if "--join" in kinds:
         *kinds, _, port, number = kinds

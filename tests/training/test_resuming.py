@@ -120,6 +120,22 @@ def test_off_the_main_thread_handlers_are_left_alone(tmp_path):
     assert outcome == [True, pytest.approx(1.5)]
 
 
+def test_of_several_processes_an_interrupt_is_passed_on(monkeypatch):
+    """As SIGTERM, which JAX tells the others; a second one ends at once. See `tests.parallel.test_interrupts`."""
+    passed = []
+    before = signal.signal(signal.SIGTERM, lambda *_: passed.append(1))
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr("jax.experimental.multihost_utils.reached_preemption_sync_point", lambda step: step == 7)
+    try:
+        with pytest.raises(KeyboardInterrupt), interruption() as is_interrupted:
+            signal.raise_signal(signal.SIGINT)
+            assert passed == [1] and [is_interrupted(step) for step in (6, 7)] == [False, True]
+            signal.raise_signal(signal.SIGINT)
+        assert passed == [1]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_other_settings_are_refused_before_anything_is_made(tmp_path):
     with pytest.raises(Stopped):
         run(tmp_path, Counter(1))

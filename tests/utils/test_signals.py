@@ -1,5 +1,10 @@
-"""A second Ctrl-C, where the first one waits for a long computation in C, as XLA's compiler is one."""
+"""Ctrl-C of commands: while they import, where exceptions are lost, and twice during a long computation in C.
 
+XLA's compiler is such a computation.
+"""
+
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from internvlu_jax.utils.signals import second_interrupt_ends
+from internvlu_jax.utils.signals import interrupts_held, second_interrupt_ends
 
 ROOT = Path(__file__).parents[2]
 BUSY = """
@@ -55,3 +60,122 @@ def test_nothing_is_left_behind(interrupts):
         signal.raise_signal(signal.SIGINT)
     assert signal.set_wakeup_fd(-1) == -1 and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert threading.active_count() == threads
+
+
+# From the first moment on
+
+
+IMPORTED = re.compile(r"import time: +\d+ \| +\d+ \| +([\w.]+)$")
+# As pip writes it.
+SCRIPT = "import sys\nfrom internvlu_jax.cli import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
+TRAIN = ("-m", "experiments.train", "debug", "--help")
+
+
+def interrupted(command: tuple[str, ...], package: str, more: int) -> tuple[int, list[str]]:
+    """Status and lines of a command that is interrupted when its package and so many modules more were imported."""
+    command = (sys.executable, "-X", "importtime", *command)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        names = (found[1] for line in process.stderr if (found := IMPORTED.match(line)))
+        assert package in names, "it ended before"
+        for _ in range(more):
+            next(names)
+        process.send_signal(signal.SIGINT)
+        said = [line for line in process.stderr.read().splitlines() if line and not IMPORTED.match(line)]
+    return process.returncode, said
+
+
+@pytest.mark.parametrize("more", [0, 40, 300, 700])
+def test_while_a_command_is_imported(more, interrupts):
+    assert interrupted(TRAIN, "experiments", more) == (130, ["interrupted"])
+
+
+def test_while_the_shell_command_is_imported(interrupts, tmp_path):
+    (tmp_path / "internvlu-jax").write_text(SCRIPT)
+    for command in (("-m", "internvlu_jax.cli", "--help"), (str(tmp_path / "internvlu-jax"), "--help")):
+        assert interrupted(command, "internvlu_jax", 30) == (130, ["internvlu-jax: interrupted"])
+
+
+def commands() -> list[str]:
+    """All modules that are run by `python -m`."""
+    files = [path for top in ("internvlu_jax", "experiments") for path in (ROOT / top).rglob("*.py")]
+    files = [path for path in files if '\nif __name__ == "__main__":' in path.read_text(encoding="utf-8")]
+    return [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__") for path in files]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", commands())
+def test_while_any_command_is_imported(name, interrupts):
+    """And at moments of a clock, as long as it has not come to an end."""
+    top = name.partition(".")[0]
+    line = "internvlu-jax: interrupted" if top == "internvlu_jax" else "interrupted"
+    assert interrupted(("-m", name, "--help"), top, 25) == (130, [line])
+    for seconds in (0.3, 1.0, 2.0, 3.0):
+        with subprocess.Popen(
+            (sys.executable, "-m", name, "--help"),
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            time.sleep(seconds)
+            process.send_signal(signal.SIGINT)
+            said = process.stderr.read().splitlines()
+        assert (process.returncode, said) in ((130, [line]), (0, []))
+
+
+RAISED = """
+import signal
+import internvlu_jax
+class Freed:
+    __del__ = lambda self: signal.raise_signal(signal.SIGINT)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "said"),
+    [
+        ("signal.raise_signal(signal.SIGINT)", 130, "internvlu-jax: interrupted"),
+        ("Freed()", 130, "internvlu-jax: interrupted"),
+        ("import inside", 130, "internvlu-jax: interrupted"),
+        ("try:\n    signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n    exit('mine')", 1, "mine"),
+        ("1 / 0", 1, "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_an_interrupt_of_a_command(code, status, said, interrupts, tmp_path):
+    """Also where its exception would be lost; one that is handled is the command's own, and so are other errors."""
+    (tmp_path / "inside.py").write_text("import signal\ntry:\n    signal.raise_signal(signal.SIGINT)\nexcept: pass")
+    (tmp_path / "internvlu-jax").write_text(RAISED + code)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        [sys.executable, tmp_path / "internvlu-jax"], env=env, capture_output=True, text=True, check=False
+    )
+    lines = ended.stderr.splitlines()
+    assert (ended.returncode, lines[-1]) == (status, said) and ended.stdout == ""
+    assert len(lines) == 1 or status == 1
+
+
+def test_others_keep_their_own(interrupts, tmp_path):
+    """Whoever imports the packages, as a module that is run or not; and what ignores Ctrl-C goes on to do so."""
+    (tmp_path / "mine").mkdir()
+    look = "import signal, sys, internvlu_jax, experiments\n"
+    look += "kept = signal.getsignal(signal.SIGINT), sys.excepthook, sys.unraisablehook\n"
+    look += "assert kept == (signal.{}, sys.__excepthook__, sys.__unraisablehook__), kept\n"
+    (tmp_path / "mine/__init__.py").write_text(look.format("default_int_handler"))
+    (tmp_path / "mine/__main__.py").write_text("")
+    (tmp_path / "internvlu-jax").write_text("import signal\n" + look.format("SIG_IGN"))
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-m", "mine", "experiments.train"], cwd=tmp_path, env=env, check=True)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    subprocess.run([sys.executable, tmp_path / "internvlu-jax"], cwd=tmp_path, env=env, check=True)
+
+
+def test_children_leave_interrupts_to_their_parent(interrupts):
+    """From their first moment on; one that comes meanwhile is not lost."""
+    with pytest.raises(KeyboardInterrupt), interrupts_held():
+        child = subprocess.Popen([sys.executable, "-c", "print('done')"], stdout=subprocess.PIPE, text=True)
+        child.send_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert child.communicate()[0] == "done\n" and child.returncode == 0
