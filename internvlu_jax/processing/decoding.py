@@ -7,8 +7,9 @@ decoded), and what follows decoding goes band by band.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from PIL import Image, ImageCms
 _HALVED = 2**26  # pixels above which a picture is halved; over what one camera in a thousand takes
 _MEMORY = 900e6  # bytes that decoding may take; what follows is small beside it
 # Bytes a pixel while it is decoded and halved, as measured; the rest are 20 in JPEG 2000, 16 to 20 in WebP, 10 in AVIF.
-_BYTES = {"PNG": 6, "JPEG": 2, "MPO": 2, "BMP": 6, "DIB": 6, "PPM": 6, "TGA": 6, "PCX": 6, "GIF": 6, "TIFF": 9}
+# Of a TIFF it is 9, but Pillow's decoder warns from 89 million pixels on.
+_BYTES = {"PNG": 6, "JPEG": 2, "MPO": 2, "BMP": 6, "DIB": 6, "PPM": 6, "TGA": 6, "PCX": 6, "GIF": 6, "TIFF": 10.1}
 _OTHERS = 24
 _PROGRESSIVE = 8  # all coefficients wait for the last scan
 _KEYED = 10  # read twice, see `_low_bytes`
@@ -26,6 +28,30 @@ _BAND = 2**22  # pixels
 
 # XYZ of red, green and blue, under the white of profiles (D50).
 _SRGB_PRIMARIES = ((0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141))
+
+
+def opened(file: BufferedReader | BytesIO) -> Image.Image:
+    """A picture whose header is read, as by `Image.open`, but for that one's limit of pixels: `check_size` is ours.
+
+    Pillow warns from 89 million pixels on and raises from 179 million on, by a number that all of a process share.
+
+    Raises:
+        UnidentifiedImageError: no format of Pillow's takes the file. Others as the decoder of its format does.
+    """
+    start, tried = file.read(16), set[str]()
+    for register in (Image.preinit, Image.init):  # the frequent formats, then all
+        register()
+        for name in Image.ID:
+            factory, accepts = Image.OPEN[name]
+            try:
+                takes = name not in tried and (accepts is None or accepts(start))
+                if takes and not isinstance(takes, str):  # a reason why it cannot be read
+                    tried.add(name)
+                    file.seek(0)
+                    return factory(file, "")
+            except (SyntaxError, IndexError, TypeError, struct.error):  # as decoders say that a file is not theirs
+                continue
+    raise Image.UnidentifiedImageError("not a picture")
 
 
 def check_size(image: Image.Image) -> None:
@@ -44,12 +70,15 @@ def check_size(image: Image.Image) -> None:
 
 
 def step(image: Image.Image) -> int:
-    """2 if the picture is halved (sides rounded up), else 1."""
+    """2 if the picture is halved (sides rounded up) when it is decoded, else 1."""
     return 2 if image.width * image.height > _HALVED else 1
 
 
 def reduce_while_decoding(image: Image.Image) -> None:
-    """Has a large picture decoded at half its size, where its format can do so; its size changes."""
+    """Has a large picture decoded at half its size, where its format can do so; its size changes.
+
+    What is still large then, a JPEG of over 268 million pixels, is halved once more.
+    """
     if step(image) > 1:
         image.draft(image.mode, (image.width // 2, image.height // 2))
 
@@ -94,7 +123,8 @@ def _low_bytes(image: Any) -> Image.Image:
     """
     file = image.fp
     position = file.tell()
-    low: Any = Image.open(file)
+    file.seek(0)
+    low: Any = opened(file)
     low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]
     low.load()
     file.seek(position)

@@ -86,11 +86,11 @@ def opened_picture(file: Path | BufferedReader | BytesIO, name: str) -> Iterator
     """
     try:
         opening = open_file(file) if isinstance(file, Path) else nullcontext(file)
-        with opening as opened, Image.open(pixels_of(opened)) as image:
+        with opening as opened, decoding.opened(pixels_of(opened)) as image:
             decoding.check_size(image)
             decoding.reduce_while_decoding(image)
             yield image
-    except Image.DecompressionBombError as error:
+    except Image.DecompressionBombError as error:  # of a decoder that looks itself
         raise ValueError(f"{name}: the picture has over 179 million pixels; make it smaller") from error
     except Image.UnidentifiedImageError as error:
         kind = _foreign_kind(file)

@@ -32,7 +32,7 @@ _JPEG_SEGMENTS = {
 }
 
 
-def pixels_of(file: BinaryIO) -> BinaryIO:
+def pixels_of(file: io.BufferedReader | io.BytesIO) -> io.BufferedReader | io.BytesIO:
     """The file without the parts that decide no pixel or are damaged; itself where it is neither PNG nor JPEG."""
     file.seek(0)
     start = file.read(len(_PNG))

@@ -42,6 +42,20 @@ def png(height: int, width: int, depth: int, colour: int, rows: bytes, *chunks: 
     return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunks) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+def webp(height: int, width: int) -> bytes:
+    """The head of an extended one, with one picture that is not there."""
+    canvas = bytes([0x10, 0, 0, 0]) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    return b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<I", len(canvas)) + canvas
+
+
+def jpeg(height: int, width: int) -> bytes:
+    """The head says that it is so large."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, "JPEG")
+    before, frame, after = buffer.getvalue().partition(bytes.fromhex("ffc0001108"))
+    return before + frame + struct.pack(">HH", height, width) + after[4:]
+
+
 # Halving
 
 
@@ -94,17 +108,63 @@ def test_bands_make_no_difference(monkeypatch, mode):
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (png(14000, 14000, 8, 2, b""), "over 179 million pixels"),
+        (webp(14000, 14000), "over 179 million pixels"),
+        (png(14000, 14000, 8, 2, b""), "14000 x 14000 pixels; a PNG of its kind is read up to 150 million"),
         (png(12500, 12500, 8, 2, b""), "12500 x 12500 pixels; a PNG of its kind is read up to 150 million"),
         (png(10000, 10000, 16, 2, b"", chunk(b"tRNS", bytes(6))), "a PNG of its kind is read up to 90 million"),
     ],
 )
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.filterwarnings("error")
 def test_what_would_take_over_1_gb_is_refused_by_its_header(data, said):
     picture = PictureFile("a.png", lambda: io.BytesIO(data))
     for use in (PictureFile.size, PictureFile.pixels):
         with pytest.raises(ValueError, match=rf"^a\.png: .*{said}.*make it smaller"):
             use(picture)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("data", "size"),
+    [
+        (png(9500, 9500, 8, 2, b""), (4750, 4750)),
+        (jpeg(9500, 9500), (4750, 4750)),
+        (jpeg(12240, 16320), (6120, 8160)),  # 200 million, as some telephones take
+        (jpeg(20000, 20000), (5000, 5000)),
+    ],
+)
+def test_below_our_limit_nothing_is_said_of_the_decoders_own(data, size):
+    """That warns from 89 million pixels on and refuses 179; others in the process keep it."""
+    before = Image.MAX_IMAGE_PIXELS
+    assert PictureFile("a", lambda: io.BytesIO(data)).size() == size
+    assert Image.MAX_IMAGE_PIXELS == before == 89_478_485
+    with pytest.raises((Image.DecompressionBombWarning, Image.DecompressionBombError)):
+        Image.open(io.BytesIO(data))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of formats that few have
+def test_pictures_are_opened_as_others_open_them():
+    """Of every format that can be written here, by the same decoder and with the same pixels."""
+    Image.init()
+    formats = []
+    for kind in sorted(Image.SAVE):
+        buffer = io.BytesIO()
+        try:
+            Image.fromarray(smooth(16, 16)).save(buffer, kind)
+            theirs = Image.open(io.BytesIO(buffer.getvalue()))
+            theirs.load()
+        except (OSError, ValueError, KeyError):
+            continue
+        ours = decoding.opened(io.BytesIO(buffer.getvalue()))
+        ours.load()
+        assert (ours.format, type(ours), ours.info) == (theirs.format, type(theirs), theirs.info)
+        assert ours.tobytes() == theirs.tobytes()
+        formats.append(kind)
+    assert len(formats) > 10, formats
+    for data in (b"", b"P", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"not a picture of any kind"):
+        with pytest.raises(Image.UnidentifiedImageError):
+            Image.open(io.BytesIO(data))
+        with pytest.raises(Image.UnidentifiedImageError):
+            decoding.opened(io.BytesIO(data))
 
 
 def test_limits_go_by_the_decoder(monkeypatch):
@@ -133,15 +193,15 @@ print((kilobytes("VmHWM") - before) * 1024)
     ("kind", "side", "options"),
     [
         ("PNG", 12200, {}), ("PNG", 8190, {}), ("JPEG", 13300, {}), ("WEBP", 6100, {}), ("GIF", 12200, {}),
-        ("JPEG", 10500, {"progressive": True, "subsampling": 0}), ("JPEG2000", 6100, {}), ("TIFF", 9900, {}),
-        ("AVIF", 6100, {}),
+        ("JPEG", 10500, {"progressive": True, "subsampling": 0}), ("JPEG2000", 6100, {}), ("TIFF", 9400, {}),
+        ("AVIF", 6100, {}), ("JPEG", 21200, {}),
     ],
 )  # fmt: skip
 def test_no_picture_takes_over_1_gb(tmp_path, monkeypatch, kind, side, options):
     path = tmp_path / "large"
     turned = {} if kind in ("JPEG2000", "GIF") else {"exif": oriented(6)}
     Image.new("RGB", (side, side), (9, 99, 200)).save(path, kind, **options, **turned)
-    command = [sys.executable, "-W", "ignore", "-c", LARGE, str(path)]
+    command = [sys.executable, "-W", "error", "-c", LARGE, str(path)]
     grown = int(subprocess.run(command, check=True, capture_output=True, env=dict(os.environ)).stdout)
     print(kind, side, grown)
     assert grown < 1e9
