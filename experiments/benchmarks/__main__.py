@@ -25,6 +25,7 @@ import internvlu_jax
 from internvlu_jax.config import Quantization
 from internvlu_jax.evaluation.benchmarks import BENCHMARKS
 from internvlu_jax.evaluation.folder import benchmark_of, check_folder
+from internvlu_jax.evaluation.pace import Pace
 from internvlu_jax.evaluation.runner import Outcome, read_items, run
 from internvlu_jax.evaluation.settings import RunOptions
 from internvlu_jax.evaluation.task import NeedsJudge, Report, distinct
@@ -141,12 +142,15 @@ def told(outcome: Outcome, out: Path) -> str:
         name, reason = next(iter(outcome.failures.items()))
         lines.append(f"{out / 'failures.json'} says why; the first is {name}: {reason}")
     if outcome.pace is not None:
-        pace = outcome.pace
-        lines.append(
-            f"{pace.run:.3g} a second with files, {pace.run / pace.alone:.2f} of {pace.alone:.3g} without, "
-            "in the same batches"
-        )
+        lines.append(paced(outcome.pace))
     return "\n".join(lines)
+
+
+def paced(pace: Pace) -> str:
+    """A run's pace beside that of the programs that it calls."""
+    parts = {"all its programs alone": pace.compiled, "the sampler alone": pace.sampler}
+    shares = [f"{pace.run / alone:.2f} of {alone:.3g} by {name}" for name, alone in parts.items() if alone is not None]
+    return f"{pace.run:.3g} a second with files, {', '.join(shares)}"
 
 
 def table(report: Report) -> Table:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from internvlu_jax.evaluation.folder import RunFolder, check_folder, opened
+from internvlu_jax.evaluation.pace import Pace, measured
 from internvlu_jax.evaluation.settings import Mode, RunOptions, of_each_mode, settings
 from internvlu_jax.evaluation.task import Benchmark, Item, distinct
 from internvlu_jax.flow.noise import numbered_noise
@@ -47,14 +49,6 @@ class Batch:
     kind: tuple[Any, ...]
     members: tuple[Numbered, ...]
     size: int
-
-
-@dataclass(frozen=True)
-class Pace:
-    """Pictures or answers a second: of the run once it was compiled, and of the pipeline alone in the same batches."""
-
-    run: float
-    alone: float
 
 
 @dataclass
@@ -187,23 +181,25 @@ class _Work:
             else:
                 ready.append((one, shown))
         try:
-            return self._call(ready, batch.size) if ready else []
+            return self._call(ready, batch.size, self._pipe) if ready else []
         except _ITEMS_ERRORS:
             return [made for one in ready for made in self._alone(one, batch.size)]
 
     def _alone(self, one: tuple[Numbered, list[Image.Image]], size: int) -> list[_Made]:
         """One of a batch that failed, in a batch of its own size, for which there is a program."""
         try:
-            return self._call([one], size)
+            return self._call([one], size, self._pipe)
         except _ITEMS_ERRORS as error:
             self._outcome.failures[one[0].item.id] = str(error)
             return []
 
-    def _call(self, ready: Sequence[tuple[Numbered, list[Image.Image]]], size: int) -> list[_Made]:
+    def _call(
+        self, ready: Sequence[tuple[Numbered, list[Image.Image]]], size: int, pipe: InternVLUPipeline
+    ) -> list[_Made]:
         rows = [*ready, *[ready[-1]] * (size - len(ready))]
         first, options = rows[0][0].item, self._options
         mode = options.mode(first)
-        out = self._pipe(
+        out = pipe(
             [one.item.prompt for one, _ in rows],
             [shown for _, shown in rows],
             mode,
@@ -256,9 +252,8 @@ class _Work:
         ready = [(one, shown) for one, shown in loaded if not isinstance(shown, Exception)]
         if not ready:
             return None
-        started = time.perf_counter()
-        self._call(ready, ends[0][1].size)
-        return Pace(rows * (len(ends) - 1) / (ended - begun), rows / (time.perf_counter() - started))
+        run = rows * (len(ends) - 1) / (ended - begun)
+        return measured(self._pipe, partial(self._call, ready, ends[0][1].size), rows, run)
 
 
 @dataclass(frozen=True)

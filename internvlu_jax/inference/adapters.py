@@ -37,7 +37,7 @@ class WithAdapters:
     config: InternVLUConfig
     params: Params
     model: InternVLU
-    _on: Placement
+    on: Placement
     _kept: dict[Any, Any]
     _conversation: ChatCache
 
@@ -130,7 +130,7 @@ class WithAdapters:
         self._conversation.clear()
 
     def _fold(self, kernel: jax.Array, a: np.ndarray, b: np.ndarray) -> jax.Array:
-        new = self._on.run(_folded, self.model, {"kernel": kernel}, a, b)
+        new = self.on.run(_folded, self.model, {"kernel": kernel}, a, b)
         return new if new.sharding == kernel.sharding else jax.device_put(new, kernel.sharding)
 
     def _fold_listed(self, factors: dict[str, Factors], leaves: dict[str, Any]) -> dict[str, jax.Array]:

@@ -124,7 +124,7 @@ class WithChat(WithEncoding):
             do_sample=do_sample, temperature=temperature, top_p=top_p, top_k=top_k,
             repetition_penalty=repetition_penalty, max_tiles=max_tiles,
             stop_strings=[stop_strings] if isinstance(stop_strings, str) else stop_strings,
-            seed=self._on.agreed(any_seed()) if seed is None else seed, **_NOT_OF_TEXT,
+            seed=self.on.agreed(any_seed()) if seed is None else seed, **_NOT_OF_TEXT,
         )  # fmt: skip
         options.check(self.config, 1)
         asked = self._asked(messages, max_tiles)
@@ -155,9 +155,9 @@ class WithChat(WithEncoding):
     def _answering(self, asked: _Asked, options: Options, memory: ChatCache) -> Writing[ChatOutput]:
         tokenizer = self.processor.tokenizer
         language_model = LanguageModel(self.model)
-        how = settings(self._on, tokenizer, options, 1)
+        how = settings(self.on, tokenizer, options, 1)
         prompt, read = self._read_new(language_model, asked, *memory.take(), room=how["buffer"])
-        blocks = write_in_blocks(language_model, self.params, prompt, get=partial(self._on.get, rows=1), **how)
+        blocks = write_in_blocks(language_model, self.params, prompt, get=partial(self.on.get, rows=1), **how)
         generated, tokens = yield from pieces(one_row(blocks), tokenizer)
         # The last token was not read, and of a prompt special tokens have other embeddings than those written here.
         special = np.isin(tokens[:-1], tokenizer.special_table_ids)
@@ -178,7 +178,7 @@ class WithChat(WithEncoding):
         before = int((asked.ids[:common] == tokenizer.img_context).sum())
         first_tile = before // per_tile
         visual = self._visual_tokens(asked.tiles[first_tile:])
-        row, on, params = Row(asked.ids[common:], before - first_tile * per_tile), self._on, self.params
+        row, on, params = Row(asked.ids[common:], before - first_tile * per_tile), self.on, self.params
         batch, x, lengths = embedded(on, self.model, params, tokenizer, [row], visual)
         capacity = _capacity(common + batch.ids.shape[1] + room)
         if not common:

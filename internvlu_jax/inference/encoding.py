@@ -45,7 +45,7 @@ class WithEncoding:
     params: Params
     processor: Processor
     model: InternVLU
-    _on: Placement
+    on: Placement
     _kept: dict[Any, Any]
 
     def encode_prompt(
@@ -131,9 +131,9 @@ class WithEncoding:
         batch = pack(rows, tokenizer)
         index, _ = pad_right([own.span for own in layouts], bucket(max(len(own.span) for own in layouts)), 0)
         shown = visual if batch.visual_index is not None else None
-        ids, index, places = self._on.put((batch.ids, index, batch.visual_index))
-        made = self._on.run(programs.contexts, self.model, self.params, ids, index, shown, places)
-        contexts = np.asarray(self._on.get(made, len(rows)))
+        ids, index, places = self.on.put((batch.ids, index, batch.visual_index))
+        made = self.on.run(programs.contexts, self.model, self.params, ids, index, shown, places)
+        contexts = np.asarray(self.on.get(made, len(rows)))
         return [Branch(context[: len(own.span)], own) for context, own in zip(contexts, layouts, strict=True)]
 
     def _uncond(self, ids: np.ndarray, grid: Grid) -> Branch:
@@ -161,8 +161,8 @@ class WithEncoding:
 
     def _rows(self, program: Callable[..., jax.Array], rows: np.ndarray) -> np.ndarray | jax.Array:
         """What a program of the model gives for each row of an array."""
-        made = self._on.run(program, self.model, self.params, self._on.put(rows))
-        return self._on.get(made, len(rows))
+        made = self.on.run(program, self.model, self.params, self.on.put(rows))
+        return self.on.get(made, len(rows))
 
 
 def source_size(prompt: ProcessedPrompt) -> SourceSize | None:

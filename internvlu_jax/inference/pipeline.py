@@ -70,7 +70,7 @@ class InternVLUPipeline(WithChat, WithAdapters):
         quantization: Quantization | None = None,
     ) -> None:
         super().__init__()
-        self._on = on or OneDevice()
+        self.on = on or OneDevice()
         self.config = config
         self.params = params
         self.processor = processor
@@ -235,7 +235,7 @@ class InternVLUPipeline(WithChat, WithAdapters):
 
     def _streamed(self, prompt: ProcessedPrompt, options: Options, given: Given) -> Writing[PipelineOutput]:
         visual, (row,) = self._see([prompt])
-        parts = self._on, self.model, self.params, self.processor.tokenizer, row, visual
+        parts = self.on, self.model, self.params, self.processor.tokenizer, row, visual
         if options.mode == "text":
             tokens = yield from pieces(stream(*parts, options), self.processor.tokenizer)
             return lambda: self._given(self._text([tokens]), given, options)
@@ -257,7 +257,7 @@ class InternVLUPipeline(WithChat, WithAdapters):
     def _prepared(self, given: Given) -> tuple[Options, list[ProcessedPrompt]]:
         """The options and prompts of a call, checked."""
         check_together(given)
-        options = options_of(given, self.config, lambda: self._on.agreed(any_seed()))
+        options = options_of(given, self.config, lambda: self.on.agreed(any_seed()))
         prompt, embeds = given["prompt"], given["prompt_embeds"]
         if embeds is not None:
             options.check(self.config, len(embeds))
@@ -297,7 +297,7 @@ class InternVLUPipeline(WithChat, WithAdapters):
         if options.mode == "image":
             return PipelineOutput(images=self._draw(self._encode(prompts, grid), options))
         visual, rows = self._see(prompts)
-        parts = self._on, self.model, self.params, self.processor.tokenizer
+        parts = self.on, self.model, self.params, self.processor.tokenizer
         if options.mode == "text":
             return self._text(write(*parts, rows, visual, options))
         reasoned = reason(*parts, rows, visual, options, [self._source_grids(p) for p in prompts], grid)
@@ -314,7 +314,7 @@ class InternVLUPipeline(WithChat, WithAdapters):
 
     def parameters(self) -> dict[str, Any]:
         """The parameters in their own shapes: under `pmap` `params` holds a copy for each device."""
-        return self._on.parameters(self.params)
+        return self.on.parameters(self.params)
 
     def source_size(self, image: Image.Image) -> tuple[int, int]:
         """(height, width) at which a source picture enters the head: a size that the checkpoint draws."""
@@ -354,7 +354,7 @@ class InternVLUPipeline(WithChat, WithAdapters):
                 report = drawing.reporter(options.callback, before, total, advance, self._on_step_end(options))
                 chosen = [pictures[i] for i in members]
                 latents[members] = drawing.draw(
-                    self._on, self.model, self.params, chosen, start[members], plan, scales, report
+                    self.on, self.model, self.params, chosen, start[members], plan, scales, report
                 )
         return latents
 
@@ -374,7 +374,7 @@ class InternVLUPipeline(WithChat, WithAdapters):
         """8-bit pictures [Y, X, 3], as many at once as memory allows."""
         _, rows, columns, _ = latents.shape
         pixels = rows * columns * self.config.vae.downsample_factor**2
-        at_once = max(1, _DECODE_PIXELS // pixels) * self._on.shards
+        at_once = max(1, _DECODE_PIXELS // pixels) * self.on.shards
         parts = [latents[i : i + at_once] for i in range(0, len(latents), at_once)]
         return [p for part in parts for p in np.asarray(self._rows(programs.decode, part))]
 

@@ -11,10 +11,12 @@ from PIL import Image
 
 from experiments.benchmarks.__main__ import Name, main, table, told
 from internvlu_jax.config import Compute
+from internvlu_jax.evaluation import runner
 from internvlu_jax.evaluation.benchmarks import BENCHMARKS
 from internvlu_jax.evaluation.benchmarks.reading import answers
 from internvlu_jax.evaluation.folder import RUN
-from internvlu_jax.evaluation.runner import Outcome, Pace, read_items, run, tiled
+from internvlu_jax.evaluation.pace import Pace
+from internvlu_jax.evaluation.runner import Outcome, read_items, run, tiled
 from internvlu_jax.evaluation.scores import share
 from internvlu_jax.evaluation.settings import RunOptions
 from internvlu_jax.evaluation.task import Benchmark, Item, Report
@@ -97,6 +99,14 @@ def shown(folder: Path) -> dict[str, bytes]:
     found = {name: data for name, data in contents(folder).items() if not name.startswith(".run/")}
     del found[RUN]
     return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_programs():
+    """What is timed are programs, and the stand-in has none; the batch itself is made."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "measured", lambda pipe, call, rows, run: Pace(run, rows / len(call(pipe))))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -292,4 +302,6 @@ class TestCommand:
         assert rows.row_count == 3 and list(rows.columns[4].cells) == ["0.85", "", "0.1"]
 
     def test_pace(self, tmp_path):
-        assert "0.96 of 5 without" in told(Outcome(pace=Pace(4.8, 5.0)), tmp_path)
+        line = told(Outcome(pace=Pace(4.8, 5.0, 6.0)), tmp_path).splitlines()[-1]
+        assert line == "4.8 a second with files, 0.96 of 5 by all its programs alone, 0.80 of 6 by the sampler alone"
+        assert "sampler" not in told(Outcome(pace=Pace(4.8, 5.0)), tmp_path)

@@ -72,7 +72,8 @@ def test_killed_at_random_moments(tmp_path):
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawn")
-    ended(start("geneval", geneval(folder), folder / "out", "--steps", "4", "--batch", "8"))
+    said = ended(start("geneval", geneval(folder), folder / "out", "--steps", "4", "--batch", "8"))
+    assert "by all its programs alone" in said and "by the sampler alone" in said
     return folder
 
 

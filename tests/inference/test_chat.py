@@ -72,7 +72,7 @@ def written(pipe, ids: np.ndarray, pictures, **options) -> np.ndarray:
         **{"max_new_tokens": 9, "temperature": 1.0, "top_p": 1.0, "top_k": 50, "repetition_penalty": 1.0,
            "max_tiles": 1, "stop_strings": (), **chat._NOT_OF_TEXT, **options},
     )  # fmt: skip
-    parts = pipe._on, pipe.model, pipe.params, pipe.processor.tokenizer
+    parts = pipe.on, pipe.model, pipe.params, pipe.processor.tokenizer
     return reasoning.write(*parts, [Row(ids)], pipe._visual_tokens(tiles), given)[0]
 
 
