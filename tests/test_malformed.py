@@ -6,7 +6,9 @@
 import numpy as np
 import pytest
 
-from tests.helpers.malformed import READERS, Reader, damaged, main, memory, run
+from tests.helpers.damage import damaged
+from tests.helpers.malformed import main, memory, run
+from tests.helpers.malformed_readers import READERS, Reader
 
 
 @pytest.mark.parametrize("name", READERS)

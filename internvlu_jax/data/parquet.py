@@ -39,15 +39,19 @@ class Parquet:
                 f"{path}: Parquet needs pyarrow, which is not installed: pip install 'internvlu-jax[parquet]'"
             ) from error
         self._path, self._opener = path, picture_opener(path.parent, allow_outside)
-        self._errors = (OSError, pyarrow.ArrowException)
+        # What is damaged decides what pyarrow raises: of text that is no UTF-8, say, what Python's decoder does.
+        self._errors = (OSError, ValueError, OverflowError, pyarrow.ArrowException)
+        with open_file(path):
+            pass  # else it says what stands there
         try:
-            with open_file(path):
-                self._file = tables.ParquetFile(path)
+            self._file = tables.ParquetFile(path)
             metadata = self._file.metadata
             self._columns = [name for name in self._file.schema_arrow.names if name in _FIELDS]
             sizes = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
         except self._errors as error:
             raise ValueError(f"{path} cannot be read as Parquet: {error}") from error
+        if min(sizes, default=0) < 0 or sum(sizes) != metadata.num_rows:
+            raise ValueError(f"{path} is damaged: groups of {sizes} rows, and {metadata.num_rows} in all")
         self._ends = list(itertools.accumulate(sizes))
         if not self._ends or not self._ends[-1]:
             raise ValueError(f"{path}: no rows; expected a record in each")

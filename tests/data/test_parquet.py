@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -84,3 +85,27 @@ def test_what_cannot_be_used(tmp_path):
     for bad in (b"", data[:-9], data[:50], b"PAR1" * 9):
         with pytest.raises(ValueError, match=r"c\.parquet cannot be read as Parquet: "):
             open_source(write(tmp_path / "c.parquet", bad))
+
+
+@pytest.mark.parametrize(("found", "said"), [(b"a ball", r"a\.parquet:2: cannot be read"), (b"task", "as Parquet")])
+def test_text_that_is_not_utf_8(found, said, tmp_path):
+    """Of a row, which alone is broken, and of the name of a column."""
+    rows = [{"task": "t2i", "prompt": text, "image": png(0)} for text in ("a cube", "a ball")]
+    path = table(tmp_path / "a.parquet", rows, compression="none", use_dictionary=False, write_statistics=False)
+    path.write_bytes(path.read_bytes().replace(found, b"\xff" + found[1:]))
+    with pytest.raises(ValueError, match=rf"a\.parquet.*{said}|{said}") as refused:
+        open_source(path)[1]
+    assert isinstance(refused.value, BrokenRecord) == (found == b"a ball")
+    if found == b"a ball":
+        assert open_source(path)[0].prompt == "a cube"
+
+
+@pytest.mark.parametrize(("groups", "total"), [([3, -3], 0), ([3, 2**62], 6), ([-1], -1)])
+def test_numbers_of_rows_that_cannot_be(groups, total, tmp_path, monkeypatch):
+    """As a damaged footer has them."""
+    path = table(tmp_path / "a.parquet", [{"prompt": "a"}])
+    rows = [SimpleNamespace(num_rows=count) for count in groups]
+    metadata = SimpleNamespace(num_row_groups=len(rows), row_group=rows.__getitem__, num_rows=total)
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile.metadata", metadata)
+    with pytest.raises(ValueError, match=r"a\.parquet is damaged: groups of .* rows, and -?\d+ in all"):
+        open_source(path)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -65,25 +66,30 @@ def test_nothing_is_left_behind(interrupts):
 # From the first moment on
 
 
-IMPORTED = re.compile(r"import time: +\d+ \| +\d+ \| +([\w.]+)$")
+IMPORTED = re.compile(r"import time: +\d+ \| +\d+ \| +(\S+)$")
 # As pip writes it.
 SCRIPT = "import sys\nfrom internvlu_jax.cli import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
 TRAIN = ("-m", "experiments.train", "debug", "--help")
 
 
-def interrupted(command: tuple[str, ...], package: str, more: int) -> tuple[int, list[str]]:
+def interrupted(command: tuple[str, ...], package: str, more: int, wait: float = 0) -> tuple[int, list[str]]:
     """Status and lines of a command that is interrupted when its package and so many modules more were imported."""
     command = (sys.executable, "-X", "importtime", *command)
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with (
+        TemporaryDirectory() as folder,
+        subprocess.Popen(
+            command, cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as process,
+    ):
         names = (found[1] for line in process.stderr if (found := IMPORTED.match(line)))
         assert package in names, "it ended before"
         for _ in range(more):
             next(names)
-        process.send_signal(signal.SIGINT)
+        timer = threading.Timer(wait, process.send_signal, [signal.SIGINT])
+        timer.start()
         said = [line for line in process.stderr.read().splitlines() if line and not IMPORTED.match(line)]
+        timer.join()
     return process.returncode, said
 
 
@@ -108,22 +114,12 @@ def commands() -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", commands())
 def test_while_any_command_is_imported(name, interrupts):
-    """And at moments of a clock, as long as it has not come to an end."""
+    """And at moments of a clock, as long as it has not come to an end, or its interpreter to that."""
     top = name.partition(".")[0]
     line = "internvlu-jax: interrupted" if top == "internvlu_jax" else "interrupted"
     assert interrupted(("-m", name, "--help"), top, 25) == (130, [line])
-    for seconds in (0.3, 1.0, 2.0, 3.0):
-        with subprocess.Popen(
-            (sys.executable, "-m", name, "--help"),
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
-            time.sleep(seconds)
-            process.send_signal(signal.SIGINT)
-            said = process.stderr.read().splitlines()
-        assert (process.returncode, said) in ((130, [line]), (0, []))
+    for seconds in (0.1, 0.3, 1.0, 2.0, 3.0):
+        assert interrupted(("-m", name, "--help"), top, 0, seconds) in ((130, [line]), (0, []), (-signal.SIGINT, []))
 
 
 RAISED = """
