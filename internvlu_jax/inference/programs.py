@@ -27,6 +27,7 @@ decode = jax.jit(InternVLU.decode, static_argnums=0)
 embed = jax.jit(InternVLU.embed, static_argnums=0)
 context = jax.jit(InternVLU.context, static_argnums=0)
 condition = jax.jit(InternVLU.condition, static_argnums=0)
+attention_maps = jax.jit(InternVLU.attention_maps, static_argnums=0)
 
 
 @partial(jax.jit, static_argnums=0)

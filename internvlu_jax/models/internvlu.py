@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import jax
@@ -24,7 +25,9 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from internvlu_jax.config import Compute, InternVLUConfig, Quantization
 from internvlu_jax.models import slots
+from internvlu_jax.models.head import Condition
 from internvlu_jax.models.lora import adapted
+from internvlu_jax.models.mmdit import context_shares
 from internvlu_jax.models.pixels import codec_values, to_bytes, vision_values
 from internvlu_jax.models.quantization import quantized
 from internvlu_jax.models.qwen3 import KVCache, Qwen3Output
@@ -157,6 +160,17 @@ class InternVLU:
         """Velocity `noise - clean`, float32, of latents x at noise level timestep / 1000: one, or one for each row."""
         timestep = jnp.broadcast_to(jnp.asarray(timestep, jnp.float32), x.shape[:1])
         return self._apply("head", params, x, timestep, condition, method="velocity")
+
+    def attention_maps(
+        self, params: Params, x: Float[Array, "b y x c"], timestep: Float[Array, "b"], condition: Condition
+    ) -> Float[Array, "b l n i t"]:
+        """Of the released head, in `velocity`: `mmdit.context_shares` of its layers l and heads n."""
+        _, kept = self._apply(
+            "head", params, x, timestep, condition, method="velocity", mutable=["intermediates"]
+        )  # fmt: skip
+        noisy = prod(x.shape[1:3]) // self.cfg.generation_decoder.latent_multiple**2
+        pictures = condition.rope[0].shape[1] - condition.context.shape[1]
+        return context_shares(kept["intermediates"]["mmdit"], noisy, pictures, condition.lengths)
 
     def _apply(self, part: str, params: Params, *args: Any, method: str | None = None, **kwargs: Any) -> Any:
         with (

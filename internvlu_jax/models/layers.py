@@ -156,14 +156,14 @@ def rematerialised(block: Any, compute: Compute) -> Any:
 
 
 def stacked(block: Any, length: int, compute: Compute, in_axes: Any = ()) -> Any:
-    """Module class that runs `length` blocks one after another, parameters stacked on a leading axis.
+    """Module class that runs `length` blocks in turn, parameters and what is sown stacked on a leading axis.
 
     A block maps (carry, *inputs) to (carry, output). `in_axes` says per input whether it is sliced by layer (0) or
     the same for all (`nn.broadcast`).
     """
     return nn.scan(
         rematerialised(block, compute),
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True},
         in_axes=in_axes,
         length=length,

@@ -18,7 +18,7 @@ Axes: b batch, i image tokens, t context tokens, s all tokens, d width, e contex
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from jaxtyping import Array, Float, Int
 from internvlu_jax.config import Compute, MMDiTConfig
 from internvlu_jax.models.layers import MLP, RMSNorm, rows_first, stacked
 from internvlu_jax.ops.attention import attention
+from internvlu_jax.ops.attention.plain import MASKED
 from internvlu_jax.ops.norms import layer_norm
 from internvlu_jax.ops.patches import patchify, unpatchify
 from internvlu_jax.ops.rope import Table, apply_interleaved
@@ -146,7 +147,29 @@ class Block(nn.Module):
         """Attention of the queries, which are the first tokens of the sequence; k is turned already."""
         cos, sin = (part[:, : q.shape[1]] for part in rope)
         q = apply_interleaved(q, (cos, sin))
+        self.sow("intermediates", "queries", q)  # for `context_shares`; nothing where nobody asks for it
+        self.sow("intermediates", "keys", k)
         return attention(q, k, v, key_lengths=key_lengths, implementation=self.compute.attention)
+
+
+def context_shares(
+    sown: dict[str, Any], noisy: int, pictures: int, context_lengths: Int[Array, "b"]
+) -> Float[Array, "b l n i t"]:
+    """What share of its attention each noisy token gives to each token of the context, by layer l; float32.
+
+    Args:
+        sown: "intermediates" of an `MMDiT` call. noisy: tokens of the latents; pictures: of these and the conditions.
+        context_lengths: as in the call; padding gets 0.
+    """
+    last = sown["last_block"]
+    queries, keys = (last[name][0][None] for name in ("queries", "keys"))
+    if "blocks" in sown:  # which have queries of all tokens
+        queries = jnp.concatenate([sown["blocks"]["queries"][0][:, :, :noisy], queries])
+        keys = jnp.concatenate([sown["blocks"]["keys"][0], keys])
+    scores = jnp.einsum("lbinh,lbsnh->blnis", queries, keys, preferred_element_type=jnp.float32)
+    seen = jnp.arange(keys.shape[2]) < (pictures + context_lengths)[:, None]
+    scores = jnp.where(seen[:, None, None, None], scores * queries.shape[-1] ** -0.5, MASKED)
+    return jax.nn.softmax(scores, axis=-1)[..., pictures:]
 
 
 class MMDiT(nn.Module):
