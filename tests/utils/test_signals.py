@@ -119,7 +119,8 @@ def test_while_any_command_is_imported(name, interrupts):
     line = "internvlu-jax: interrupted" if top == "internvlu_jax" else "interrupted"
     assert interrupted(("-m", name, "--help"), top, 25) == (130, [line])
     for seconds in (0.1, 0.3, 1.0, 2.0, 3.0):
-        assert interrupted(("-m", name, "--help"), top, 0, seconds) in ((130, [line]), (0, []), (-signal.SIGINT, []))
+        status, said = interrupted(("-m", name, "--help"), top, 0, seconds)
+        assert (status, said) == (130, [line]) or (status in (0, 2, -signal.SIGINT) and "Traceback" not in str(said))
 
 
 RAISED = """
