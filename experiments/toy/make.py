@@ -6,10 +6,10 @@ python -m experiments.toy.make [DIRECTORY]      # rewrites the files beside this
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+import tyro
 from PIL import Image, ImageDraw
 
 SIDE, _FINE = 64, 4
@@ -115,8 +115,8 @@ def records() -> dict[str, list[dict[str, Any]]]:
     return {"t2i": drawn, "edit": edited, "questions": asked}
 
 
-def make(directory: Path) -> None:
-    """Writes the three files and the pictures."""
+def make(directory: tyro.conf.Positional[Path] = Path(__file__).parent) -> None:
+    """Writes the three files and the pictures into a folder, by default beside this file."""
     (directory / "pictures").mkdir(parents=True, exist_ok=True)
     for n, (before, after) in enumerate(SCENES):
         draw(before).save(directory / f"pictures/{n}.png", optimize=True)
@@ -127,4 +127,4 @@ def make(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent)
+    tyro.cli(make)
