@@ -44,3 +44,22 @@ def test_readme_is_short_and_names_what_is_there():
     named = [name for row in re.findall(r"^\| (.*?) \|", house, re.MULTILINE) for name in re.findall(r"`(.*?)`", row)]
     missing = [name for name in named if not any((ROOT / top / name).exists() for top in ("", "internvlu_jax"))]
     assert len(named) > 15 and not missing
+
+
+# What a user of the released code meets, in its row; each is tested where it happens.
+DIFFERENCES = {
+    "photos": "EXIF",
+    "transparency": "white",
+    "16-bit grey": "8 bits",
+    "short prompts in `text_image`": "attends to the padding",
+    "a tokenizer's token that one file alone flags as special": "left out of text",
+    "`flow_shift`": "3, whatever the checkpoint says",
+}
+
+
+def test_differences_that_users_meet_are_named():
+    text = (ROOT / "converters/README.md").read_text(encoding="utf-8")
+    table = text.partition("\n## Differences\n")[2].partition("\n## ")[0]
+    rows = {row.split("|")[1].strip(): row for row in table.splitlines() if row.startswith("| ")}
+    assert not {name: said for name, said in DIFFERENCES.items() if said not in rows.get(name, "")}
+    assert "converters/README.md" in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -173,6 +173,16 @@ def test_differences_of_configurations(tmp_path, model):
     ]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"null", b"5", b"\xff\xfe{\0", b'{"steps": ', b'{"data": 3}', b'{"objective": "a"}', b"[" * 10**5],
+)
+def test_a_damaged_configuration_is_named(content, tmp_path):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/config\.json (cannot be read|is damaged)"):
+        run_directory.config_differences(tmp_path, CONFIG)
+
+
 def test_directories_that_are_no_runs(tmp_path, model):
     def fails(text: str, name: str = "run") -> None:
         with pytest.raises(ValueError, match=text):

@@ -288,6 +288,15 @@ def test_sampled_text_is_keyed_by_row(pipe):
     assert not np.array_equal(again, first[0])
 
 
+def test_text_is_sampled_with_the_released_defaults(pipe):
+    """The library's top_k is 50 there, and nothing else is changed; each of the three can be given."""
+    options = {"do_sample": True, "temperature": 1.5, "top_p": 0.9, "max_new_tokens": 6, "seed": 11}
+    released = {"top_k": 50, "repetition_penalty": 1.0, "stop_strings": ()}
+    text = pipe("Say hello", **options).tokens[0]
+    np.testing.assert_array_equal(pipe("Say hello", **options, **released).tokens[0], text)
+    assert not np.array_equal(pipe("Say hello", **options, **{**released, "top_k": 2}).tokens[0], text)
+
+
 def test_bfloat16_draws_nearly_the_same(monkeypatch):
     """Two steps of the whole chain, language model included, at times that bfloat16 can tell.
 

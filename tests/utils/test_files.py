@@ -98,6 +98,21 @@ def test_what_killed_writers_left_is_removed_and_what_living_ones_write_is_not(t
             writer.communicate()
 
 
+def test_names_do_not_collide_in_containers(tmp_path):
+    """Where processes have the same numbers."""
+    code = (
+        "import os, sys\nos.getpid = lambda: 1\nfrom internvlu_jax.utils.files import written_whole\n"
+        "with written_whole(sys.argv[1]) as partial:\n    print(partial.name); partial.write_text('x')\n"
+    )
+    names = [
+        subprocess.run(
+            [sys.executable, "-c", code, tmp_path / "a"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+        ).stdout
+        for _ in range(2)
+    ]
+    assert len(set(names)) == 2
+
+
 def test_names_of_any_length_are_written_under_names_that_can_be(tmp_path, monkeypatch):
     """Also where another machine, or container, has the same processes at the same time."""
     monkeypatch.setattr(os, "getpid", lambda: 1)
