@@ -139,6 +139,7 @@ def test_convert_there_and_back(elsewhere):
     assert not [p for p in elsewhere.iterdir() if p.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_converted_checkpoint_draws_the_same(elsewhere):
     assert main(["convert", CHECKPOINT, "ours", "--to", "orbax"]) == 0
     draw = ["image", "a cat", "--height", "48", "--width", "80", "--steps", "2", "--seed", "3"]
@@ -267,6 +268,7 @@ def test_a_mistake_in_code_passes_through(monkeypatch):
         main(["text", "x"])
 
 
+@pytest.mark.slow
 def test_as_a_process(elsewhere):
     def run(*args, **given):
         command = [sys.executable, "-m", "internvlu_jax.cli", *args]

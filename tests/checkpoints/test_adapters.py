@@ -29,6 +29,7 @@ def run(model, tmp_path_factory):
     return make_run(folder, model, from_paths(trained), model.params, lora=settings, start="ORG/NAME")
 
 
+@pytest.mark.slow
 def test_out_of_a_run_and_into_a_checkpoint(run, tmp_path, capsys):
     """What was trained on, with the exported adapters folded in, is what the run has, folded."""
     assert main(["convert", str(run), str(tmp_path / "out"), "--to", "peft"]) == 0

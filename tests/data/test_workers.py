@@ -22,6 +22,7 @@ DATA = DataConfig(SOURCES, batch_size=4, packed_rows=2, sides=(64,), text_length
 TWO = dataclasses.replace(DATA, workers=2)
 
 
+@pytest.mark.slow
 def test_steps_of_the_workers_in_turn_and_resuming():
     """Each worker is a loader over its share; a state, through JSON, gives the steps that came after it."""
     with WorkerLoader(CFG, TOKENIZER, TWO, seed=3, accumulate=2) as made:

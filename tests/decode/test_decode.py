@@ -115,6 +115,7 @@ def test_extend_continues_a_prompt(tiny):
         assert_close(cache.k[:, row, : start + 4], whole.cache.k[:, row, : start + 4])
 
 
+@pytest.mark.slow
 def test_beams_give_states_and_cache_of_the_chosen_text(tiny):
     model, params = tiny
     prompts = [[10, 20, 30, 40, 50], [7, 8, 9, 10, 11, 12, 13, 14]]

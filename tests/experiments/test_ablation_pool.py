@@ -132,6 +132,7 @@ def test_a_step_takes_rows_and_numbers_them(whole):
             PooledSteps(whole, rows)
 
 
+@pytest.mark.slow
 def test_latents_are_those_that_the_step_would_compute(whole, tokenizer):
     config = small_config()
     model = InternVLU(config, tokenizer.special_table_ids)

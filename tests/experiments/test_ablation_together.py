@@ -32,6 +32,7 @@ from tests.helpers.measures import assert_close
 from tests.helpers.training import leaves_equal, one_block
 from tests.training.test_losses import objective_for, random_batch, with_latents
 
+pytestmark = pytest.mark.slow  # a study in CI trains seeds together, too
 SEEDS, STEPS = (4, 9), 4
 MEMBERS = tuple(Member(seed) for seed in SEEDS)
 RATES = (("head/.*", 1.0), (".*", 0.0))

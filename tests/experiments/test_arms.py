@@ -56,6 +56,7 @@ def rows():
     return {row.arm: row for row in unchecked(parity, [ARMS[name] for name in ENCODERS])}
 
 
+@pytest.mark.slow
 def test_the_arms_match(rows):
     """Against what is known by hand of the differences: the rest is the same in all arms."""
     decoupled, latent, semantic = (rows[name] for name in ENCODERS)
@@ -75,6 +76,7 @@ def test_the_arms_match(rows):
         np.testing.assert_allclose(row.mean, np.average(kinds, weights=[4, 4, 1]))
 
 
+@pytest.mark.slow
 def test_operations_differ_by_the_encoders(rows):
     """By hand, for a tile on 17 tokens and two layers: forward, and twice that backward where it is trained."""
     decoupled, latent, semantic = (rows[name].operations for name in ENCODERS)
@@ -95,6 +97,7 @@ def test_operations_differ_by_the_encoders(rows):
     assert semantic["edits"] - decoupled["edits"] == 4 * (noisy + source) - frozen
 
 
+@pytest.mark.slow
 def test_an_arm_that_does_not_match_is_named(rows):
     latent, decoupled = (round(rows[name].operations["questions"]) for name in ("shared-latent", "decoupled"))
     said = f"shared-latent has {latent:,} operations of a mean row, decoupled {decoupled:,}"

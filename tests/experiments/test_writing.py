@@ -25,6 +25,7 @@ def BatchFeature(data, tensor_type):
 """
 
 
+@pytest.mark.slow
 def test_every_side_takes_turns(tmp_path, monkeypatch, capsys):
     (tmp_path / "transformers.py").write_text(STAND_IN, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

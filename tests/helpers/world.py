@@ -12,10 +12,10 @@ from internvlu_jax.small_world.tasks.example import Example
 from tests.helpers.unchecked import unchecked
 
 SEED = 11
-COUNTS = {"general/picture": 1200, "general/edit": 900, "general/question": 1200, "science/question": 1500}
+COUNTS = {"general/picture": 800, "general/edit": 600, "general/question": 800, "science/question": 1500}
 """Of each split but the one of seen combinations; of other tasks `COUNT`, of that split `SEEN`."""
 
-COUNT, SEEN = 500, 150
+COUNT, SEEN = 400, 120
 
 
 def source(task: str, split: str) -> WorldSource:

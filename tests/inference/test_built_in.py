@@ -101,6 +101,7 @@ def test_it_reasons(pipe):
         assert geneval.score(SMALL, wanted, np.asarray(picture)) == geneval.RIGHT, prompt
 
 
+@pytest.mark.slow
 def test_the_command_takes_it_when_no_checkpoint_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["image", "a red circle", "--seed", "1", "--out", "a.png"]) == 0

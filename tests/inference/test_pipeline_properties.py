@@ -70,6 +70,7 @@ def test_mixed_batch_equals_one_by_one(pipe, mode, count):
         assert same(together.images[i], alone.images[0]), i
 
 
+@pytest.mark.slow
 def test_order_of_sources_matters(pipe):
     a, b = picture(1), picture(2)
     first, second = (
@@ -163,6 +164,7 @@ def with_sources(pipe, sources: str) -> InternVLUPipeline:
     return InternVLUPipeline(config, pipe.params, pipe.processor)
 
 
+@pytest.mark.slow
 def test_what_the_head_gets_of_sources_holds_when_it_draws(pipe, monkeypatch):
     """By the context alone: no source is encoded. By the latents alone: what the language model saw is left out."""
     draw = {"prompt": "make it red", "generation_mode": "image", "latents": start(1), **SMALL}

@@ -8,7 +8,7 @@ from experiments.traced import Traced
 from internvlu_jax.config import Compute, InternVLUConfig
 
 
-@pytest.mark.parametrize("task", ["t2i", "edit", "text"])
+@pytest.mark.parametrize("task", ["t2i", pytest.param("edit", marks=pytest.mark.slow), "text"])
 def test_released_sizes_lower_for_gpu_and_tpu(task):
     traced = Traced(InternVLUConfig(), case_for(task, 512, 512), Compute("bfloat16", "xla"))
     for part in traced.parts().values():

@@ -29,6 +29,7 @@ def test_only_large_maps_are_in_8_bits(pipe):
     assert all(leaves[f"{path}_scale"].dtype == np.float32 for path in small)
 
 
+@pytest.mark.slow
 def test_our_own_directories_load_alike(pipe, base, tmp_path):
     loading.convert(base.checkpoint, tmp_path / "own", "orbax")
     own = paths(InternVLUPipeline.from_pretrained(tmp_path / "own", quantize="int8").params)

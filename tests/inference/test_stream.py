@@ -79,6 +79,7 @@ def test_a_string_ends_a_stream(pipe):
     assert len(stream.result().tokens[0]) < 60
 
 
+@pytest.mark.slow
 def test_reasoning_streams_before_its_picture(pipe, monkeypatch):
     options = {"generation_mode": "text_image", "height": 32, "width": 48, "num_inference_steps": 2, "seed": 3}
     call = pipe("a cat", max_new_tokens=9, **options)

@@ -125,6 +125,7 @@ def test_sides_must_be_multiples_of_eight(model):
         run(model, "encode", jnp.zeros((1, 60, 64, 3)))
 
 
+@pytest.mark.slow
 def test_patches_as_channels():
     """With patches of 4 the first convolution works at a quarter of the resolution; sizes and the way back are kept."""
     cfg = VAEConfig(base_dim=8, patch_size=4, dim_mult=(1, 2), num_res_blocks=1, temperal_downsample=(False,))

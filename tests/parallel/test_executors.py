@@ -83,6 +83,7 @@ def test_saved_state_comes_back_to_its_place(run, name):
     assert found["half"], "on one device, in the dtype asked"
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(run, tmp_path):
     first, second = by_two("two_processes", tmp_path)
     for found in (first, second):
@@ -98,6 +99,7 @@ def rows_exchanged(shapes: np.ndarray) -> list[str]:
     return [shape for shape in shapes if re.match(rf"(f32|bf16)\[{ROWS},{TOKENS},", shape)]
 
 
+@pytest.mark.slow
 def test_weights_travel_and_activations_stay(run):
     found = run("communication")
     assert rows_exchanged(found["text by itself"]), "else this test could not fail"

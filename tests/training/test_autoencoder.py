@@ -108,12 +108,14 @@ def test_statistics_normalise_features(codec, encoder):
     np.testing.assert_allclose(values.std(0), 1, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_decoder_learns_and_its_encoder_stays_as_it_is(decoded, encoder):
     rows = [json.loads(line)["loss"] for line in (decoded[0] / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 6 and rows[-1] < rows[0]
     jax.tree.map(np.testing.assert_array_equal, decoded[1]["encoder"], encoder)
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_decoder(codec, decoded):
     """By hand, of the same noisy latents, in float64; the weight of a divergence says nothing."""
     pixels, key, params = jnp.asarray(wide(9)) / 127.5 - 1, jax.random.key(2), {"params": decoded[1]}
@@ -131,6 +133,7 @@ def test_the_loss_of_a_decoder(codec, decoded):
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_decoder_goes_on_bit_for_bit_and_only_with_its_encoder(codec, encoder, decoded, tmp_path):
     def stopping(number):
         if number == 2:

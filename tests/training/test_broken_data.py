@@ -16,6 +16,7 @@ from internvlu_jax.training.loop import check_workdir, train
 from tests.helpers.training import CHECKPOINT, TINY, one_block, with_data
 
 
+@pytest.mark.slow
 def test_ending_for_broken_records_saves_first(tmp_path):
     model = one_block(loading.load(CHECKPOINT, place=lambda path, array: np.asarray(array)))
     save_model(tmp_path / "model", model.config, model.params, model.extras, model.assets)

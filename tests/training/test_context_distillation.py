@@ -22,6 +22,7 @@ from internvlu_jax.training.resuming import Stopped
 from internvlu_jax.utils.tree import paths
 from tests.conftest import GOLDENS
 
+pytestmark = pytest.mark.slow
 CHECKPOINT = GOLDENS / "base/checkpoint"
 QUESTIONS = DataConfig(
     (("world:small/general/conversation", 1.0),), batch_size=2, packed_rows=2, sides=(64,), text_lengths=(192,),

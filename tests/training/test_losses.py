@@ -88,7 +88,7 @@ def passes(monkeypatch):
     ("golden", "name", "remat"),
     [
         ("base", "flow_grad_t2i", "none"),
-        ("base", "flow_grad_edit", "dots"),
+        pytest.param("base", "flow_grad_edit", "dots", marks=pytest.mark.slow),
         ("mlp", "flow_grad_t2i", "full"),
         pytest.param("mlp", "flow_grad_edit", "none", marks=pytest.mark.slow),
     ],

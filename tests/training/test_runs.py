@@ -140,6 +140,7 @@ def test_adapters_train_and_merge(tiny, tmp_path):
     np.testing.assert_allclose(q(loading.load(tmp_path / "folded").params), q(end), atol=1e-7)
 
 
+@pytest.mark.slow
 def test_losses_on_held_out_records(tiny, whole, tmp_path):
     """Every other step, in the line of that step; training is as without, resumed or not, and they come again."""
     held_out = ValidationConfig(((str(TOY / "t2i.jsonl"), 1.0),), every=2, batches=2)
@@ -182,6 +183,7 @@ def test_a_run_of_before_goes_on(tiny, whole, tmp_path):
     leaves_equal(loading.load(tmp_path / "run").params, loading.load(whole).params)
 
 
+@pytest.mark.slow
 def test_precomputed_gives_the_same_losses(tiny, whole, tmp_path):
     (shards,) = precompute.precompute(tiny, tmp_path / "stored")
     train(with_data(tiny, sources=((str(shards), 1.0),)), tmp_path / "run", quiet=True)
@@ -222,6 +224,7 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 240) -> None
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_ends_with_status_0(tiny, cache, tmp_path):
     process = start_process(tmp_path, cache, tiny.start, 100_000)
     wait_for(lambda: (tmp_path / "metrics.jsonl").exists() and len(lines(tmp_path)) > 2, process)

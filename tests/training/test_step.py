@@ -97,7 +97,7 @@ def spoken(objective) -> Batch:
     return Batch(batch.index, batch.text._replace(tiles=None, visual_index=None))
 
 
-@pytest.mark.parametrize("make", [stored, spoken])
+@pytest.mark.parametrize("make", [pytest.param(stored, marks=pytest.mark.slow), spoken])
 def test_two_parts_of_a_batch_equal_the_whole(model, make):
     """Losses and gradients are pooled as sums over totals: a part with few targets counts for little."""
     step = step_for(model, rates=ALL_BUT_VAE)
