@@ -119,6 +119,7 @@ def test_parameters_trained_within_a_part_and_their_average(tmp_path, model):
     assert isinstance(jax.tree.leaves(loading.load(workdir, place=on_host).params)[0], np.ndarray)
 
 
+@pytest.mark.slow
 def test_adapters_are_merged(tmp_path, model):
     params = lora.add(model.params, r"head/mmdit/blocks/image/(q|out)", 2, jax.random.key(0))
     flat = {path: value + 0.1 if path.endswith("/lora_b") else value for path, value in paths(params).items()}

@@ -159,6 +159,7 @@ def told(replies):
     return [(reply.text, None if reply.picture is None else reply.picture.tobytes()) for reply in replies]
 
 
+@pytest.mark.slow
 def test_replies_do_not_depend_on_what_was_asked_before(scorer, members):
     how = Sampling(guidance=2.0, steps=3)
     names = ("geneval_heldout", "questions")

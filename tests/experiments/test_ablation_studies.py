@@ -68,7 +68,7 @@ def test_what_is_trained_as_ever_is_told_as_ever():
 @pytest.mark.parametrize(
     "study, name",
     [
-        ("condition", "latents-only"),
+        pytest.param("condition", "latents-only", marks=pytest.mark.slow),
         pytest.param("condition", "context-only", marks=pytest.mark.slow),
         ("head", "numbered"),
         ("reasoning", "reasoned"),

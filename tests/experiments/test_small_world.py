@@ -36,6 +36,7 @@ def test_small_model_fits_in_the_box():
     assert config.generation_decoder.pixel_multiple == 8
 
 
+@pytest.mark.slow
 def test_batches_of_every_part(tmp_path):
     """What the script would train on goes through the loader: each part, its kinds of batches, no broken record."""
     made = [text for text, _ in zip(texts(), range(4000), strict=False)]

@@ -244,7 +244,7 @@ def case_groups(case, mmdit):
 
 
 @sizes_only
-@pytest.mark.parametrize("name", ["t2i", "edit", "edit_batch"])
+@pytest.mark.parametrize("name", ["t2i", pytest.param("edit", marks=pytest.mark.slow), "edit_batch"])
 def test_recorded_sampling(golden, name):
     """Step by step: two batched branches for text-to-image, one group with sources and one without for editing."""
     case, mmdit = golden.case(name), load_mmdit(golden.checkpoint)

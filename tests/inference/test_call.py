@@ -37,10 +37,10 @@ def differ(one, other) -> float:
 @pytest.mark.parametrize(
     ("generator", "instead"),
     [
-        (3, {"seed": 3}),
+        pytest.param(3, {"seed": 3}, marks=pytest.mark.slow),
         ([3, 4], {"seed": [3, 4]}),
         (jax.random.key(3), {"seed": 3, "noise": "jax"}),
-        (jax.random.PRNGKey(3), {"seed": 3, "noise": "jax"}),
+        pytest.param(jax.random.PRNGKey(3), {"seed": 3, "noise": "jax"}, marks=pytest.mark.slow),
         (jax.random.split(jax.random.key(3)), None),
     ],
 )

@@ -43,7 +43,7 @@ def test_a_list_of_layers_writes_what_was_recorded(golden, case, monkeypatch):
 
 
 # Of the second checkpoint a case of each kind: the others take no branch that these and the first one's do not.
-_EACH_MODE = ("text_multi_image", "t2i_batch", "edit_resized")
+_EACH_MODE = ("text_multi_image", "t2i_batch")
 _GOLDEN_CASES = [
     pytest.param(name, case, marks=[pytest.mark.slow] if name == "mlp" and case not in _EACH_MODE else [])
     for name in ("base", "mlp")
@@ -78,7 +78,9 @@ def test_case_equals_the_released_code(golden, case):
 
 
 @sizes_only
-@pytest.mark.parametrize("case", ["t2i", "edit_resized", pytest.param("reason_edit", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "case", ["t2i", *(pytest.param(case, marks=pytest.mark.slow) for case in ("edit_resized", "reason_edit"))]
+)
 def test_the_loop_in_one_program_gives_the_recorded_pictures(golden, case):
     _, out, recorded = run(golden, case)
     difference = np.abs(np.stack([np.asarray(p) for p in out.images]).astype(int) - recorded["images"])

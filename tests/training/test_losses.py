@@ -87,9 +87,9 @@ def passes(monkeypatch):
 @pytest.mark.parametrize(
     ("golden", "name", "remat"),
     [
-        ("base", "flow_grad_t2i", "none"),
-        pytest.param("base", "flow_grad_edit", "dots", marks=pytest.mark.slow),
-        ("mlp", "flow_grad_t2i", "full"),
+        pytest.param("base", "flow_grad_t2i", "none", marks=pytest.mark.slow),
+        ("base", "flow_grad_edit", "dots"),
+        pytest.param("mlp", "flow_grad_t2i", "full", marks=pytest.mark.slow),
         pytest.param("mlp", "flow_grad_edit", "none", marks=pytest.mark.slow),
     ],
     indirect=["golden"],

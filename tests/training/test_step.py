@@ -116,7 +116,7 @@ def test_two_parts_of_a_batch_equal_the_whole(model, make):
         np.testing.assert_allclose(got, want, atol=1e-5 * np.max(np.abs(want)) + 1e-9, err_msg=path)
 
 
-@pytest.mark.parametrize("make", [stored, spoken])
+@pytest.mark.parametrize("make", [pytest.param(stored, marks=pytest.mark.slow), spoken])
 def test_what_is_measured_are_the_terms_of_the_loss(model, make):
     """As the gradients' way has them, with the same noise."""
     step = step_for(model, rates=HEAD_ONLY)
