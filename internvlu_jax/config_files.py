@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from internvlu_jax.config import SLOTS, ConfigError, HeadConfig, InternVLUConfig, MMDiTConfig, VAEConfig, VLMConfig
 from internvlu_jax.config_released import KEYS, SCHEDULER, Keys, as_object, check_keys, note, released_view
-from internvlu_jax.utils.files import foreign_kind, write_json
+from internvlu_jax.utils.files import read_object, write_json
 
 T = TypeVar("T")
 
@@ -228,10 +228,9 @@ def _read_part(part: str, path: Path) -> Any:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is {foreign_kind(path) or f'not valid JSON: {error}'}") from error
-    return as_object(data, str(path))
+        return read_object(path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def check_released(cfg: InternVLUConfig) -> None:

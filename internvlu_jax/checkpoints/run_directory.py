@@ -41,7 +41,7 @@ from internvlu_jax.checkpoints.seals import check_seal, seal
 from internvlu_jax.config import InternVLUConfig
 from internvlu_jax.config_files import check_types, read_config, write_assets
 from internvlu_jax.processing.tokenizer import Tokenizer
-from internvlu_jax.utils.files import read_json, write_json
+from internvlu_jax.utils.files import read_object, write_json
 from internvlu_jax.utils.tree import merge
 
 FORMAT = {"format": "internvlu_jax run", "version": 1}
@@ -135,9 +135,9 @@ def _leaves(tree: Any, path: str = "") -> dict[str, str]:
 def stored_config(workdir: Path) -> dict[str, Any]:
     """A run's configuration (`with_present_names`). Raises ValueError if it cannot be read."""
     path = workdir.absolute() / "config.json"
-    config = read_json(path)
+    config = read_object(path)
     groups = ("objective", "data", "compute")
-    if not isinstance(config, dict) or any(not isinstance(config.get(name) or {}, dict) for name in groups):
+    if any(not isinstance(config.get(name) or {}, dict) for name in groups):
         raise ValueError(f"{path} is damaged; expected an object with objects {', '.join(groups)}")
     return with_present_names(config)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
-from internvlu_jax.utils.files import foreign_kind, write_json, written_whole
+from internvlu_jax.utils.files import foreign_kind, read_object, write_json, written_whole
 
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
@@ -203,7 +202,7 @@ def _split_to_bytes(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 
 def _check_settings(path: Path) -> None:
     """Refuses what changes ids or where written text ends."""
-    config = _read_json(path)
+    config = _settings_in(path)
     end = config.get("eos_token")
     end = end.get("content") if isinstance(end, dict) else end
     if end not in (None, IM_END):
@@ -227,7 +226,7 @@ def _add_tokens(backend: tokenizers.Tokenizer, directory: Path) -> None:
 
 def _listed_tokens(directory: Path) -> dict[int, AddedToken]:
     config, specials, added = (
-        _read_json(directory / name)
+        _settings_in(directory / name)
         for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
     )
     special = {*SPECIAL_TABLE, IM_START, IM_END, PAD}
@@ -249,14 +248,6 @@ def _listed_tokens(directory: Path) -> dict[int, AddedToken]:
     return listed
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _settings_in(path: Path) -> dict[str, Any]:
     """The JSON object in `path`, empty when there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: {foreign_kind(path) or f'not valid JSON: {error}'}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(data).__name__}")
-    return data
+    return read_object(path) if path.is_file() else {}

@@ -136,8 +136,15 @@ def read_json(path: str | Path) -> Any:
     except NotAFileError:
         raise
     except (ValueError, RecursionError) as error:
-        kind = foreign_kind(path)
-        raise ValueError(f"{path} cannot be read: {f'it is {kind}' if kind else error}") from error
+        raise ValueError(f"{path} is {foreign_kind(path) or f'not valid JSON: {error}'}") from error
+
+
+def read_object(path: str | Path) -> dict[str, Any]:
+    """The JSON object that a file holds. Raises ValueError naming it, also if it holds another value."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
 
 
 # What stands in place of a file that was meant, by its first bytes; in lower case, without leading blanks.

@@ -180,7 +180,7 @@ def test_differences_of_configurations(tmp_path, model):
 )
 def test_a_damaged_configuration_is_named(content, tmp_path):
     (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"^{tmp_path}/config\.json (cannot be read|is damaged)"):
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/config\.json( is |: expected)"):
         run_directory.config_differences(tmp_path, CONFIG)
 
 
@@ -206,8 +206,8 @@ def test_directories_that_are_no_runs(tmp_path, model):
     shutil.rmtree(workdir / "start/arrays")
     fails("start/arrays cannot be read")
     (workdir / "config.json").write_text("{")
-    fails("config.json cannot be read")
-    with pytest.raises(ValueError, match=r"config\.json cannot be read"):
+    fails("config.json is not valid JSON")
+    with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
         run_directory.config_differences(workdir, CONFIG)
     (workdir / "start/internvlu_jax.json").write_text(json.dumps(run_directory.FORMAT | {"version": 2}))
     fails("'version': 2.*this code reads")

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from internvlu_jax.utils.files import check_writable, new_directory, read_json, write_json, write_text, written_whole
+from internvlu_jax.utils.files import (
+    check_writable,
+    new_directory,
+    read_json,
+    read_object,
+    write_json,
+    write_text,
+    written_whole,
+)
 from internvlu_jax.utils.sheets import save_sheet
 
 ROOT = Path(__file__).parents[2]
@@ -151,3 +159,17 @@ def test_json(tmp_path):
     with pytest.raises(ValueError, match=r"b\.json cannot be read"):
         read_json(tmp_path / "b.json")
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", " is empty"), (b"{", " is not valid JSON: "), (b"\xff{", " is not valid JSON: "),
+        (b"version https://git-lfs.github.com/spec/v1", " is a git-LFS pointer"), (b"[" * 100_000, " is not valid JSON: "),
+        (b"[1]", ": expected a JSON object, found list"), (b"null", ": expected a JSON object, found NoneType"),
+    ],
+)  # fmt: skip
+def test_what_is_no_json_object(content, said, tmp_path):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/a\.json{said}"):
+        read_object(tmp_path / "a.json")
