@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +61,8 @@ def make_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """update = -rate(step) * factor * (Adam(clipped gradient) + weight_decay * factor' * parameter).
 
+    Given `finite`, a boolean array that is False, its state stays as it is, and the updates mean nothing.
+
     Args:
         given: what `factors` gave for the whole model.
         trained: the parameters that are trained, or their shapes.
@@ -74,10 +77,53 @@ def make_optimizer(
     def scale(updates: Tree, _: Tree) -> Tree:
         return jax.tree.map(lambda u, factor: -factor * u, updates, rates)
 
-    return optax.chain(
-        optax.clip_by_global_norm(cfg.clip),
-        optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps),
+    parts = optax.chain(
+        optax.stateless(_clipped(cfg.clip)),
+        _scale_by_adam(cfg),
         *([optax.stateless(add_decay)] if cfg.weight_decay else []),
         optax.scale_by_schedule(schedule(cfg, steps) if rate is None else rate),
         optax.stateless(scale),
     )
+
+    def update(
+        gradients: Tree, state: Tree, params: Tree | None = None, *, finite: ArrayLike = True
+    ) -> tuple[Tree, Tree]:
+        updates, new = parts.update(gradients, state, params, finite=finite)
+        kept = jax.tree.map(lambda n, o: n if _is_adam(n) else jnp.where(finite, n, o), new, state, is_leaf=_is_adam)
+        return updates, kept
+
+    return optax.GradientTransformationExtraArgs(parts.init, update)
+
+
+def _clipped(most: float) -> Callable[[Tree, Tree], Tree]:
+    """Clips by the global norm, by one factor of all gradients; optax chooses between two trees, and holds both."""
+
+    def clip(gradients: Tree, _: Tree) -> Tree:
+        factor = jnp.minimum(1.0, most / optax.tree.norm(gradients))
+        return jax.tree.map(lambda g: factor * g, gradients)
+
+    return clip
+
+
+def _is_adam(state: Any) -> bool:
+    return isinstance(state, optax.ScaleByAdamState)
+
+
+def _scale_by_adam(cfg: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
+    """optax's, whose moments can be written in place.
+
+    The update is taken from the moments as they are kept. Taken beside them, as optax has it, XLA reads the old moments
+    in two places and holds copies of them until the step is over.
+    """
+    adam = optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps)
+
+    def update(
+        gradients: Tree, state: Tree, params: Tree | None = None, *, finite: ArrayLike = True
+    ) -> tuple[Tree, Tree]:
+        _, new = adam.update(gradients, state, params)
+        kept = jax.lax.optimization_barrier(jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state))
+        means = (optax.tree.bias_correction(kept.mu, cfg.b1, kept.count),
+                 optax.tree.bias_correction(kept.nu, cfg.b2, kept.count))  # fmt: skip
+        return jax.tree.map(lambda mean, square: mean / (jnp.sqrt(square) + cfg.eps), *means), kept
+
+    return optax.GradientTransformationExtraArgs(adam.init, update)

@@ -10,7 +10,6 @@ that axis. On a mesh the rows are global arrays and no axis is named.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -106,7 +105,7 @@ class Step:
     ) -> tuple[TrainState, Metrics]:
         """One update from the gradients of all micro-batches.
 
-        If the loss or a gradient is not finite the state stays as it is, its step included, and `finite` says so.
+        If the loss, a gradient or the update is not finite the state stays as it is, its step included, and `finite` says so.
 
         Args:
             weights: those that the gradients were taken with. rate: in place of the optimizer's own schedule.
@@ -117,18 +116,20 @@ class Step:
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
         rate = schedule(self.optimizer, self.steps) if rate is None else rate
         transform = make_optimizer(self.optimizer, self.factors, state.trained, self.steps, rate)
-        updates, opt_state = transform.update(gradients.of, state.opt_state, state.trained)
+        updates, opt_state = transform.update(gradients.of, state.opt_state, state.trained, finite=finite)
+        metrics["update_norm"] = optax.tree.norm(updates)
+        # Parameters wait for the norm, so that they are written in place: none is read after it was written.
+        moves = finite & jnp.isfinite(metrics["update_norm"])
         trained = optax.apply_updates(state.trained, updates)
         ema = _moved(state.ema, trained, self.optimizer.ema)
-        new = TrainState(state.step + 1, trained, None, opt_state, ema)
-        kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, dataclasses.replace(state, frozen=None))
+        new, old = (state.step + 1, trained, ema), (state.step, state.trained, state.ema)
+        step, trained, ema = jax.tree.map(lambda n, o: jnp.where(moves, n, o), new, old)
         metrics |= {
             "rate": rate(state.step),
-            "param_norm": optax.tree.norm(kept.trained),
-            "update_norm": optax.tree.norm(updates),
-            "finite": finite,
+            "param_norm": optax.tree.norm(trained),
+            "finite": moves,
         }
-        return dataclasses.replace(kept, frozen=state.frozen), metrics
+        return TrainState(step, trained, state.frozen, opt_state, ema), metrics
 
     def measure(
         self, state: TrainState, batch: Batch, key: PRNGKeyArray, axis_name: str | None = None
@@ -171,6 +172,7 @@ def not_finite(metrics: dict[str, Any]) -> str | None:
     """What of a step's metrics is not finite, in words; None if all is."""
     if bool(metrics["finite"]):
         return None
-    names = [name for name in metrics if name.endswith("_loss") or name.startswith("grad_norm/")]
+    told = ("_loss", "update_norm")
+    names = [name for name in metrics if name.endswith(told) or name.startswith("grad_norm/")]
     bad = [name for name in names if not jnp.isfinite(metrics[name])]
     return ", ".join(bad) or "grad_norm"
