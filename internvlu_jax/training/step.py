@@ -105,7 +105,8 @@ class Step:
     ) -> tuple[TrainState, Metrics]:
         """One update from the gradients of all micro-batches.
 
-        If the loss, a gradient or the update is not finite the state stays as it is, its step included, and `finite` says so.
+        If the loss, a gradient or the update is not finite the state stays as it is, its step included, and `finite`
+        says so.
 
         Args:
             weights: those that the gradients were taken with. rate: in place of the optimizer's own schedule.
