@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -47,13 +47,20 @@ class Interrupted(KeyboardInterrupt):
 def interruptible() -> Iterator[None]:
     """Within, SIGTERM and Ctrl-C raise `Interrupted`; for what comes before the first step, see `interruption`.
 
-    Of several processes Ctrl-C alone: SIGTERM is what `interruption` asks JAX about.
+    Of several processes none can leave alone, for the others would wait: JAX tells them of SIGTERM, and Ctrl-C is
+    passed on as that. A second one ends this process, as KeyboardInterrupt.
     """
+    several, came = jax.process_count() > 1, set[int]()
 
-    def end(number: int, frame: FrameType | None) -> NoReturn:
-        raise Interrupted
+    def end(number: int, frame: FrameType | None) -> None:
+        if not several:
+            raise Interrupted
+        if came:
+            raise KeyboardInterrupt
+        came.add(number)
+        signal.raise_signal(signal.SIGTERM)
 
-    with _handled(end, _SIGNALS if jax.process_count() == 1 else (signal.SIGINT,)):
+    with _handled(end, (signal.SIGINT,) if several else _SIGNALS):
         yield
 
 
@@ -87,21 +94,22 @@ def sole_run(workdir: Path) -> Iterator[None]:
 def interruption() -> Iterator[Callable[[int], bool]]:
     """Within, SIGTERM and Ctrl-C are noted and end nothing; a second Ctrl-C does, as KeyboardInterrupt.
 
-    Yields whether one came; of several processes, whether all of them are to stop after this step, whichever one it
-    came to. Only the main thread may take signals: elsewhere they do what they did before, and none is ever noted here.
+    Yields whether one came; of several processes, in `interruptible`, whether all of them are to stop after this step,
+    whichever one it came to. Only the main thread may take signals: elsewhere they do what they did before, and none is
+    ever noted here.
     """
-    several = jax.process_count() > 1
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
     came: set[int] = set()
 
     def note(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and number in came:
             raise KeyboardInterrupt
         came.add(number)
-        if several:
-            signal.raise_signal(signal.SIGTERM)  # JAX has that one, tells the other processes, and agrees on a step
 
-    with _handled(note, (signal.SIGINT,) if several else _SIGNALS):
-        yield multihost_utils.reached_preemption_sync_point if several else lambda step: bool(came)
+    with _handled(note, _SIGNALS):
+        yield lambda step: bool(came)
 
 
 def check_settings(workdir: Path, settings: Mapping[str, Any], may_change: Iterable[str] = ()) -> None:

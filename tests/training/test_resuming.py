@@ -11,7 +11,7 @@ import pytest
 from internvlu_jax.checkpoints.run_directory import with_present_names
 from internvlu_jax.config import Compute, ConfigError
 from internvlu_jax.training.config import TrainConfig
-from internvlu_jax.training.resuming import LoopState, Stopped, interruption, run_steps
+from internvlu_jax.training.resuming import LoopState, Stopped, interruptible, interruption, run_steps
 from internvlu_jax.utils.locks import locked
 
 SETTINGS = {"rate": 0.5, "data": {"sources": [["a", 1.0]], "threads": 1}}
@@ -127,7 +127,7 @@ def test_of_several_processes_an_interrupt_is_passed_on(monkeypatch):
     monkeypatch.setattr("jax.process_count", lambda: 2)
     monkeypatch.setattr("jax.experimental.multihost_utils.reached_preemption_sync_point", lambda step: step == 7)
     try:
-        with pytest.raises(KeyboardInterrupt), interruption() as is_interrupted:
+        with pytest.raises(KeyboardInterrupt), interruptible(), interruption() as is_interrupted:
             signal.raise_signal(signal.SIGINT)
             assert passed == [1] and [is_interrupted(step) for step in (6, 7)] == [False, True]
             signal.raise_signal(signal.SIGINT)

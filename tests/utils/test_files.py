@@ -165,7 +165,7 @@ def test_json(tmp_path):
     ("content", "said"),
     [
         (b"", " is empty"), (b"{", " is not valid JSON: "), (b"\xff{", " is not valid JSON: "),
-        (b"version https://git-lfs.github.com/spec/v1", " is a git-LFS pointer"), (b"[" * 100_000, " is not valid JSON: "),
+        (b"version https://git-lfs.github.com/spec/v1", " is a git-LFS pointer"), (b"[" * 10**5, " is not valid JSON"),
         (b"[1]", ": expected a JSON object, found list"), (b"null", ": expected a JSON object, found NoneType"),
     ],
 )  # fmt: skip
