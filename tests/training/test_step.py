@@ -139,6 +139,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_the_part(model, who
     assert differing(state.trained, after.trained) == {name}, "not a number differs from itself, all else is equal"
     assert "text_loss" in not_finite(metrics) and "grad_norm/vlm/llm" in not_finite(metrics)
     assert not_finite({"finite": True}) is None
+    assert not_finite({"finite": False, "update_norm": np.inf, "a_loss": 1.0}) == "update_norm"
 
 
 def test_moving_average(whole):
