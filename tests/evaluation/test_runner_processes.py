@@ -53,7 +53,8 @@ def told(folder: Path) -> tuple[dict[str, bytes], dict]:
 
 def test_killed_at_random_moments(tmp_path):
     data, options = geneval(tmp_path), ("--steps", "2", "--batch", "2")
-    ended(start("geneval", data, tmp_path / "whole", *options))
+    said = ended(start("geneval", data, tmp_path / "whole", *options))
+    assert "by all its programs alone" in said and "by the sampler alone" in said
     random, killed, out = np.random.default_rng(0), 0, tmp_path / "killed"
     for _ in range(KILLS):
         process = start("geneval", data, out, *options)
@@ -72,8 +73,7 @@ def test_killed_at_random_moments(tmp_path):
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawn")
-    said = ended(start("geneval", geneval(folder), folder / "out", "--steps", "4", "--batch", "8"))
-    assert "by all its programs alone" in said and "by the sampler alone" in said
+    ended(start("geneval", geneval(folder), folder / "out", "--steps", "4", "--batch", "8"))
     return folder
 
 
