@@ -161,13 +161,14 @@ def transformers_side(python: Path, args: Arguments) -> Iterator[Callable[[], fl
     """
     sizes = asdict(args.model) | {"prompt": args.prompt, "tokens": args.tokens}
     command = [str(python), str(Path(__file__).with_name("writing_transformers.py")), json.dumps(sizes)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    # Without buffers there is nothing left to write when a process that ended is closed.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
         asked, answers = process.stdin, process.stdout
         assert asked and answers
 
         def once() -> float:
             with suppress(BrokenPipeError):  # it ended: so there is no answer
-                print(file=asked, flush=True)
+                asked.write(b"\n")
             line = answers.readline()
             if not line:
                 raise ValueError(f"{python} ended without an answer; expected a Python that has torch and transformers")

@@ -15,7 +15,7 @@ SEED = 11
 COUNTS = {"general/picture": 800, "general/edit": 600, "general/question": 800, "science/question": 1500}
 """Of each split but the one of seen combinations; of other tasks `COUNT`, of that split `SEEN`."""
 
-COUNT, SEEN = 400, 120
+COUNT, SEEN = 500, 120
 
 
 def source(task: str, split: str) -> WorldSource:
