@@ -73,7 +73,6 @@ def pixels(name: str) -> bytes:
     return Image.open(name).tobytes()
 
 
-@pytest.mark.slow
 def test_the_seed_is_shown_and_like_repeats_it(capsys):
     """Of two pictures each has its own seed and is repeated alone; flags override, and out.png is not kept."""
     draw = ["image", "ein Hund 犬", "--height", "32", "--width", "48", "--steps", "1", "--noise", "jax", *MODEL]
