@@ -49,6 +49,7 @@ def test_several_pictures(elsewhere):
     assert sorted(p.name for p in elsewhere.iterdir()) == ["cat-1.png", "cat.png"]
 
 
+@pytest.mark.slow
 def test_edit_keeps_the_size_of_the_source(elsewhere):
     """64 x 96 is a size that the checkpoint draws."""
     assert main(["edit", "make it blue", "--image", PHOTO, "--steps", "1", "--out", "b.png", *MODEL]) == 0

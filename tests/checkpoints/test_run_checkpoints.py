@@ -115,6 +115,7 @@ def test_other_shardings(tmp_path):
     run_part("shardings", tmp_path / "c")
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

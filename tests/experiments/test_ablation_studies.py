@@ -70,7 +70,7 @@ def test_what_is_trained_as_ever_is_told_as_ever():
     [
         pytest.param("condition", "latents-only", marks=pytest.mark.slow),
         pytest.param("condition", "context-only", marks=pytest.mark.slow),
-        ("head", "numbered"),
+        pytest.param("head", "numbered", marks=pytest.mark.slow),
         ("reasoning", "reasoned"),
     ],
 )

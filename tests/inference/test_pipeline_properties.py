@@ -54,7 +54,7 @@ def test_text_batch_equals_one_by_one(pipe):
 @pytest.mark.parametrize(
     ("mode", "count"),
     [
-        ("text_image", 2),
+        pytest.param("text_image", 2, marks=pytest.mark.slow),
         pytest.param("text_image", 4, marks=pytest.mark.slow),
         pytest.param("image", 4, marks=pytest.mark.slow),
     ],

@@ -108,6 +108,7 @@ def test_weights_travel_and_activations_stay(run):
     assert "f32[64,256]" in found["text"] and "f32[64,256]" in found["head"], "the MLP's weights are gathered"
 
 
+@pytest.mark.slow
 def test_the_output_layer_stays_and_its_rows_travel(run):
     shapes = run("communication")["scores"]
     assert rows_exchanged(shapes) == [f"f32[{ROWS},{TOKENS},64]"]

@@ -274,6 +274,7 @@ def test_random_numbers_belong_to_rows(one):
     assert not np.allclose(whole.sigma, objective.draw(jax.random.key(4), batch).sigma)
 
 
+@pytest.mark.slow
 def test_several_noises_of_a_picture_are_several_pictures(one):
     """Three noises of each row in one step: the loss of each row thrice, without its text being read thrice."""
     thrice, once = objective_for(one, noises_per_image=3), objective_for(one)

@@ -224,6 +224,7 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 240) -> None
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_ends_with_status_0(tiny, cache, tmp_path):
     process = start_process(tmp_path, cache, tiny.start, 100_000)
     wait_for(lambda: (tmp_path / "metrics.jsonl").exists() and len(lines(tmp_path)) > 2, process)
