@@ -68,13 +68,21 @@ class Loaded:
     extras: dict[str, dict[str, np.ndarray]]
 
 
+def unchanged(part: str, params: Any) -> Any:
+    """The parameters of a part as they are."""
+    return params
+
+
 def on_default_device(path: str, array: np.ndarray) -> jax.Array:
     """Puts a parameter on the default device."""
     return jax.device_put(array)
 
 
 def load_released(
-    directory: str | Path, dtype: Any = None, place: Callable[[str, np.ndarray], Any] = on_default_device
+    directory: str | Path,
+    dtype: Any = None,
+    place: Callable[[str, np.ndarray], Any] = on_default_device,
+    finish: Callable[[str, Any], Any] = unchanged,
 ) -> Loaded:
     """Loads a directory in the released layout.
 
@@ -84,6 +92,7 @@ def load_released(
         directory: with vlm/, generation_decoder/, vae/ and the config files.
         dtype: of the parameters; None keeps the checkpoint's.
         place: what becomes of each parameter, by its path among all; by default it goes to the default device.
+        finish: what becomes of a part, by its name of `PARTS`, once it is placed and before the next one is read.
 
     Raises:
         ConversionError: all that is missing or does not fit, of all parts together, before any tensor is read; or
@@ -104,9 +113,11 @@ def load_released(
         if left := left_out(rows, readers[name].infos):
             note(f"{folder}: {len(left)} tensors that the model does not have are left out: {listed(left)}")
         watched = _Watched(readers[name], {name for row in rows if isinstance(row, Rule) for name in row.names()})
-        params[name], extras[name] = convert(
+        part_params, extras[name] = convert(
             rows, watched, template[name], dtype, functools.partial(_placed, place, name)
         )
+        params[name] = finish(name, part_params)
+        del part_params
         if watched.damaged:
             damaged.append(
                 f"{folder}: {len(watched.damaged)} tensors hold NaN or infinities: {listed(watched.damaged)}"

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from converters.checkpoint import export_released, load_released, on_default_device
+from converters.checkpoint import export_released, load_released, on_default_device, unchanged
 from converters.checks import listed
 from converters.tensors import all_finite
 from internvlu_jax.checkpoints import run_directory
@@ -86,7 +86,10 @@ def _download(repository: str) -> Path:
 
 
 def load(
-    name: str | Path | None, max_dtype: str | None = None, place: Callable[[str, np.ndarray], Any] | None = None
+    name: str | Path | None,
+    max_dtype: str | None = None,
+    place: Callable[[str, np.ndarray], Any] | None = None,
+    finish: Callable[[str, Any], Any] = unchanged,
 ) -> LoadedModel:
     """Loads a checkpoint in either layout, or one of a training run: its last, or a step of it.
 
@@ -95,6 +98,7 @@ def load(
             WORKDIR/checkpoints/STEP.
         max_dtype: wider parameters are cast to this dtype while they are read; None keeps the checkpoint's.
         place: what becomes of each parameter, by its path; None places it on the default device.
+        finish: what becomes of each part (vlm, head, vae) when it is placed; of released files before the next is read.
 
     Raises:
         ValueError: it does not exist, is incomplete, is of another model, or holds NaN or infinities; all problems are
@@ -111,16 +115,15 @@ def load(
         else:
             config, params, extras = load_model(root, max_dtype, on_host)
             model = LoadedModel(config, checked(params), extras, root / "released")
-        if place is None:
-            return model
-        return replace(
-            model, params=from_paths({path: place(path, leaf) for path, leaf in paths(model.params).items()})
-        )
+        if place is not None:
+            placed = from_paths({path: place(path, leaf) for path, leaf in paths(model.params).items()})
+            model = replace(model, params=placed)
+        return replace(model, params={part: finish(part, params) for part, params in model.params.items()})
 
     def put(path: str, array: np.ndarray) -> Any:
         return (place or on_default_device)(path, array.astype(at_most(array.dtype, max_dtype), copy=False))
 
-    loaded = load_released(root, place=put)
+    loaded = load_released(root, place=put, finish=finish)
     return LoadedModel(loaded.config, loaded.params, loaded.extras, root)
 
 

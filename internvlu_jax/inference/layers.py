@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from internvlu_jax.config import Compute
+from internvlu_jax.config_parts import Layers
 from internvlu_jax.models.internvlu import Params
 from internvlu_jax.models.lora import full_size
 from internvlu_jax.models.qwen3 import as_list
@@ -25,16 +24,20 @@ STACK = "vlm/llm/layers"
 _LIST_FROM = 2**26
 
 
-def listed(compute: Compute, params: Params) -> Compute:
-    """`compute` with `layers` as the parameters now are: a list where that pays, for which `params` is changed.
+def listed(vlm: Params) -> Params:
+    """The parameters of the ViT and the language model with layers as serving has them: a list where that pays.
 
-    No more than one array is held twice meanwhile. Of parameters on one device.
+    Of parameters on one device. Their stack is emptied for it, and no more than the maps of one input are held twice.
     """
-    stack = params["vlm"]["llm"]["layers"]
+    stack = vlm["llm"]["layers"]
     if sum(leaf.nbytes for leaf in jax.tree.leaves(stack)) < _LIST_FROM:
-        return compute
-    params["vlm"]["llm"]["layers"] = as_list(stack)
-    return replace(compute, layers="unrolled")
+        return vlm
+    return {**vlm, "llm": {**vlm["llm"], "layers": as_list(stack)}}
+
+
+def layers_of(params: Params) -> Layers:
+    """What `Compute.layers` has to be for a model's parameters."""
+    return "unrolled" if "0" in params["vlm"]["llm"]["layers"] else "scan"
 
 
 def changed_layer(kernels: Mapping[str, jax.Array], factors: Mapping[str, tuple[Any, Any]]) -> dict[str, jax.Array]:

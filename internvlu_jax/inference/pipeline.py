@@ -31,7 +31,7 @@ from internvlu_jax.inference.arguments import (
 from internvlu_jax.inference.chat import ChatCache, WithChat
 from internvlu_jax.inference.drawing import Branch, PictureInputs, Report, Then, resized
 from internvlu_jax.inference.encoding import PromptEmbeds, source_size
-from internvlu_jax.inference.layers import listed
+from internvlu_jax.inference.layers import layers_of, listed
 from internvlu_jax.inference.options import Options
 from internvlu_jax.inference.outputs import PipelineOutput, by_size, collected, sized
 from internvlu_jax.inference.reasoning import reason, stream, stream_reasoning, write
@@ -115,12 +115,10 @@ class InternVLUPipeline(WithChat, WithAdapters):
         default = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         compute = Compute(default if dtype is None else dtype_name(dtype), attention)
         place = on.place if quantize is None else partial(placed, quantize, on.place)
-        model = loading.load(path, max_dtype=compute.dtype, place=place)
-        model = dataclasses.replace(model, params=spread(model.params))
+        model = loading.load(path, max_dtype=compute.dtype, place=place, finish=partial(_finished, on))
         _check_attention(model.config, compute)
         processor = Processor.from_pretrained(model.assets, model.config.processor)
-        if isinstance(on, OneDevice):
-            compute = listed(compute, model.params)
+        compute = dataclasses.replace(compute, layers=layers_of(model.params))
         return cls(model.config, model.params, processor, compute, on, quantize)
 
     def __call__(
@@ -377,6 +375,12 @@ class InternVLUPipeline(WithChat, WithAdapters):
         at_once = max(1, _DECODE_PIXELS // pixels) * self.on.shards
         parts = [latents[i : i + at_once] for i in range(0, len(latents), at_once)]
         return [p for part in parts for p in np.asarray(self._rows(programs.decode, part))]
+
+
+def _finished(on: Placement, part: str, params: Params) -> Params:
+    """A part of a model that is read, as it is served."""
+    params = spread(params)
+    return listed(params) if part == "vlm" and isinstance(on, OneDevice) else params
 
 
 def _check_attention(config: InternVLUConfig, compute: Compute) -> None:

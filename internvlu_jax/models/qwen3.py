@@ -36,6 +36,7 @@ from internvlu_jax.models.layers import (
 from internvlu_jax.ops.attention import attention
 from internvlu_jax.ops.attention.cached import cached_attention
 from internvlu_jax.ops.rope import Table, apply_half, rotary_table
+from internvlu_jax.utils.tree import merge
 
 
 class KVCache(NamedTuple):
@@ -89,24 +90,31 @@ def _maps(x: Float[Array, "b s d"], features: dict[str, tuple[int, ...]], comput
     return [part.reshape(*x.shape[:-1], *shape) for part, shape in zip(parts, features.values(), strict=True)]
 
 
+# By module, the maps that one map of a list is made of, and the number of axes that they sum over.
+_LISTED = {"attn": ((("q", "k", "v"), 1), (("out",), 2)), "mlp": ((("gate", "up"), 1), (("down",), 1))}
+
+
 def as_list(stack: dict[str, Any]) -> dict[str, Any]:
     """Stacked parameters of layers as a list of them takes them ("unrolled"): {"0": layer 0, ...}.
 
     Kernels lead with their outputs, and those of one input stand behind one another as q_k_v and gate_up. `stack` is
-    emptied as `unstack` does it.
+    emptied map by map, so that those of one input are held twice, and nothing else.
     """
-    layers = unstack(stack)
-    for layer in layers.values():
-        layer["attn"] = _outputs_first(layer["attn"], ("q", "k", "v"), "out", 2)
-        layer["mlp"] = _outputs_first(layer["mlp"], ("gate", "up"), "down", 1)
-    return layers
+    count = jax.tree.leaves(stack)[0].shape[0]
+    found: dict[str, Any] = {str(layer): {} for layer in range(count)}
+    for module, maps in _LISTED.items():
+        for names, inputs in maps:
+            taken = tuple(stack[module].pop(name) for name in names)
+            for number, layer in found.items():
+                layer.setdefault(module, {})["_".join(names)] = _listed(taken, jnp.int32(number), inputs)
+    return merge(found, unstack(stack))
 
 
-def _outputs_first(part: dict[str, Any], names: tuple[str, ...], last: str, inputs: int) -> dict[str, Any]:
-    """Parameters of a module with `_maps` of these names, and behind them the map `last` over so many axes."""
-    turned = [outputs_first(part.pop(name), 1) for name in names]
-    joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *turned)
-    return {**part, "_".join(names): joined, last: outputs_first(part[last], inputs)}
+@partial(jax.jit, static_argnames="inputs")
+def _listed(maps: tuple[dict[str, Array], ...], layer: Array, inputs: int) -> dict[str, Array]:
+    """Of stacked maps those of a layer, as one. A program, so that nothing but the result is left in memory."""
+    own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), maps)
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(outputs_first(one, inputs) for one in own))
 
 
 class SelfAttention(nn.Module):

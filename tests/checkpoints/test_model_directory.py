@@ -40,6 +40,22 @@ def config_of(directory: Path):
     return loading.load(directory, place=on_host).config
 
 
+def test_a_part_is_finished_before_the_next_is_read():
+    """So what finishing needs of memory is needed while little else is there."""
+    events: list[str] = []
+    placed = loading.load(
+        RELEASED,
+        place=lambda path, array: events.append(path) or array,
+        finish=lambda part, params: events.append(part) or {"whole": params},
+    )
+    parts = ["vlm", "head", "vae"]
+    assert [event for event in events if event in parts] == parts == list(placed.params)
+    for path in (event for event in events if event not in parts):
+        before = [part for part in parts if part in events[: events.index(path)]]
+        assert before == parts[: parts.index(path.split("/")[0])]
+    assert all(list(part) == ["whole"] for part in placed.params.values())
+
+
 # --- changed models
 
 

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from internvlu_jax import InternVLUPipeline
-from internvlu_jax.config import Compute
-from internvlu_jax.inference.layers import listed
+from internvlu_jax.inference.layers import layers_of, listed
 
 
 @pytest.mark.parametrize(("spare", "layers"), [(1, "scan"), (0, "unrolled")])
@@ -18,9 +17,10 @@ def test_a_list_from_64_mib_on(spare, layers):
     stack = {"attn": attention, "mlp": {"gate": kernel(4, 8), "up": kernel(4, 8), "down": kernel(8, 4)}}
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(stack))
     stack["input_norm"] = {"scale": jnp.zeros((2, (2**26 - size) // 8 - spare), jnp.float32)}
-    params = {"vlm": {"llm": {"layers": stack}}}
-    assert listed(Compute("bfloat16"), params) == Compute("bfloat16", layers=layers)
-    assert list(params["vlm"]["llm"]["layers"]) == (["0", "1"] if layers == "unrolled" else list(stack))
+    names = list(stack)
+    vlm = listed({"llm": {"layers": stack}})
+    assert layers_of({"vlm": vlm}) == layers
+    assert list(vlm["llm"]["layers"]) == (["0", "1"] if layers == "unrolled" else names)
 
 
 def test_the_model_in_the_box_keeps_its_stack():
