@@ -26,6 +26,7 @@ from experiments.configs import CONFIGS
 from internvlu_jax.parallel.mesh import initialise
 from internvlu_jax.training.config import TrainConfig
 from internvlu_jax.training.loop import NotFiniteError, train
+from internvlu_jax.utils.buckets import path_of
 from internvlu_jax.utils.compilation import enable_cache
 from internvlu_jax.utils.failures import check_accelerator, failed, interrupted, one_line, out_of_memory
 from internvlu_jax.utils.signals import second_interrupt_ends
@@ -45,7 +46,7 @@ class Cluster:
 @dataclass(frozen=True)
 class Arguments:
     workdir: Path
-    """Where everything of the run goes; an existing run goes on."""
+    """Where everything of the run goes, on a disk or gs://BUCKET/NAME; an existing run goes on."""
     run: Annotated[TrainConfig, tyro.conf.arg(name="")]
     cluster: Annotated[Cluster, tyro.conf.arg(name="")] = Cluster()
 
@@ -95,15 +96,18 @@ def _former_option(argv: list[str]) -> str | None:
 
 def run(arguments: Arguments, command: str | None = None) -> int:
     """Trains; what a user can put right becomes one line and status 2, a run that broke down status 1."""
-    cluster = arguments.cluster
-    stopped = interrupted(arguments.workdir)
+    try:
+        workdir = path_of(arguments.workdir)
+    except ValueError as error:
+        return failed("error", one_line(error), 2)
+    cluster, stopped = arguments.cluster, interrupted(workdir)
     try:
         if cluster.distributed or cluster.coordinator is not None:
             initialise(cluster.coordinator, cluster.processes, cluster.process)
         check_accelerator()
         enable_cache()
         with second_interrupt_ends(stopped):
-            outcome = train(arguments.run, arguments.workdir, command=command)
+            outcome = train(arguments.run, workdir, command=command)
     except (ValueError, FileExistsError) as error:
         return failed("error", one_line(error), 2)
     except (NotFiniteError, OSError) as error:
@@ -114,7 +118,7 @@ def run(arguments: Arguments, command: str | None = None) -> int:
         print(stopped, file=sys.stderr)
         return 130
     how, what = "stopped" if outcome.stopped else "done", ", or be converted" if outcome.steps else ""
-    print(f"{how} at step {outcome.steps}; `{arguments.workdir}` can go on{what}", file=sys.stderr)
+    print(f"{how} at step {outcome.steps}; `{workdir}` can go on{what}", file=sys.stderr)
     return 0
 
 

@@ -11,6 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
+
+from internvlu_jax.utils.buckets import is_of_client
 
 
 class CheckpointError(ValueError):
@@ -27,7 +30,7 @@ def array_shapes(path: Path) -> dict[str, Any]:
     """What `write_arrays` wrote, as `jax.ShapeDtypeStruct`. Raises CheckpointError if it cannot be read."""
     with orbax_errors(f"{path} cannot be read"):
         # The handler and not a checkpointer, which looks for a file that the parts of a checkpoint do not have.
-        tree = ocp.StandardCheckpointHandler().metadata(path).tree
+        tree = ocp.StandardCheckpointHandler().metadata(epath.Path(path)).tree
     return jax.tree.map(
         lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), tree, is_leaf=lambda node: not isinstance(node, dict)
     )
@@ -65,12 +68,13 @@ def orbax_errors(failed: str) -> Iterator[None]:
     """What Orbax raises for missing or bad data becomes a `CheckpointError` that says what failed and why.
 
     It raises OSError, ValueError (TensorStore's errors and bad JSON too), KeyError where a part of a checkpoint is
-    missing, and a bare Exception where the data of an array cannot be read. Anything else is a mistake in code.
+    missing, a bare Exception where the data of an array cannot be read, and what the clients of buckets raise. Anything
+    else is a mistake in code.
     """
     try:
         yield
     except Exception as error:
-        if not (isinstance(error, OSError | ValueError | KeyError) or type(error) is Exception):
+        if not (isinstance(error, OSError | ValueError | KeyError) or type(error) is Exception or is_of_client(error)):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         if len(reason) > 400:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from internvlu_jax.utils.buckets import path_of
 from internvlu_jax.utils.progress import status
 
 Adapters = Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH[:SCALE] ...")]
@@ -51,8 +52,9 @@ class Convert:
         from internvlu_jax.utils.failures import check_accelerator
 
         check_accelerator()
-        with status(f"converting {self.source}"):
-            convert(self.source, self.target, self.to, self.adapter)
+        source = path_of(self.source)
+        with status(f"converting {source}"):
+            convert(source, self.target, self.to, self.adapter)
         print(self.target)
 
 

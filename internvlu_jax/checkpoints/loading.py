@@ -21,6 +21,7 @@ from internvlu_jax.checkpoints.model_directory import is_model, load_model, save
 from internvlu_jax.checkpoints.run_directory import is_run, load_run, split_step
 from internvlu_jax.config import InternVLUConfig
 from internvlu_jax.models import lora
+from internvlu_jax.utils.buckets import in_bucket, on_disk, path_of
 from internvlu_jax.utils.files import check_free
 from internvlu_jax.utils.tree import from_paths, paths
 
@@ -50,12 +51,17 @@ def resolve(name: str | Path | None) -> Path:
     """
     if name is None:
         return BUILT_IN
-    path = Path(name).expanduser()
+    path = path_of(name).expanduser()
     if path.name == "checkpoints" and is_run(path.parent):
         raise ValueError(
             f"{path} holds the checkpoints of a run; take one, {path}/STEP, or the last with {path.parent}"
         )
     if path.is_dir():
+        if in_bucket(path) and not (is_model(path) or is_run(split_step(path)[0])):
+            raise ValueError(
+                f"{path} is neither a run nor a model in the Orbax layout, which are what is read from a bucket; copy "
+                "it to a disk with `gcloud storage cp -r`"
+            )
         return path
     if path.exists():
         raise ValueError(f"{path} is a file; expected the directory of a checkpoint")
@@ -114,7 +120,7 @@ def load(
             model = _load_run(workdir, step, max_dtype, on_host, checked)
         else:
             config, params, extras = load_model(root, max_dtype, on_host)
-            model = LoadedModel(config, checked(params), extras, root / "released")
+            model = LoadedModel(config, checked(params), extras, on_disk(root / "released"))
         if place is not None:
             placed = from_paths({path: place(path, leaf) for path, leaf in paths(model.params).items()})
             model = replace(model, params=placed)

@@ -18,6 +18,7 @@ from internvlu_jax.checkpoints.arrays import array_shapes, read_arrays, targets,
 from internvlu_jax.checkpoints.seals import check_seal, seal
 from internvlu_jax.config import InternVLUConfig
 from internvlu_jax.config_files import check_types, read_config, write_assets
+from internvlu_jax.utils.buckets import on_disk, path_of
 from internvlu_jax.utils.files import new_directory, read_json, write_json
 
 MARKER = "internvlu_jax.json"
@@ -26,7 +27,7 @@ FORMAT = {"format": "internvlu_jax model", "version": 1}
 
 def is_model(directory: str | Path) -> bool:
     """Whether the directory is one that `save_model` wrote."""
-    return (Path(directory) / MARKER).is_file()
+    return (path_of(directory) / MARKER).is_file()
 
 
 def save_model(
@@ -66,8 +67,9 @@ def load_model(
         ValueError: not such a directory, of a version that this code does not know, or damaged.
     """
     root = checked(directory, FORMAT)
-    check_types(root / "released")
-    config = read_config(root / "released")
+    files = on_disk(root / "released")
+    check_types(files)
+    config = read_config(files)
     check_seal(root, "arrays")
     stored = array_shapes(root / "arrays")
     specs = {"params": targets(stored["params"], max_dtype, on_host), "extras": targets(stored.get("extras", {}))}
@@ -83,7 +85,7 @@ def stored_shapes(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]
 
 def checked(directory: str | Path, expected: dict[str, Any]) -> Path:
     """The directory, absolute. Raises ValueError if its marker is not the expected one."""
-    root = Path(directory).absolute()
+    root = path_of(directory).absolute()
     if not is_model(root):
         raise ValueError(f"{root} is not a model directory: it has no {MARKER}")
     marker = read_json(root / MARKER)

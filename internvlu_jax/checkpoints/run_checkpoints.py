@@ -3,8 +3,8 @@
     CHECKPOINTS/STEP/        params (what is trained), ema (where one is kept), optimizer, data (JSON), checksums.json
 
 Every directory gets its name by one rename when all of it is written: what has its name is whole, and what a disk does
-to it later is noticed by its checksums (`seals`). Where a run has many processes, all of them make the same calls, and
-all see one file system.
+to it later is noticed by its checksums (`seals`). In a bucket it is written under its name, and counts from when it has
+checksums.json. Where a run has many processes, all of them make the same calls, and all see one file system, or bucket.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from internvlu_jax.checkpoints.arrays import CheckpointError, orbax_errors, targets_like
-from internvlu_jax.checkpoints.seals import check_seal, seal
+from internvlu_jax.checkpoints.seals import check_seal, is_whole, remove, seal
+from internvlu_jax.utils.buckets import BucketError, in_bucket, path_of
 
 log = logging.getLogger("internvlu_jax.checkpoints")
 _WRITTEN, _REMOVED = ".written-", ".removed-"
@@ -37,7 +38,8 @@ _SPARE_BYTES = 64 * 2**20
 def saved_steps(directory: Path) -> list[int]:
     """The steps of which there are checkpoints, in order."""
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
-    return sorted(int(name) for name in names if name.isdecimal())
+    steps = sorted(int(name) for name in names if name.isdecimal())
+    return [step for step in steps if is_whole(directory / str(step))]
 
 
 def model_part(saved: Path) -> str:
@@ -53,12 +55,15 @@ def last_intact(directory: Path, part: Callable[[Path], str] = lambda saved: "")
 
     Raises:
         CheckpointError: there are checkpoints, and all are damaged.
+        BucketError: they lie in a bucket that gives no answer.
     """
     damages: list[str] = []
     for step in reversed(saved_steps(directory)):
         saved = directory / str(step)
         try:
             check_seal(saved, part(saved))
+        except BucketError:
+            raise
         except ValueError as error:
             damages.append(str(error))
             continue
@@ -73,7 +78,7 @@ def last_intact(directory: Path, part: Callable[[Path], str] = lambda saved: "")
 def step_to_resume(directory: Path) -> int | None:
     """As `last_intact`, for the run that goes on from there; later steps are put aside under the name damaged-STEP.
 
-    All processes call it; the first one looks.
+    In a bucket, where nothing is renamed, they are removed. All processes call it; the first one looks.
     """
 
     def look() -> int:
@@ -81,6 +86,9 @@ def step_to_resume(directory: Path) -> int | None:
         if step is None:
             return -1
         for later in (saved for saved in saved_steps(directory) if saved > step):
+            if in_bucket(directory):
+                remove(directory / str(later))
+                continue
             aside = directory / f"{_DAMAGED}{later}"
             shutil.rmtree(aside, ignore_errors=True)
             (directory / str(later)).rename(aside)
@@ -116,7 +124,9 @@ def barrier(name: str) -> None:
 
 
 def check_space(directory: Path, arrays: Any) -> None:
-    """Raises CheckpointError if a tree of arrays has no room on the disk of a directory."""
+    """Raises CheckpointError if a tree of arrays has no room on the disk of a directory; a bucket has room."""
+    if in_bucket(directory):
+        return
     needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arrays)) + _SPARE_BYTES
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     free = shutil.disk_usage(existing).free
@@ -147,7 +157,7 @@ class RunCheckpoints:
     """
 
     def __init__(self, directory: str | Path, keep_last: int, keep_every: int | None = None) -> None:
-        self._root = Path(directory).absolute()
+        self._root = path_of(directory).absolute()
         self._keep_last, self._keep_every = keep_last, keep_every
         self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._finisher = ThreadPoolExecutor(1)
@@ -187,20 +197,22 @@ class RunCheckpoints:
         if state.ema is not None:
             arrays["ema"] = state.ema
         check_space(self._root, arrays)
-        if (self._root / str(step)).exists():
-            raise CheckpointError(f"{self._root / str(step)} exists; a step is saved once")
+        final = self._root / str(step)
+        if final.exists():
+            raise CheckpointError(f"{final} exists; a step is saved once")
         items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
         with self._writing():
-            written = self._root / f"{_WRITTEN}{step}"
+            written = final if in_bucket(final) else self._root / f"{_WRITTEN}{step}"
             self._writer.save(written, ocp.args.Composite(**items, data=ocp.args.JsonSave(data)))
             if jax.process_index() == 0:
-                self._finished = self._finisher.submit(self._finish, written, self._root / str(step))
+                self._finished = self._finisher.submit(self._finish, written, final)
 
     def _finish(self, written: Path, final: Path) -> None:
         """In the background, on the first process: what Orbax has written gets its checksums, and then its name."""
         self._writer.wait_until_finished()
         seal(written)
-        written.rename(final)
+        if written != final:
+            written.rename(final)
 
     def wait(self) -> None:
         """Returns when what is being written is written, and what is not kept is removed.
@@ -267,11 +279,17 @@ class RunCheckpoints:
     def _remove_old(self) -> None:
         for step in saved_steps(self._root)[: -self._keep_last]:
             if not self._keep_every or step % self._keep_every:
+                if in_bucket(self._root):
+                    remove(self._root / str(step))
+                    continue
                 # By way of another name, so that what is half removed is never taken for a checkpoint.
                 removed = (self._root / str(step)).rename(self._root / f"{_REMOVED}{step}")
                 shutil.rmtree(removed, ignore_errors=True)
 
     def _remove_leftovers(self) -> None:
         for path in self._root.iterdir():
-            if path.name.startswith((_WRITTEN, _REMOVED)) or _TEMPORARY in path.name:
+            if in_bucket(path):
+                if path.name.isdecimal() and not is_whole(path):
+                    remove(path)
+            elif path.name.startswith((_WRITTEN, _REMOVED)) or _TEMPORARY in path.name:
                 shutil.rmtree(path, ignore_errors=True)

@@ -6,7 +6,8 @@
                              checksums of everything
     WORKDIR/checkpoints/     what it changes (see `RunCheckpoints`)
 
-The frozen parameters are written once. A checkpoint has the others, whole, so together they are the model.
+The frozen parameters are written once. A checkpoint has the others, whole, so together they are the model. A work
+directory may be one of a bucket, gs://BUCKET/NAME; there start/ is whole once its marker is in it.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from internvlu_jax.checkpoints.seals import check_seal, seal
 from internvlu_jax.config import InternVLUConfig
 from internvlu_jax.config_files import check_types, read_config, write_assets
 from internvlu_jax.processing.tokenizer import Tokenizer
+from internvlu_jax.utils.buckets import filled, in_bucket, on_disk, path_of, remove_objects
 from internvlu_jax.utils.files import read_object, write_json
 from internvlu_jax.utils.tree import merge
 
@@ -50,14 +52,14 @@ COMMAND = "command.txt"
 
 def is_run(directory: str | Path) -> bool:
     """Whether the directory is one that `start_run` wrote."""
-    return is_model(Path(directory) / "start")
+    return is_model(path_of(directory) / "start")
 
 
 def split_step(directory: str | Path) -> tuple[Path, int | None]:
     """(work directory, None), or (work directory, step) of one of its checkpoints, WORKDIR/checkpoints/STEP."""
-    path = Path(directory).absolute()
+    path = path_of(directory).absolute()
     is_step = path.name.isdecimal() and path.parent.name == "checkpoints" and is_run(path.parents[1])
-    return (path.parents[1], int(path.name)) if is_step else (Path(directory), None)
+    return (path.parents[1], int(path.name)) if is_step else (path_of(directory), None)
 
 
 def start_run(
@@ -80,26 +82,32 @@ def start_run(
     Raises:
         CheckpointError: the directory holds a run or part of one, the disk is full, or writing failed.
     """
-    root = Path(workdir).absolute()
-    if (root / "start").exists() or saved_steps(root / "checkpoints"):
+    root = path_of(workdir).absolute()
+    start = root / "start"
+    if (is_model(start) if in_bucket(start) else start.exists()) or saved_steps(root / "checkpoints"):
         raise CheckpointError(
             f"{root} holds a run, or part of one (start/, checkpoints/); take another work directory, or remove that"
         )
     arrays = {"frozen": frozen, "extras": extras}
     check_space(root, arrays)
-    partial = root / ".start.partial"  # one name for all processes
+    partial = start if in_bucket(start) else root / ".start.partial"  # one name for all processes
     if jax.process_index() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        if released is None:
-            tokenizer.save(partial / "released/processor")
-        write_assets(model_config, partial / "released", released)
+        if in_bucket(partial):
+            remove_objects(partial)
+        else:
+            shutil.rmtree(partial, ignore_errors=True)
+        with filled(partial / "released") as files:
+            if released is None:
+                tokenizer.save(files / "processor")
+            write_assets(model_config, files, released)
     barrier("start_run: begun")
     write_arrays(partial / "arrays", arrays)
     if jax.process_index() == 0:
         seal(partial)
-        write_json(partial / MARKER, FORMAT)
         write_json(root / "config.json", config)
-        partial.rename(root / "start")
+        write_json(partial / MARKER, FORMAT)
+        if partial != start:
+            partial.rename(start)
     barrier("start_run: ended")
 
 
@@ -112,7 +120,7 @@ def config_differences(workdir: str | Path, config: dict[str, Any], may_change: 
     Raises:
         ValueError: the run's configuration cannot be read.
     """
-    stored = _leaves(stored_config(Path(workdir)))
+    stored = _leaves(stored_config(workdir))
     given = _leaves(json.loads(json.dumps(config)))
     # A run from before there was `head_sources` gave the head both signals, which has two spellings now.
     both = "head_sources" not in stored and given.get("head_sources") in ("null", '"both"')
@@ -132,9 +140,9 @@ def _leaves(tree: Any, path: str = "") -> dict[str, str]:
     return {p: value for name, node in items for p, value in _leaves(node, f"{path}.{name}".lstrip(".")).items()}
 
 
-def stored_config(workdir: Path) -> dict[str, Any]:
+def stored_config(workdir: str | Path) -> dict[str, Any]:
     """A run's configuration (`with_present_names`). Raises ValueError if it cannot be read."""
-    path = workdir.absolute() / "config.json"
+    path = path_of(workdir).absolute() / "config.json"
     config = read_object(path)
     groups = ("objective", "data", "compute")
     if any(not isinstance(config.get(name) or {}, dict) for name in groups):
@@ -191,7 +199,7 @@ def load_run(
     """
     start = _start(workdir)
     last = _trained(workdir, step)
-    lora = stored_config(Path(workdir))["lora"]
+    lora = stored_config(workdir)["lora"]
     _check_start(start)
     max_dtype = max_dtype if lora is None else None
     stored = array_shapes(start / "arrays")
@@ -212,7 +220,7 @@ def load_trained(workdir: str | Path, step: int | None = None) -> tuple[dict[str
     """
     _start(workdir)
     last = _trained(workdir, step)
-    return read_arrays(last, targets(array_shapes(last))), stored_config(Path(workdir))
+    return read_arrays(last, targets(array_shapes(last))), stored_config(workdir)
 
 
 def run_shapes(workdir: str | Path, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -227,20 +235,21 @@ def model_config(workdir: str | Path) -> InternVLUConfig:
     Raises:
         ValueError: not a run, or a file cannot be read.
     """
-    check_types(assets(workdir))
-    config, sources = read_config(assets(workdir)), stored_config(Path(workdir)).get("head_sources")
+    files = assets(workdir)
+    check_types(files)
+    config, sources = read_config(files), stored_config(workdir).get("head_sources")
     if sources is None:
         return config
     return replace(config, generation_decoder=replace(config.generation_decoder, sources=sources))
 
 
 def assets(workdir: str | Path) -> Path:
-    """The directory with the configs and the tokenizer of a run, in the released layout."""
-    return _start(workdir) / "released"
+    """A directory on a disk with the configs and the tokenizer of a run, in the released layout."""
+    return on_disk(_start(workdir) / "released")
 
 
 def _start(workdir: str | Path) -> Path:
-    return checked(Path(workdir) / "start", FORMAT)
+    return checked(path_of(workdir) / "start", FORMAT)
 
 
 def _check_start(start: Path) -> int:
@@ -253,7 +262,7 @@ def _check_start(start: Path) -> int:
 def _trained(workdir: str | Path, step: int | None) -> Path:
     """The parameters of a step, or of the last that is intact, looked at byte by byte."""
     if step is None:
-        return _parameters(workdir, last_intact(Path(workdir).absolute() / "checkpoints", model_part))
+        return _parameters(workdir, last_intact(path_of(workdir).absolute() / "checkpoints", model_part))
     chosen = _parameters(workdir, step)
     check_seal(chosen.parent, chosen.name)
     return chosen
@@ -261,7 +270,7 @@ def _trained(workdir: str | Path, step: int | None) -> Path:
 
 def _parameters(workdir: str | Path, step: int | None) -> Path:
     """Those of a step, or of the last."""
-    checkpoints = Path(workdir).absolute() / "checkpoints"
+    checkpoints = path_of(workdir).absolute() / "checkpoints"
     steps = saved_steps(checkpoints)
     if not steps:
         raise CheckpointError(f"{checkpoints} has no checkpoint; the run has not saved a step yet")

@@ -4,6 +4,9 @@ The arrays that Orbax writes carry none of their own: of the bits of a checkpoin
 and other numbers are read. A directory's `checksums.json` has the length and the CRC-32 of each file below it:
 
     {"params/d/4f1c...": [65536, "0a1b2c3d"], ...}
+
+In a bucket there are lengths alone, and null: the service itself verifies what an object holds. There `checksums.json`
+is what makes a directory whole: it is written last, and removed first.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from internvlu_jax.checkpoints.arrays import CheckpointError
+from internvlu_jax.utils.buckets import in_bucket, object_sizes, remove_objects
 from internvlu_jax.utils.files import read_json, write_json
 
 NAME = "checksums.json"
@@ -22,10 +26,24 @@ _THREADS = 8
 
 def seal(directory: Path, part: str = "") -> None:
     """Writes down the checksums of all files that are in a directory now, or in a part of it alone."""
+    if in_bucket(directory):
+        write_json(directory / NAME, {name: [size, None] for name, size in object_sizes(directory).items()})
+        return
     files = sorted(path for path in (directory / part).rglob("*") if path.is_file())
     with ThreadPoolExecutor(_THREADS) as pool:
         sums = pool.map(_checksum, files)
         write_json(directory / NAME, {str(f.relative_to(directory)): s for f, s in zip(files, sums, strict=True)})
+
+
+def is_whole(directory: Path) -> bool:
+    """Whether all of a directory is written: always on a disk, where it gets its name when it is."""
+    return not in_bucket(directory) or (directory / NAME).is_file()
+
+
+def remove(directory: Path) -> None:
+    """Removes a directory of a bucket, so that what is half removed is never taken for whole."""
+    (directory / NAME).unlink(missing_ok=True)
+    remove_objects(directory)
 
 
 def check_seal(directory: Path, part: str = "") -> None:
@@ -33,6 +51,7 @@ def check_seal(directory: Path, part: str = "") -> None:
 
     Raises:
         CheckpointError: one of them is not as it was when `seal` read it; names all that are not.
+        BucketError: it lies in a bucket that gives no answer.
     """
     if not (directory / NAME).exists():
         return
@@ -41,9 +60,8 @@ def check_seal(directory: Path, part: str = "") -> None:
     if not (isinstance(stored, dict) and all(_is_entry(entry) for entry in stored.values())):
         raise CheckpointError(f"{directory / NAME} is damaged; expected the length and checksum of each file")
     names = [name for name in stored if (directory / name).is_relative_to(whole)]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        found = list(pool.map(_found, [directory / name for name in names]))
-    wrong = [name for name, entry in zip(names, found, strict=True) if entry != stored[name]]
+    found = _found_in(directory, names)
+    wrong = [name for name, entry in zip(names, found, strict=True) if not _is_same(entry, stored[name])]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointError(
@@ -53,10 +71,23 @@ def check_seal(directory: Path, part: str = "") -> None:
 
 
 def _is_entry(entry: object) -> bool:
-    return isinstance(entry, list) and len(entry) == 2 and type(entry[0]) is int and type(entry[1]) is str
+    return isinstance(entry, list) and len(entry) == 2 and type(entry[0]) is int and type(entry[1]) in (str, type(None))
 
 
-def _checksum(path: Path) -> list[int | str]:
+def _is_same(found: list[int | str | None] | None, stored: list[int | str | None]) -> bool:
+    """Whether two entries agree: of the lengths, and of the checksums where both have one."""
+    return found is not None and found[0] == stored[0] and (found[1] == stored[1] or None in (found[1], stored[1]))
+
+
+def _found_in(directory: Path, names: list[str]) -> list[list[int | str | None] | None]:
+    if in_bucket(directory):
+        sizes = object_sizes(directory)
+        return [[sizes[name], None] if name in sizes else None for name in names]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(_found, [directory / name for name in names]))
+
+
+def _checksum(path: Path) -> list[int | str | None]:
     length = checksum = 0
     with path.open("rb") as file:
         while piece := file.read(_PIECE):
@@ -64,7 +95,7 @@ def _checksum(path: Path) -> list[int | str]:
     return [length, f"{checksum:08x}"]
 
 
-def _found(path: Path) -> list[int | str] | None:
+def _found(path: Path) -> list[int | str | None] | None:
     """The entry of a file as it is now; None if it cannot be read at all."""
     try:
         return _checksum(path)

@@ -33,6 +33,7 @@ from internvlu_jax.training.setup import InitialModel
 from internvlu_jax.training.step import Step, TrainState, not_finite
 from internvlu_jax.training.throughput import Operations, Rate, Waiting, peak_operations
 from internvlu_jax.training.validation import Validation
+from internvlu_jax.utils.buckets import check_bucket, in_bucket, path_of
 from internvlu_jax.utils.files import check_writable, write_text
 from internvlu_jax.utils.sheets import save_sheet
 from internvlu_jax.utils.tree import merge
@@ -69,7 +70,7 @@ def train(cfg: TrainConfig, workdir: str | Path, quiet: bool = False, command: s
             at work in it; before compilation.
         NotFiniteError: a step is not finite; names the step and the part. What is saved is from before.
     """
-    workdir = Path(workdir).absolute()
+    workdir = path_of(workdir).absolute()
     check_workdir(cfg, workdir)
     check_tracker(cfg.report)
     try:
@@ -107,7 +108,10 @@ def check_workdir(cfg: TrainConfig, workdir: Path) -> None:
     """Raises ConfigError if `cfg` can neither begin in a directory nor go on with the run that is there."""
     if os.path.isfile(workdir):
         raise ConfigError(f"--workdir {workdir} is a file; expected a directory")
-    check_writable(workdir / "checkpoints")
+    if in_bucket(workdir):
+        check_bucket(workdir)
+    else:
+        check_writable(workdir / "checkpoints")
     if run_directory.is_run(workdir):
         check_settings(workdir, dataclasses.asdict(cfg), _MAY_CHANGE)
 
@@ -169,6 +173,7 @@ class _Run:
                     self._record(records, waiting)
                     # Of several processes the others may have data, and would not come to save.
                     if done > saved and jax.process_count() == 1:
+                        records.flush()
                         self._saved.save(done, self._executor.savable(state), self._loader.state())
                         self._saved.wait()
                     raise
@@ -183,6 +188,7 @@ class _Run:
                 if saves or samples:
                     last, waiting = self._record(records, waiting) or last, None
                 if saves:
+                    records.flush()
                     self._saved.save(done, self._executor.savable(state), self._loader.state())
                     saved = done
                 if samples:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import logging
 import sys
 import time
 import zlib
@@ -16,9 +17,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from internvlu_jax.config import ConfigError
+from internvlu_jax.utils.buckets import BucketError, in_bucket
 from internvlu_jax.utils.files import write_text
 
+log = logging.getLogger("internvlu_jax.training")
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_UPLOADS = 60.0
 
 
 class MetricsFile:
@@ -33,16 +37,55 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path, resumed: int) -> None:
-        kept = [line for number, line in enumerate(_complete_lines(path), 1) if _step(path, number, line) <= resumed]
-        write_text(path, b"".join(kept).decode())
+        write_text(path, _kept(path, resumed).decode())
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, values: dict[str, Any]) -> None:
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
 
+    def flush(self) -> None:
+        """Does nothing: what is written is there."""
+
     def close(self) -> None:
         self._file.close()
+
+
+class MetricsObject:
+    """The same in a bucket, where nothing is appended to: all of it is written anew once a minute, and by `flush`.
+
+    Args, raises: as `MetricsFile`.
+    """
+
+    def __init__(self, path: Path, resumed: int) -> None:
+        self._path, self._lines = path, bytearray(_kept(path, resumed))
+        self.flush()
+
+    def write(self, values: dict[str, Any]) -> None:
+        self._lines += (json.dumps(values) + "\n").encode()
+        if time.monotonic() - self._written > _SECONDS_BETWEEN_UPLOADS:
+            self._try_to_flush()
+
+    def flush(self) -> None:
+        """Raises BucketError if it cannot be written."""
+        self._written = time.monotonic()
+        self._path.write_bytes(bytes(self._lines))
+
+    def close(self) -> None:
+        self._try_to_flush()
+
+    def _try_to_flush(self) -> None:
+        """Between the steps that are saved, lines that are not there yet end no run."""
+        try:
+            self.flush()
+        except BucketError as error:
+            log.warning("%s", error)
+
+
+def _kept(path: Path, resumed: int) -> bytes:
+    """The complete lines of steps up to `resumed`."""
+    lines = enumerate(_complete_lines(path), 1)
+    return b"".join(line for number, line in lines if _step(path, number, line) <= resumed)
 
 
 def _complete_lines(path: Path) -> list[bytes]:
@@ -113,7 +156,9 @@ class Tracker:
     def __init__(self, name: TrackerName, workdir: Path, config: dict[str, Any]) -> None:
         self._module = importlib.import_module(name)
         run = f"{workdir.name}-{zlib.crc32(str(workdir).encode()):08x}"
-        places = {"id": run, "dir": str(workdir)} if name == "wandb" else {}  # trackio knows a run by its name alone
+        places = {"id": run} if name == "wandb" else {}  # trackio knows a run by its name alone
+        if places and not in_bucket(workdir):
+            places["dir"] = str(workdir)
         self._module.init(project="internvlu_jax", name=run, config=config, resume="allow", **places)
 
     def write(self, values: dict[str, Any]) -> None:
@@ -168,7 +213,14 @@ class Records:
         show: bool,
         tracker: tuple[TrackerName, dict[str, Any]] | None = None,
     ) -> None:
-        self._files: list[Any] = [MetricsFile(workdir / "metrics.jsonl", done), TensorBoard(workdir)] if write else []
+        self._files: list[Any] = []
+        self._metrics: MetricsFile | MetricsObject | None = None
+        if write:
+            kind = MetricsObject if in_bucket(workdir) else MetricsFile
+            self._metrics = kind(workdir / "metrics.jsonl", done)
+            self._files.append(self._metrics)
+        if write and not in_bucket(workdir):
+            self._files.append(TensorBoard(workdir))
         if write and tracker is not None:
             self._files.append(Tracker(tracker[0], workdir, tracker[1]))
         self._line = LiveLine(steps, done, show)
@@ -179,6 +231,11 @@ class Records:
             file.write({"step": step, **values})
         losses = "  ".join(f"{name.removesuffix('_loss')} {values[name]:.4f}" for name in _SHOWN if name in values)
         self._line.update(step, f"{losses}  {speed}")
+
+    def flush(self) -> None:
+        """Returns when the metrics are where a run that goes on finds them; called before a step is saved."""
+        if self._metrics is not None:
+            self._metrics.flush()
 
     def close(self) -> None:
         for file in self._files:

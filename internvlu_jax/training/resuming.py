@@ -26,6 +26,7 @@ from internvlu_jax.checkpoints import run_directory
 from internvlu_jax.checkpoints.run_checkpoints import RunCheckpoints, from_first, saved_steps, step_to_resume
 from internvlu_jax.config import ConfigError
 from internvlu_jax.training.reporting import Records
+from internvlu_jax.utils.buckets import in_bucket
 from internvlu_jax.utils.files import write_json
 from internvlu_jax.utils.locks import locked
 
@@ -82,11 +83,14 @@ def _handled(handler: Callable[[int, FrameType | None], None], signals: Iterable
 def sole_run(workdir: Path) -> Iterator[None]:
     """Within, no other run has a work directory; of several processes the first holds it for all.
 
+    In a bucket nothing can be held: what ends a process cannot be told from what keeps it from the network.
+
     Raises:
         ValueError: another run has it; says which process that is.
     """
     with ExitStack() as stack:
-        from_first(lambda: stack.enter_context(locked(workdir)) or 0)
+        if not in_bucket(workdir):
+            from_first(lambda: stack.enter_context(locked(workdir)) or 0)
         yield
 
 

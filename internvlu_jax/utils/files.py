@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from internvlu_jax.utils.buckets import BucketError, in_bucket, path_of
 from internvlu_jax.utils.locks import lock
 from internvlu_jax.utils.regular_files import NotAFileError, open_file
 
@@ -23,9 +25,15 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     """A name beside `path` to write a file or directory under; it becomes `path` when the block ends.
 
     Where the block fails, what it wrote is removed, and what stood at `path` stays. The name has the suffix of `path`,
-    by which Pillow tells formats apart, and is no other's, in no container either. Missing parents are made.
+    by which Pillow tells formats apart, and is no other's, in no container either. Missing parents are made. A file in
+    a bucket is written to a temporary folder, and uploaded.
     """
-    path = Path(path).absolute()
+    path = path_of(path).absolute()
+    if in_bucket(path):
+        with tempfile.TemporaryDirectory(prefix="internvlu-jax-") as folder:
+            yield Path(folder) / path.name
+            path.write_bytes((Path(folder) / path.name).read_bytes())
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     start, end = _partial_name(path)
     partial = path.with_name(f"{start}{uuid.uuid4().hex[:12]}{end}")
@@ -98,7 +106,9 @@ def check_free(target: str | Path) -> None:
 
 def check_writable(path: str | Path) -> None:
     """Raises ValueError if nothing can be written under a name; before the work of it. Parents may be missing."""
-    path = Path(path).absolute()
+    path = path_of(path).absolute()
+    if in_bucket(path):
+        raise ValueError(f"{path} is in a bucket; expected a name on a disk, from where `gcloud storage cp -r` copies")
     for part in path.parts:
         if len(os.fsencode(part)) > _NAME_BYTES:
             raise ValueError(
@@ -128,15 +138,20 @@ def write_json(path: str | Path, value: Any, *, allow_nan: bool = True) -> None:
 
 def read_json(path: str | Path) -> Any:
     """What a JSON file holds. Raises ValueError naming it, and what it is instead where that can be told."""
+    path, data = path_of(path), b""
     try:
-        with open_file(path) as file:
-            return json.loads(file.read().decode("utf-8"))
+        if in_bucket(path):
+            data = path.read_bytes()
+        else:
+            with open_file(path) as file:
+                data = file.read()
+        return json.loads(data.decode("utf-8"))
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    except NotAFileError:
+    except (NotAFileError, BucketError):
         raise
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is {foreign_kind(path) or f'not valid JSON: {error}'}") from error
+        raise ValueError(f"{path} is {foreign_kind(data[:256]) or f'not valid JSON: {error}'}") from error
 
 
 def read_object(path: str | Path) -> dict[str, Any]:

@@ -6,7 +6,10 @@ import sys
 import pytest
 
 from internvlu_jax.config import ConfigError
+from internvlu_jax.training import reporting
 from internvlu_jax.training.reporting import MetricsFile, Records, check_tracker
+from internvlu_jax.utils.buckets import BucketError, path_of
+from tests.helpers.bucket import in_process
 from tests.helpers.tracker import stand_in
 
 
@@ -18,6 +21,31 @@ def test_lines_past_the_step_and_cut_ones_go(tmp_path):
     metrics.write({"step": 4, "loss": 2.0})
     metrics.close()
     assert path.read_text() == "".join(lines[:3]) + '{"step": 4, "loss": 2.0}\n'
+
+
+def test_in_a_bucket_lines_are_there_when_they_are_asked_for_and_after_a_minute(monkeypatch, caplog):
+    with in_process(monkeypatch) as service:
+        workdir = path_of("gs://bucket/run")
+        lines = "".join(json.dumps({"step": step, "loss": 1.5}) + "\n" for step in (1, 2, 3))
+        service.put("run/metrics.jsonl", lines.encode() + b'{"step": 4, "lo')
+        there = lambda: [json.loads(line)["step"] for line in service.objects["run/metrics.jsonl"][0].splitlines()]  # noqa: E731
+        records = Records(workdir, 9, 2, write=True, show=False)
+        assert there() == [1, 2], "what a killed run wrote past the step that is resumed from is cut off"
+        records.write(3, {"loss": 2.0}, "")
+        assert there() == [1, 2]
+        records.flush()
+        assert there() == [1, 2, 3]
+        monkeypatch.setattr(reporting, "_SECONDS_BETWEEN_UPLOADS", 0.0)
+        records.write(4, {"loss": 2.0}, "")
+        assert there() == [1, 2, 3, 4]
+        service.refuses = lambda method, name: 403
+        records.write(5, {"loss": 2.0}, "")
+        assert "gs://bucket/run/metrics.jsonl cannot be written" in caplog.text
+        with pytest.raises(BucketError):
+            records.flush()
+        service.refuses = lambda method, name: None
+        records.close()
+        assert there() == [1, 2, 3, 4, 5] and service.names() == ["run/metrics.jsonl"], "no TensorBoard files"
 
 
 @pytest.mark.parametrize(
