@@ -81,7 +81,7 @@ def search(
 
     state = _start(logits.shape[0], num_beams, buffer, pad_id)
     state = advance(state, repeat(logits, "b v -> b k v", k=num_beams), stops, limit, penalty)
-    beams = jax.tree.map(lambda x: repeat(x, "... b t m h -> ... (b k) t m h", k=num_beams), cache)
+    beams = jax.tree.map(lambda x: repeat(x, "... b m i j -> ... (b k) m i j", k=num_beams), cache)
     state, _ = jax.lax.while_loop(unfinished, step, (state, beams))
     best = state.finished
     return Found(best.tokens[:, 0], best.lengths[:, 0], state.written - 1)
@@ -147,10 +147,10 @@ def _reorder(cache: KVCache, parents: Int[Array, "b k"]) -> KVCache:
     rows, num_beams = parents.shape
     source = rearrange(parents + num_beams * jnp.arange(rows)[:, None], "b k -> (b k)")
 
-    def of_layer(x: Float[Array, "b t m h"]) -> Float[Array, "b t m h"]:
+    def of_layer(x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
         return x.at[source].get(mode="promise_in_bounds")
 
-    def of_layers(x: Float[Array, "l b t m h"]) -> Float[Array, "l b t m h"]:
+    def of_layers(x: Float[Array, "l b ..."]) -> Float[Array, "l b ..."]:
         return jax.lax.fori_loop(0, x.shape[0], lambda layer, x: x.at[layer].set(of_layer(x[layer])), x)
 
     return jax.tree.map(lambda x: of_layers(x) if x.ndim == 5 else of_layer(x), cache)

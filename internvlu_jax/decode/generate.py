@@ -109,7 +109,7 @@ def check(
     num_beams: int,
 ) -> None:
     """Raises the ValueErrors of `generate`."""
-    capacity = jax.tree.leaves(prompt.cache)[0].shape[-3]
+    capacity = prompt.cache.slots
     if not 1 <= max_new_tokens <= buffer:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; expected 1 to {buffer}, the size of the buffer")
     if capacity <= buffer:

@@ -116,7 +116,7 @@ def prefill(
     positions = jnp.broadcast_to(jnp.arange(length), x.shape[:2])
     out = model.forward(params, x, positions, None, True)
     assert out.kv is not None, "a language model that is asked for keys and values gives them"
-    return Prompt(_longer(out.kv, capacity), lengths, _after(model, params, out.last, lengths), out.captured)
+    return Prompt(out.kv.grown(capacity), lengths, _after(model, params, out.last, lengths), out.captured)
 
 
 @partial(jax.jit, static_argnames=("model",), donate_argnames=("cache",))
@@ -138,17 +138,7 @@ def read_further(
 @partial(jax.jit, static_argnames=("model", "capacity"))
 def grown(model: TextModel, params: Params, cache: KVCache, *, capacity: int) -> KVCache:
     """The cache with more slots at its end, `capacity` in all; model and parameters say where it lies."""
-    return _longer(cache, capacity)
-
-
-def _longer(cache: KVCache, capacity: int) -> KVCache:
-    """Empty slots behind those that there are."""
-
-    def longer(leaf: Array) -> Array:
-        more = (0, capacity - leaf.shape[-3])
-        return jnp.pad(leaf, (*[(0, 0)] * (leaf.ndim - 3), more, (0, 0), (0, 0)))
-
-    return jax.tree.map(longer, cache)
+    return cache.grown(capacity)
 
 
 def _after(

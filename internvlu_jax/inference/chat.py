@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from internvlu_jax.decode.blocks import write_in_blocks
@@ -181,9 +180,9 @@ class WithChat(WithEncoding):
         row, on, params = Row(asked.ids[common:], before - first_tile * per_tile), self.on, self.params
         batch, x, lengths = embedded(on, self.model, params, tokenizer, [row], visual)
         capacity = _capacity(common + batch.ids.shape[1] + room)
-        if not common:
+        if cache is None or not common:
             return on.run(prefill, language_model, params, x, lengths, capacity=capacity), len(asked.ids)
-        if jax.tree.leaves(cache)[0].shape[-3] < capacity:
+        if cache.slots < capacity:
             cache = on.run(grown, language_model, params, cache, capacity=capacity)
         starts = on.put(np.array([common], np.int32))
         return on.run(read_further, language_model, params, cache, x, starts, lengths), len(asked.ids) - common

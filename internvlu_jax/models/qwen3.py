@@ -8,6 +8,7 @@ after block i, and the last one, -1, that stream after the final norm.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -40,11 +41,28 @@ from internvlu_jax.utils.tree import merge
 
 
 class KVCache(NamedTuple):
-    """Keys (after norm and rotary) and values of every layer, each [l, b, t, m, h]; with `Compute.layers` "unrolled" a
-    tuple with [b, t, m, h] of each, because a layer that is cut out of a stack is copied before it is used."""
+    """Keys (after norm and rotary), [l, b, m, h, t], and values, [l, b, m, t, h], of every layer (why: `ops.attention.
+    cached`); with `Compute.layers` "unrolled" tuples with those of each layer, because a layer that is cut out of a
+    stack is copied before it is used."""
 
     k: Any
     v: Any
+
+    @property
+    def slots(self) -> int:
+        """Tokens that it has room for."""
+        return jax.tree.leaves(self.v)[0].shape[-2]
+
+    def grown(self, slots: int) -> KVCache:
+        """With empty slots behind those that there are, so many in all."""
+        none, more = (0, 0), (0, slots - self.slots)
+
+        def padded(leaf: Array, *last: tuple[int, int]) -> Array:
+            return jnp.pad(leaf, (*[none] * (leaf.ndim - 2), *last))
+
+        return KVCache(
+            jax.tree.map(lambda k: padded(k, none, more), self.k), jax.tree.map(lambda v: padded(v, more, none), self.v)
+        )
 
 
 class Qwen3Output(NamedTuple):
@@ -127,7 +145,7 @@ class SelfAttention(nn.Module):
     def __call__(
         self, x: Float[Array, "b s d"], shared: Shared, cache: KVCache | None
     ) -> tuple[Float[Array, "b s d"], KVCache]:
-        """Output, and the fresh keys and values [b s m h]. `cache` is that of the layer, [b t m h]."""
+        """Output, and the fresh keys and values as a cache of so many slots. `cache` is that of the layer."""
         cfg, compute = self.cfg, self.compute
         n, m, h = cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
         q, k, v = _maps(x, {"q": (n, h), "k": (m, h), "v": (m, h)}, compute)
@@ -141,7 +159,7 @@ class SelfAttention(nn.Module):
             merged = merge_heads(cfg.hidden_size, compute, bias=False, name="out")(out)
         else:
             merged = OutputsFirst(cfg.hidden_size, compute, name="out")(rearrange(out, "b s n h -> b s (n h)"))
-        return merged, KVCache(k, v)
+        return merged, KVCache(rearrange(k, "b s m h -> b m h s"), rearrange(v, "b s m h -> b m s h"))
 
 
 class MLP(nn.Module):
@@ -232,7 +250,7 @@ class Qwen3(nn.Module):
 
         Without a cache the tokens attend to one another in causal order, and only within equal `segments`: for rows
         padded on the left, or several sequences packed into one row. `return_kv` then gives the keys and values
-        [l b s m h] as `kv`.
+        as `kv`, a cache without room for more.
 
         With a cache the positions of a row are consecutive. The new keys and values go to the slots that they name, and
         every token sees the slots up to its own; the updated cache comes back as `kv`. So rows are padded on the right:
@@ -261,7 +279,17 @@ class Qwen3(nn.Module):
 def _written(cache: KVCache, fresh: KVCache, positions: Int[Array, "b s"]) -> KVCache:
     """The cache with the new keys and values of all layers at the slots of their positions, in place."""
     rows = jnp.arange(positions.shape[0])[:, None]
-    return jax.tree.map(lambda old, new: old.at[..., rows, positions, :, :].set(new.astype(old.dtype)), cache, fresh)
+
+    def keys(old: Array, new: Array) -> Array:
+        return old.at[rows, :, :, positions].set(rearrange(new, "b m h s -> b s m h").astype(old.dtype))
+
+    def values(old: Array, new: Array) -> Array:
+        return old.at[rows, :, positions].set(rearrange(new, "b m s h -> b s m h").astype(old.dtype))
+
+    def of_layers(write: Callable[[Array, Array], Array], old: Any, new: Any) -> Any:
+        return jax.tree.map(lambda o, n: (jax.vmap(write) if o.ndim == 5 else write)(o, n), old, new)
+
+    return KVCache(of_layers(keys, cache.k, fresh.k), of_layers(values, cache.v, fresh.v))
 
 
 def _after(positions: Int[Array, "b s"], last: Float[Array, "b s d"]) -> Int[Array, "b s"]:

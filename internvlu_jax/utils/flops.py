@@ -1,6 +1,6 @@
 """Counts the operations of a JAX function from its jaxpr, without running it or allocating its arguments.
 
-Counted: `dot_general`, `conv_general_dilated` and `sum_of_products`, two operations for each multiply-add. Zeros that
+Counted: `dot_general` and `conv_general_dilated`, two operations for each multiply-add. Zeros that
 padding or dilation puts into a convolution are counted as multiplied, as a plain implementation does. What is traced is
 what is counted: a causal mask does not halve attention, and results that nobody uses are not left out.
 
@@ -55,9 +55,6 @@ def _equation_flops(equation: JaxprEqn, while_rounds: int | None) -> int:
             return _while_flops(params, while_rounds)
         case "cond":
             return max(jaxpr_flops(branch.jaxpr, while_rounds) for branch in params["branches"])
-        case "jit" | "pjit" if params["name"] == "sum_of_products":  # of `ops.attention.cached`
-            products = [e for e in params["jaxpr"].jaxpr.eqns if e.primitive.name == "mul"]
-            return 2 * sum(prod(_shape(product.outvars[0])) for product in products)
         case "shard_map":  # its jaxpr is one device's share
             return _manual_devices(params) * jaxpr_flops(params["jaxpr"], while_rounds)
     return sum(jaxpr_flops(inner, while_rounds) for inner in _inner_jaxprs(params.values()))

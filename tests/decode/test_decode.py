@@ -96,8 +96,8 @@ def test_decoding_is_the_full_forward(tiny):
         fed = len(text) - 1
         want = out.captured[0, len(prompt) : len(prompt) + fed]
         assert_close(result.captured[row, :fed], want, what="captured")
-        assert_close(result.cache.k[:, row, : len(prompt) + fed], out.kv.k[:, 0, :-1], what="keys")
-        assert_close(result.cache.v[:, row, : len(prompt) + fed], out.kv.v[:, 0, :-1], what="values")
+        assert_close(result.cache.k[:, row, ..., : len(prompt) + fed], out.kv.k[:, 0, ..., :-1], what="keys")
+        assert_close(result.cache.v[:, row, :, : len(prompt) + fed], out.kv.v[:, 0, :, :-1], what="values")
     assert len(set(texts(result)[0])) > 2  # it is no test if one token repeats
 
 
@@ -112,7 +112,8 @@ def test_extend_continues_a_prompt(tiny):
     whole = prefill(model, params, x, jnp.asarray([9, 12]), capacity=16)
     for row, start in enumerate((5, 8)):
         assert_close(captured[row], whole.captured[row, start : start + 4])
-        assert_close(cache.k[:, row, : start + 4], whole.cache.k[:, row, : start + 4])
+        assert_close(cache.k[:, row, ..., : start + 4], whole.cache.k[:, row, ..., : start + 4])
+        assert_close(cache.v[:, row, :, : start + 4], whole.cache.v[:, row, :, : start + 4])
 
 
 @pytest.mark.slow
@@ -124,7 +125,7 @@ def test_beams_give_states_and_cache_of_the_chosen_text(tiny):
         ids = jnp.asarray([prompt + text])
         out = model.forward(params, model.embed(params, ids), jnp.arange(ids.shape[1])[None], None, True)
         assert_close(result.captured[row, : len(text) - 1], out.captured[0, len(prompt) : -1])
-        assert_close(result.cache.k[:, row, : ids.shape[1] - 1], out.kv.k[:, 0, :-1])
+        assert_close(result.cache.k[:, row, ..., : ids.shape[1] - 1], out.kv.k[:, 0, ..., :-1])
 
 
 # All three
@@ -190,13 +191,19 @@ def test_the_cache_given_is_given_up(num_beams):
     assert prompt.cache.k.is_deleted()
 
 
+def cache_shapes(cfg) -> KVCache:
+    """Of two rows with 4096 slots."""
+    lead = (cfg.num_hidden_layers, 2, cfg.num_key_value_heads)
+    last = (cfg.head_dim, 4096), (4096, cfg.head_dim)
+    return KVCache(*(jax.ShapeDtypeStruct(lead + own, jnp.float32) for own in last))
+
+
 @pytest.mark.parametrize(("num_beams", "caches"), [(1, 1), (4, 6)])
 def test_the_loop_does_not_copy_the_cache(tiny, num_beams, caches):
     """Beside the cache given, which comes back in place: less than one more, in beam search less than its own twice."""
     model, params = tiny
     cfg = model.model.cfg.vlm.llm_config
-    shape = (cfg.num_hidden_layers, 2, 4096, cfg.num_key_value_heads, cfg.head_dim)
-    cache, number = KVCache(*2 * [jax.ShapeDtypeStruct(shape, jnp.float32)]), jax.ShapeDtypeStruct((), jnp.int32)
+    cache, number = cache_shapes(cfg), jax.ShapeDtypeStruct((), jnp.int32)
     rows, logits = jax.ShapeDtypeStruct((2,), jnp.int32), jax.ShapeDtypeStruct((2, cfg.vocab_size), jnp.float32)
     model = LanguageModel(model.model)
     if num_beams == 1:
@@ -206,7 +213,7 @@ def test_the_loop_does_not_copy_the_cache(tiny, num_beams, caches):
         given = (rows, logits, rows, number, number)
         lowered = _search.lower(model, params, cache, *given, buffer=32, num_beams=num_beams)
     compiled = lowered.compile()
-    memory, size = compiled.memory_analysis(), 2 * 4 * np.prod(shape)
+    memory, size = compiled.memory_analysis(), sum(4 * leaf.size for leaf in cache)
     assert memory.alias_size_in_bytes >= size
     assert memory.temp_size_in_bytes < caches * size
 
@@ -214,8 +221,7 @@ def test_the_loop_does_not_copy_the_cache(tiny, num_beams, caches):
 def test_a_block_does_not_copy_the_cache(tiny):
     model, params = LanguageModel(tiny[0].model), tiny[1]
     cfg = model.model.cfg.vlm.llm_config
-    cache = KVCache(*2 * [jax.ShapeDtypeStruct((cfg.num_hidden_layers, 2, 4096, cfg.num_key_value_heads, cfg.head_dim),
-                                               jnp.float32)])  # fmt: skip
+    cache = cache_shapes(cfg)
     logits = jax.ShapeDtypeStruct((2, cfg.vocab_size), jnp.float32)
     rules = Rules(jnp.ones(2, jnp.int32), jnp.ones(2, jnp.int32), jnp.int32(0), None, jnp.float32(1), None, None, None)
     begun = jax.eval_shape(
@@ -241,7 +247,7 @@ def test_reading_further_is_reading_at_once(tiny):
     got = read_further(model, params, cache, model.embed(params, rest), starts, lengths - starts)
     assert_close(got.logits, want.logits, 1e-5)
     np.testing.assert_array_equal(got.lengths, lengths)
-    assert jax.tree.leaves(got.cache)[0].shape[-3] == 32
+    assert got.cache.slots == 32
 
 
 def test_a_token_reads_the_weights_and_the_cache_once():
@@ -250,8 +256,9 @@ def test_a_token_reads_the_weights_and_the_cache_once():
     llm = cfg.vlm.llm_config
     params = {"llm": param_shapes(cfg)["vlm"]["llm"]}
     params["llm"]["layers"] = jax.eval_shape(as_list, params["llm"]["layers"])
-    layer = jax.ShapeDtypeStruct((1, slots, llm.num_key_value_heads, llm.head_dim), jnp.float32)
-    cache = KVCache(*2 * [llm.num_hidden_layers * (layer,)])
+    heads, width = llm.num_key_value_heads, llm.head_dim
+    k, v = (jax.ShapeDtypeStruct((1, heads, *last), jnp.float32) for last in ((width, slots), (slots, width)))
+    cache = KVCache(llm.num_hidden_layers * (k,), llm.num_hidden_layers * (v,))
     model = LanguageModel(InternVLU(cfg, tuple(range(len(SPECIAL_TABLE))), Compute(layers="unrolled")))
     one, row = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((), (1,)))
     logits, heat = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, llm.vocab_size), ()))
@@ -260,7 +267,7 @@ def test_a_token_reads_the_weights_and_the_cache_once():
     cached = sum(4 * leaf.size for leaf in jax.tree.leaves(cache))
     read = sum(4 * leaf.size for leaf in jax.tree.leaves(params)) - 4 * params["llm"]["embed"]["embedding"].size
     assert read + cached < compiled.cost_analysis()["bytes accessed"] < 1.2 * (read + cached)
-    assert compiled.memory_analysis().temp_size_in_bytes < 4 * layer.size
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * k.size
     made = re.findall(rf"= f32\[1,{slots},{llm.num_key_value_heads},{llm.head_dim}\]\S* ([\w-]+)\(", compiled.as_text())
     assert {"copy", "slice", "transpose", "convert"}.isdisjoint(made)
 

@@ -27,11 +27,12 @@ class Toy:
     def forward(self, params, x, positions, cache, return_kv):
         self.traced[0].append(x.shape)
         if cache is None:
-            cache = KVCache(jnp.zeros((1, *x.shape[:2], 1, x.shape[2])), jnp.zeros((1, *x.shape[:2], 1, 1)))
-        k = cache.k.at[0, jnp.arange(x.shape[0])[:, None], positions, 0].set(x)
-        seen = jnp.arange(k.shape[2]) <= positions[..., None]
-        state = jnp.tanh(jnp.einsum("bst,t,btd->bsd", seen, params["place"][: k.shape[2]], k[0, :, :, 0]))
-        return Qwen3Output(state, state if self.capture else None, KVCache(k, cache.v))
+            rows, length, width = x.shape
+            cache = KVCache(jnp.zeros((1, rows, 1, 1, length)), jnp.zeros((1, rows, 1, length, width)))
+        v = cache.v.at[0, jnp.arange(x.shape[0])[:, None], 0, positions].set(x)
+        seen = jnp.arange(cache.slots) <= positions[..., None]
+        state = jnp.tanh(jnp.einsum("bst,t,btd->bsd", seen, params["place"][: cache.slots], v[0, :, 0]))
+        return Qwen3Output(state, state if self.capture else None, KVCache(cache.k, v))
 
     def logits(self, params, last):
         return last @ params["out"]

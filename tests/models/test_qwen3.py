@@ -1,6 +1,5 @@
 import re
 from functools import lru_cache
-from math import prod
 
 import jax
 import jax.numpy as jnp
@@ -163,7 +162,7 @@ def test_prefill_and_decode_equal_the_whole_at_every_position(recorded):
     out = apply(recorded, jnp.asarray(prompt), return_kv=True)
     for row, length in enumerate(lengths):
         assert_close(out.last[row, :length], whole.last[row, :length], what=f"prompt of row {row}")
-    cache = KVCache(*(jnp.pad(part, ((0, 0), (0, 0), (0, 2 + total - 7), (0, 0), (0, 0))) for part in out.kv))
+    cache = out.kv.grown(2 + total)
     for step in range(total - lengths.min()):
         at = np.minimum(lengths + step, total - 1)  # a finished row writes its last token again
         tokens = jnp.asarray(ids[np.arange(3), at][:, None])
@@ -198,7 +197,7 @@ def test_a_list_of_layers_equals_a_stack(recorded):
     for compute, own in ((Compute(), params), (Compute(layers="unrolled"), one_by_one)):
         options = {"compute": compute, "params": own, "capture": (0, -2)}
         out = apply(recorded, ids[:, :5], return_kv=True, **options)
-        cache = jax.tree.map(lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(0, 4), (0, 0), (0, 0)]), out.kv)
+        cache = out.kv.grown(9)
         steps = [out]
         for at in (slice(5, 6), slice(6, 9)):
             steps.append(apply(recorded, ids[:, at], positions[:, at], cache=cache, **options))
@@ -211,6 +210,12 @@ def test_a_list_of_layers_equals_a_stack(recorded):
     assert len(cache.k) == cfg.llm_config.num_hidden_layers and cache.k[0].ndim == 4
 
 
+def cache_shapes(rows: int, slots: int, cfg) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Keys and values of one layer."""
+    last = (cfg.head_dim, slots), (slots, cfg.head_dim)
+    return tuple(jax.ShapeDtypeStruct((rows, cfg.num_key_value_heads, *own), jnp.float32) for own in last)
+
+
 @one_model
 @pytest.mark.parametrize("layers", ["scan", "unrolled"])
 @pytest.mark.parametrize("rows", [1, 2])
@@ -220,17 +225,16 @@ def test_cache_is_updated_in_place(recorded, layers, rows):
     cfg, params = recorded[0], recorded[1]
     c = cfg.llm_config
     llm, _ = build(cfg, "llm", Compute(layers=layers))
-    shape = (rows, 4096, c.num_key_value_heads, c.head_dim)
-    one = jax.ShapeDtypeStruct(shape, jnp.float32)
+    k, v = cache_shapes(rows, 4096, c)
     if layers == "unrolled":
         params = {**params, "layers": jax.eval_shape(as_list, params["layers"])}
-        cache = KVCache(*2 * [c.num_hidden_layers * (one,)])
+        cache = KVCache(c.num_hidden_layers * (k,), c.num_hidden_layers * (v,))
     else:
-        cache = KVCache(*2 * [jax.ShapeDtypeStruct((c.num_hidden_layers, *shape), jnp.float32)])
+        cache = KVCache(*(jax.ShapeDtypeStruct((c.num_hidden_layers, *one.shape), jnp.float32) for one in (k, v)))
     step = jax.jit(lambda params, x, at, kv: llm.apply({"params": params}, x, at, cache=kv), donate_argnums=3)
     x, at = jax.ShapeDtypeStruct((rows, 1, c.hidden_size), jnp.float32), jax.ShapeDtypeStruct((rows, 1), jnp.int32)
     compiled = step.lower(params, x, at, cache).compile()
-    layer = 4 * prod(shape)
+    layer = 4 * k.size
     room = layer if layers == "unrolled" else 2 * c.num_hidden_layers * layer
     assert compiled.memory_analysis().temp_size_in_bytes < room
     copied = [line for line in compiled.as_text().splitlines() if re.search(r"\b4096,\S* (copy|transpose)\(", line)]

@@ -11,7 +11,6 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from experiments import costs, traced
 from experiments.costs import Case
 from experiments.flops import RELEASED, case_for, report
-from internvlu_jax.ops.attention.cached import sum_of_products
 from internvlu_jax.presets import small_config
 from internvlu_jax.utils.flops import count_flops
 
@@ -23,14 +22,6 @@ def array(*shape):
 def test_matrix_product():
     assert count_flops(jnp.matmul, array(3, 5), array(5, 7)) == 2 * 3 * 5 * 7
     assert count_flops(lambda a: a + 1, array(3, 5)) == 0
-
-
-def test_a_sum_of_products_counts_as_the_matrix_product_that_it_is():
-    shapes = array(2, 3, 1, 5), array(2, 1, 4, 5)
-    count = count_flops(lambda a, b: jax.jit(lambda a: sum_of_products(a, b, axis=-1))(a), *shapes)
-    assert (
-        count == count_flops(lambda a, b: jnp.einsum("bsh,bth->bst", a[:, :, 0], b[:, 0]), *shapes) == 2 * 2 * 3 * 4 * 5
-    )
 
 
 def test_einsum_with_batch_and_two_contracted_axes():
