@@ -1,10 +1,11 @@
 #!/bin/bash
 # A training run on all hosts of a TPU pod slice; whatever stands after name and zone goes to experiments.train:
 #
-#     experiments/launch/tpu_pod.sh NAME ZONE stage1 --workdir /shared/runs/1 --data.sources /shared/t2i/ 1
+#     experiments/launch/tpu_pod.sh NAME ZONE stage1 --workdir gs://BUCKET/runs/1 --data.sources /shared/t2i/ 1
 #
-# Each host has this repository in ~/internvlu_jax, installed with `pip install -e .[tpu]`. Work directory and data lie
-# where all hosts see them (Filestore, NFS, a mounted disk). The same command goes on with a run that ended.
+# Each host has this repository in ~/internvlu_jax, installed with `pip install -e .[tpu,gcs]`. The work directory is in
+# a bucket or, as the data, where all hosts see it (Filestore, NFS, a mounted disk). The same command goes on with a run
+# that ended.
 # DRY_RUN=1 experiments/launch/tpu_pod.sh ... prints the command alone.
 set -euo pipefail
 

@@ -76,7 +76,7 @@ def orbax_errors(failed: str) -> Iterator[None]:
     except Exception as error:
         if not (isinstance(error, OSError | ValueError | KeyError) or type(error) is Exception or is_of_client(error)):
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()).partition(" [tensorstore_spec=")[0] or type(error).__name__
         if len(reason) > 400:
             reason = f"{reason[:200]} ... {reason[-200:]}"  # the cause stands at the end
         raise CheckpointError(f"{failed}: {reason}") from error

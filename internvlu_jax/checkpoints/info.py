@@ -53,7 +53,7 @@ def _released(root: Path) -> tuple[list[list[str]], list[str]]:
 
 
 def _own(root: Path) -> tuple[list[list[str]], list[str]]:
-    """A model directory, or a run's checkpoint: complete, because they are written in one rename."""
+    """A model directory, or a run's checkpoint: complete, for it is none before all of it is written."""
     workdir, step = run_directory.split_step(root)
     is_run = run_directory.is_run(workdir)
     params, extras = run_directory.run_shapes(workdir, step) if is_run else stored_shapes(root)

@@ -138,5 +138,5 @@ def _without_places(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     windows = PureWindowsPath(value)
-    is_place = value.startswith(("/", "~")) or windows.is_absolute()
+    is_place = value.startswith(("/", "~", "gs://")) or windows.is_absolute()
     return windows.name if is_place else value

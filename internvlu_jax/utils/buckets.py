@@ -95,6 +95,9 @@ class BucketPath(PurePosixPath):
         with _answered(self, "read"):
             return _service().cat_file(str(self))
 
+    def read_text(self, encoding: str = "utf-8") -> str:
+        return self.read_bytes().decode(encoding)
+
     def write_bytes(self, data: bytes) -> None:
         """The object that was there is replaced."""
         with _answered(self, "written"):

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from internvlu_jax.utils.buckets import in_bucket, path_of
+
 _WITHOUT = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
 
 
@@ -23,9 +25,11 @@ def locked(directory: str | Path) -> Iterator[None]:
     """Within, no other process is in such a block for the same directory, which is made if it is not there.
 
     Raises:
-        ValueError: one is; says which process, on which host and since when.
+        ValueError: one is; says which process, on which host and since when. Or it is in a bucket, which has no locks.
     """
-    directory = Path(directory)
+    directory = path_of(directory)
+    if in_bucket(directory):
+        raise ValueError(f"{directory} is in a bucket, where nothing can be held; expected a directory on a disk")
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / ".lock"
     file = _taken(path)

@@ -10,6 +10,7 @@ import pytest
 from converters.engine import on_host
 from internvlu_jax.checkpoints import loading, run_directory
 from internvlu_jax.checkpoints.arrays import CheckpointError
+from internvlu_jax.checkpoints.model_card import _losses
 from internvlu_jax.checkpoints.model_directory import save_model
 from internvlu_jax.checkpoints.run_checkpoints import RunCheckpoints, last_intact, saved_steps, step_to_resume
 from internvlu_jax.checkpoints.seals import check_seal
@@ -158,6 +159,8 @@ def test_a_run_is_the_same_model_in_a_bucket_on_a_disk_and_copied(service, model
     assert main(["info", "gs://bucket/run"]) == 0 and main(["info", str(tmp_path / "copied")]) == 0
     in_bucket, on_disk = capsys.readouterr().out.split("┏")[1:]
     assert in_bucket == on_disk and "head" in on_disk
+    service.put("run/metrics.jsonl", b'{"step": 1, "loss": 2.5}\n')
+    assert "| 1 | 2.5000 |" in _losses(path_of("gs://bucket/run"), None)[1]
     assert main(["convert", "gs://bucket/run", str(tmp_path / "ours"), "--to", "orbax"]) == 0
     assert_same(loading.load(tmp_path / "ours", place=on_host).params, model.params)
     with pytest.raises(CheckpointError, match=r"gs://bucket/run holds a run, or part of one"):

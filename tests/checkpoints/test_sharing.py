@@ -123,7 +123,7 @@ def test_what_cannot_be_uploaded(hub, tmp_path, capsys):
     [
         ("/home/me/a b.jsonl", "a b.jsonl"), ("/data/t2i/", "t2i"), ("~/x/y", "y"), ("C:\\me\\z.png", "z.png"),
         ("ORG/NAME", "ORG/NAME"), ("runs/1", "runs/1"), ("https://a.b/c", "https://a.b/c"), ("head/.*/(q|k)",) * 2,
-        (["--start=/a/b", {"x": ("/a/b", 1)[0]}], ["--start=/a/b", {"x": "b"}]),
+        ("gs://bucket/run", "run"), (["--start=/a/b", {"x": ("/a/b", 1)[0]}], ["--start=/a/b", {"x": "b"}]),
     ],
 )  # fmt: skip
 def test_absolute_paths_are_cut(text, left):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from internvlu_jax.utils.locks import locked
+from tests.helpers.bucket import in_process
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
@@ -19,6 +20,13 @@ with locked(sys.argv[1]):
     print(1, flush=True)
     time.sleep(99)
 """
+
+
+def test_a_bucket_has_no_locks(monkeypatch):
+    said = "gs://bucket/run is in a bucket, where nothing can be held"
+    with in_process(monkeypatch), pytest.raises(ValueError, match=said), locked(Path("gs://bucket/run")):
+        pass
+    assert not Path("gs:").exists()
 
 
 def test_a_second_one_is_refused_until_the_first_has_ended(tmp_path):
