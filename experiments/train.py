@@ -4,8 +4,8 @@
         [--mesh.data -1 --mesh.fsdp 1 --mesh.tensor 1] [--any.field value]
 
 CONFIG is stage1, stage2, stage3, finetune or debug; DIR may be gs://BUCKET/NAME. Run again with the same --workdir it
-continues where the last checkpoint is. SIGTERM and Ctrl-C save and end with status 0; a second Ctrl-C ends at once, with
-130. In DIR:
+continues where the last checkpoint is. SIGTERM and Ctrl-C save and end with status 0; a second Ctrl-C ends at once,
+with status 130. In DIR:
 
     config.json     the configuration with every override      metrics.jsonl   one object a step
     command.txt     the command that began it

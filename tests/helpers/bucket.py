@@ -20,8 +20,6 @@ from fsspec.spec import AbstractFileSystem
 
 from internvlu_jax.utils import buckets
 
-BUCKET = "bucket"
-
 
 class Service:
     """The objects of one bucket, by name, with their generations.
@@ -30,7 +28,8 @@ class Service:
     refuses: from (method, name) of a request to the status that it fails with, 0 if its connection is cut, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bucket: str) -> None:
+        self.bucket = bucket
         self.objects: dict[str, tuple[bytes, int]] = {}
         self.history: list[tuple[str, bytes | None]] = []
         self.refuses: Callable[[str, str], int | None] = lambda method, name: None
@@ -59,10 +58,10 @@ class Service:
         return sorted(name for name in list(self.objects) if name.startswith(prefix))
 
 
-def _resource(name: str, data: bytes, generation: int) -> dict:
+def _resource(bucket: str, name: str, data: bytes, generation: int) -> dict:
     digest = base64.b64encode(md5(data).digest()).decode()
     return {
-        "kind": "storage#object", "name": name, "bucket": BUCKET, "size": str(len(data)), "md5Hash": digest,
+        "kind": "storage#object", "name": name, "bucket": bucket, "size": str(len(data)), "md5Hash": digest,
         "generation": str(generation), "metageneration": "1", "updated": "2026-01-01T00:00:00.000Z",
         "timeCreated": "2026-01-01T00:00:00.000Z",
     }  # fmt: skip
@@ -106,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
         status = self.service.refuses(self.command, name or query.get("prefix", ""))
         if status == 0:
             self.close_connection = True
-        elif status is not None or unquote(found[1]) != BUCKET:
+        elif status is not None or unquote(found[1]) != self.service.bucket:
             self._fail(status or 404)
         elif self.command == "POST" and query["uploadType"] == "resumable" and "upload_id" not in query:
             # The address that the data go to, in one piece.
@@ -118,13 +117,13 @@ class _Handler(BaseHTTPRequestHandler):
         elif "/o" in url.path:
             self._list(query)
         else:
-            self._answer(200, {"kind": "storage#bucket", "name": BUCKET})
+            self._answer(200, {"kind": "storage#bucket", "name": self.service.bucket})
 
     do_GET = do_POST = do_DELETE = _request
 
     def _put(self, name: str, data: bytes, query: dict[str, str]) -> None:
         made = self.service.put(name, data, query.get("ifGenerationMatch"))
-        self._fail(412) if made is None else self._answer(200, _resource(name, *made))
+        self._fail(412) if made is None else self._answer(200, _resource(self.service.bucket, name, *made))
 
     def _one(self, name: str, query: dict[str, str]) -> None:
         held = self.service.objects.get(name)
@@ -138,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "DELETE":
             return self._answer(204) if self.service.remove(name) else self._fail(404)
         if query.get("alt") != "media":
-            return self._answer(200, _resource(name, *held))
+            return self._answer(200, _resource(self.service.bucket, name, *held))
         headers = {"x_goog_generation": str(generation), "ETag": str(generation)}
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if asked is None:
@@ -160,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
         }
         whole = {name: held for name in names if (held := self.service.objects.get(name)) is not None}
         items = [
-            _resource(name, *held)
+            _resource(self.service.bucket, name, *held)
             for name, held in whole.items()
             if not (delimiter and delimiter in name[len(prefix) :])
         ]
@@ -179,13 +178,13 @@ class Client(AbstractFileSystem):
         status = self.service.refuses(method, key)
         if status is not None:
             raise OSError(f"Forbidden: {path}" if status else "Connection reset by peer")
-        if bucket != BUCKET:
+        if bucket != self.service.bucket:
             raise FileNotFoundError(path)
         return key
 
     def _entry(self, key: str, kind: str = "file") -> dict:
         size = len(self.service.objects[key][0]) if kind == "file" else 0
-        return {"name": f"{BUCKET}/{key}", "size": size, "type": kind}
+        return {"name": f"{self.service.bucket}/{key}", "size": size, "type": kind}
 
     def info(self, path: str, **_: object) -> dict:
         key = self._key(path)
@@ -245,9 +244,9 @@ class Client(AbstractFileSystem):
 
 
 @contextmanager
-def served() -> Iterator[tuple[Service, dict[str, str]]]:
+def served(bucket: str = "bucket") -> Iterator[tuple[Service, dict[str, str]]]:
     """A service, and the variables by which clients find it; the processes that have them need no credentials."""
-    service = Client.service = Service()
+    service = Client.service = Service(bucket)
     handler = type("Handler", (_Handler,), {"service": service})
     server = _Server(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
@@ -270,11 +269,11 @@ def served() -> Iterator[tuple[Service, dict[str, str]]]:
 
 
 @contextmanager
-def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+def in_process(monkeypatch: pytest.MonkeyPatch, bucket: str = "bucket") -> Iterator[Service]:
     """A service for this process, reached without gcsfs."""
     fsspec.register_implementation("gcs", Client, clobber=True)
     buckets._service.cache_clear()
-    with served() as (service, variables):
+    with served(bucket) as (service, variables):
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         yield service

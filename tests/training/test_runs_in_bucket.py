@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,6 +127,20 @@ def test_killed_at_any_moment_and_read_again(service, cache, start, tmp_path):
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files[0])
     assert pixels(tmp_path / "a.png") == pixels(tmp_path / "b.png")
     assert metrics(tmp_path / "next a") == metrics(tmp_path / "next b")
+
+
+def test_an_outage_is_waited_for(service, cache, start):
+    """The service answers nothing for some seconds within a save; the run goes on, and all is there."""
+    since: list[float] = []
+
+    def refuses(method: str, name: str) -> int | None:
+        if method == "POST" and "checkpoints/4/params" in name:
+            since.append(time.monotonic())
+        return 0 if since and time.monotonic() - since[0] < 5 else None
+
+    service.refuses = refuses
+    ended(train(cache, "gs://bucket/run", start, steps=6))
+    assert since and saved_steps(path_of("gs://bucket/run/checkpoints"))[-2:] == [4, 6]
 
 
 def pixels(path: Path) -> bytes:
