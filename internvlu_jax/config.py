@@ -30,12 +30,14 @@ from internvlu_jax.config_parts import (
     VisionConfig,
     broken,
 )
-from internvlu_jax.config_variants import LatentVision, SemanticCodec
+from internvlu_jax.config_variants import CodeHead, CodeVision, LatentVision, QuantizedCodec, SemanticCodec
 
 __all__ = [
     "SLOTS",
     "Attention",
     "CheckpointWarning",
+    "CodeHead",
+    "CodeVision",
     "Compute",
     "ConfigError",
     "GenerationImageProcessorConfig",
@@ -48,6 +50,7 @@ __all__ = [
     "Noise",
     "ProcessorConfig",
     "Quantization",
+    "QuantizedCodec",
     "Qwen3Config",
     "SemanticCodec",
     "SizeConfig",
@@ -60,13 +63,14 @@ __all__ = [
 
 VisionSlot = VisionConfig | LatentVision
 HeadSlot = HeadConfig
+# `CodeVision` and `CodeHead` are neither: `models.code_model` alone works with them, and says so.
 VAESlot = Any  # members have no class in common, and what trains or converts one kind alone says so itself
 
 # By slot and by name in JSON. The released type stands first: it is what an absent name means.
 SLOTS: dict[str, dict[str, type]] = {
-    "vision_config": {VisionConfig.model_type: VisionConfig, LatentVision.model_type: LatentVision},
-    "vae": {VAEConfig.model_type: VAEConfig, SemanticCodec.model_type: SemanticCodec},
-    "generation_decoder": {HeadConfig.model_type: HeadConfig},
+    "vision_config": {part.model_type: part for part in (VisionConfig, LatentVision, CodeVision)},
+    "vae": {part.model_type: part for part in (VAEConfig, SemanticCodec, QuantizedCodec)},
+    "generation_decoder": {part.model_type: part for part in (HeadConfig, CodeHead)},
 }
 
 
@@ -202,7 +206,8 @@ def _check_consistent(cfg: InternVLUConfig) -> None:
     scales = {"image_processor_kwargs": cfg.processor.image_processor_kwargs, "image_gen_processor_kwargs": sources}
     bad_scales = [name for name, kwargs in scales.items() if not _three_channels(kwargs)]
     seen, encoded = _pixel_scale(cfg.processor.image_processor_kwargs), _pixel_scale(sources)
-    crossed = [part.model_type for part in (vision, vae) if isinstance(part, LatentVision | SemanticCodec)]
+    crossed = [part.model_type for part in (vision, vae) if isinstance(part, LatentVision | CodeVision | SemanticCodec)]
+    coded = [part for part in (vision, head) if isinstance(part, CodeVision | CodeHead)]
     layers = llm.num_hidden_layers
     bad_layers = [i for i in head.vlm_select_layer if not -layers - 1 <= i <= layers]
     between = broken(
@@ -232,6 +237,8 @@ def _check_consistent(cfg: InternVLUConfig) -> None:
         (not crossed or seen == encoded,
          f"{' and '.join(crossed)} holds the other side's encoder, so both sides must scale pixels alike: "
          f"image_processor_kwargs has image_mean and image_std {seen}, image_gen_processor_kwargs {encoded}"),
+        (all(part.codec == vae for part in coded),
+         f"{' and '.join(part.model_type for part in coded)} takes codes of another codec than the vae; expected one"),
     )  # fmt: skip
     problems = [*vision.problems(), *head.problems(), *vae.problems(), *between]
     if problems:

@@ -249,7 +249,8 @@ def check_released(cfg: InternVLUConfig) -> None:
         released, *_ = SLOTS[slot].values()
         if type(part) is not released:
             unknown.append(f"{slot} of type {part.model_type}")
-    for part in (cfg.generation_decoder, cfg.generation_decoder.decoder_config):
+    head = cfg.generation_decoder
+    for part in (head, head.decoder_config) if isinstance(head, HeadConfig) else ():
         for f in dataclasses.fields(part):
             if f.name in _OURS.get(type(part), ()) and (value := getattr(part, f.name)) != f.default:
                 unknown.append(f"generation_decoder with {f.name} {value!r}")

@@ -6,6 +6,7 @@
     shared-semantic    frozen features of a trained ViT    the same features
     twin               a ViT on latents of a second VAE    latents of the first VAE, sources of edits too
     random-semantic    frozen features of a random ViT     the same features
+    shared-discrete    embedded codes of a quantized VAE   the codes, by the language model itself: there is no head
 
 In twin the source of an edit enters the model twice, as in shared-latent, but through two encoders that were trained
 apart: spaces of one kind, of one size and quality, that share no weights. It tells whether shared-latent gains because
@@ -14,7 +15,8 @@ language model and not before the head: sources in another space than what is dr
 would make edits worse for a reason that has nothing to do with sharing.
 
 Pictures are 64 x 64 and have 16 tokens, in the language model as in the head. Language model and head are the same in
-all arms, but for the channels that a token of the head reads and gives. The vision encoder on latents has wider MLPs,
+all arms, but for the channels that a token of the head reads and gives; in shared-discrete the language model has the
+parameters of encoder and head besides its own. The vision encoder on latents has wider MLPs,
 for a patch of latents takes fewer parameters to embed than one of pixels. `matching` checks sizes and costs.
 """
 
@@ -22,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from types import MappingProxyType
 from typing import Any, Literal
@@ -30,6 +32,8 @@ from typing import Any, Literal
 import numpy as np
 
 from internvlu_jax.config import (
+    CodeHead,
+    CodeVision,
     GenerationImageProcessorConfig,
     HeadConfig,
     ImageProcessorConfig,
@@ -37,6 +41,7 @@ from internvlu_jax.config import (
     LatentVision,
     MMDiTConfig,
     ProcessorConfig,
+    QuantizedCodec,
     Qwen3Config,
     SemanticCodec,
     SizeConfig,
@@ -76,7 +81,8 @@ class Arm:
     def frozen(self) -> tuple[str, ...]:
         """Patterns of the parameters that the training of the whole model leaves alone."""
         vision = () if self.vision == "trained" else ("vlm/vit/.*",)
-        codec = ("vlm/vit/codec/.*",) if isinstance(self.config.vlm.vision_config, LatentVision) else ()
+        within = isinstance(self.config.vlm.vision_config, LatentVision | CodeVision)
+        codec = ("vlm/vit/codec/.*",) if within else ()
         return ("vae/.*", *vision, *codec)
 
     @property
@@ -128,6 +134,21 @@ def shift_for(dimension: int, known: int, shift: float) -> float:
 
 
 @dataclass(frozen=True)
+class Discrete:
+    """The language model of shared-discrete, which has the parameters of the others' vision encoder and head as well.
+
+    levels: of the channels of a code, as in `QuantizedCodec`.
+    language: as in `Size`. embedded: width of the embedded codes of a latent.
+    output: (layers, hidden width) of what predicts codes.
+    """
+
+    levels: tuple[int, ...]
+    language: tuple[int, int, int, int]
+    embedded: int
+    output: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Size:
     """Layers and widths of all arms of one size. Heads of attention are 32 wide, and so say how wide a part is.
 
@@ -135,6 +156,7 @@ class Size:
         patch embeddings of different sizes.
     language: (layers, heads, heads of keys and values, hidden width of the MLPs). head: (layers, heads).
     vae: (base_dim, patch_size, dim_mult), as in `VAEConfig`; decoder: the same of the decoder of features.
+    discrete: of shared-discrete.
     """
 
     name: str
@@ -144,23 +166,27 @@ class Size:
     head: tuple[int, int]
     vae: tuple[int, int, tuple[int, ...]]
     decoder: tuple[int, int, tuple[int, ...]]
+    discrete: Discrete
 
 
 XS = Size(
     "xs", vision=(2, 2), mlp=(128, 272), language=(2, 3, 3, 256), head=(4, 3),
     vae=(16, 4, (1, 2)), decoder=(6, 4, (3, 4, 4)),
+    discrete=Discrete((5,) * 4, (5, 3, 3, 328), 64, (2, 320)),
 )  # fmt: skip
 """One to two million parameters."""
 
 S = replace(
-    XS, name="s", vision=(3, 3), mlp=(288, 320), language=(4, 4, 2, 384), head=(6, 6), decoder=(11, 4, (2, 2, 2))
-)
+    XS, name="s", vision=(3, 3), mlp=(288, 320), language=(4, 4, 2, 384), head=(6, 6), decoder=(11, 4, (2, 2, 2)),
+    discrete=Discrete((5,) * 4, (3, 12, 4, 576), 384, (2, 896)),
+)  # fmt: skip
 """About the size of the model that the package brings, ten million parameters; its VAE is that of XS, which loses next
 to nothing."""
 
 TINY = replace(
     XS, name="tiny", vision=(1, 2), mlp=(128, 425), language=(1, 3, 3, 1024), head=(1, 3),
     vae=(16, 8, (1,)), decoder=(6, 16, (1,)),
+    discrete=Discrete((4,) * 4, (1, 3, 3, 944), 112, (1, 256)),
 )  # fmt: skip
 """One layer of everything, for programs that compile in seconds; widths only make up for one another."""
 
@@ -171,12 +197,8 @@ def _dimensions(vae: Any) -> int:
 
 def _model(size: Size, vision: VisionConfig, vae: Any) -> InternVLUConfig:
     """A model around two encoders; language model and head are the same in all arms of a size."""
-    layers, heads, groups, mlp = size.language
-    width, factor = _HEAD_DIM * heads, vae.downsample_factor
-    llm = Qwen3Config(
-        vocab_size=_VOCABULARY, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=groups, head_dim=_HEAD_DIM, intermediate_size=mlp, rope_theta=1e4, tie_word_embeddings=True,
-    )  # fmt: skip
+    llm = _language(*size.language)
+    width, factor = llm.hidden_size, vae.downsample_factor
     patch = _PATCH // factor
     dit = MMDiTConfig(
         num_layers=size.head[0], num_attention_heads=size.head[1], attention_head_dim=_HEAD_DIM, patch_size=patch,
@@ -190,13 +212,35 @@ def _model(size: Size, vision: VisionConfig, vae: Any) -> InternVLUConfig:
         gen_image_height=SIDE, gen_image_width=SIDE, vae_downsample_factor=factor,
         flow_shift=shift_for(_dimensions(vae), _dimensions(_vae(size)), _SHIFT),
     )  # fmt: skip
+    return _whole(VLMConfig(vision_config=vision, llm_config=llm, downsample_ratio=1.0), head, vae)
+
+
+def _discrete(size: Size) -> InternVLUConfig:
+    """A model without a head around a quantized VAE."""
+    plain, (layers, mlp) = _vae(size), size.discrete.output
+    codec = QuantizedCodec(**{f.name: getattr(plain, f.name) for f in fields(plain)}, levels=size.discrete.levels)
+    patch, llm = _PATCH // codec.downsample_factor, _language(*size.discrete.language)
+    vision: Any = CodeVision(size.discrete.embedded, SIDE, codec)
+    head = CodeHead(codec, patch, llm.hidden_size, layers, mlp, SIDE, SIDE)
+    return _whole(VLMConfig(vision_config=vision, llm_config=llm, downsample_ratio=1 / patch), head, codec)
+
+
+def _language(layers: int, heads: int, groups: int, mlp: int) -> Qwen3Config:
+    return Qwen3Config(
+        vocab_size=_VOCABULARY, hidden_size=_HEAD_DIM * heads, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=groups, head_dim=_HEAD_DIM, intermediate_size=mlp, rope_theta=1e4, tie_word_embeddings=True,
+    )  # fmt: skip
+
+
+def _whole(vlm: VLMConfig, head: Any, vae: Any) -> InternVLUConfig:
+    factor = vae.downsample_factor
     places = (SIDE // factor) ** 2
     pictures = GenerationImageProcessorConfig(
         image_mean=_HALF, image_std=_HALF, min_dynamic_patch=places, max_dynamic_patch=places, max_length=SIDE,
         vae_downsample_factor=factor, gen_down_sample_ratio=factor / _PATCH,
     )  # fmt: skip
     return InternVLUConfig(
-        vlm=VLMConfig(vision_config=vision, llm_config=llm, downsample_ratio=1.0),
+        vlm=vlm,
         generation_decoder=head,
         vae=vae,
         processor=ProcessorConfig(
@@ -243,6 +287,7 @@ def arms_of(size: Size) -> Mapping[str, Arm]:
         Arm("shared-semantic", shared_semantic, vision="beforehand"),
         Arm("twin", shared_latent, twin=True),
         Arm("random-semantic", shared_semantic, vision="random"),
+        Arm("shared-discrete", _discrete(size)),
     )
     return MappingProxyType({arm.name: arm for arm in arms})
 

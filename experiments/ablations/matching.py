@@ -26,15 +26,15 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from experiments.ablations.arms import SIDE, Arm
+from experiments.ablations.codes import drawing_term, draws_codes, model_of, objective_of, shapes_in_rows
 from experiments.ablations.endpoints import PARITY
 from internvlu_jax.config import Compute, InternVLUConfig
 from internvlu_jax.data.batch import Batch, ImageBatch, TextBatch
 from internvlu_jax.models.copies import copies
-from internvlu_jax.models.internvlu import InternVLU, param_shapes
+from internvlu_jax.models.internvlu import param_shapes
 from internvlu_jax.models.vlm import NUM_SPECIAL_TOKENS
 from internvlu_jax.processing.layout import takes_latents
 from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig, Rules
-from internvlu_jax.training.losses import Objective
 from internvlu_jax.training.optimizer import factors
 from internvlu_jax.training.step import Gradients, Step, TrainState
 from internvlu_jax.utils.flops import count_flops
@@ -143,9 +143,10 @@ _shapes = functools.cache(param_shapes)
 
 @functools.cache  # arms may differ in what their frozen parts were trained on, and in nothing that is counted
 def _operations(cfg: InternVLUConfig, rates: Rules, kind: str, sizes: Sizes) -> float:
-    model = InternVLU(cfg, tuple(range(NUM_SPECIAL_TOKENS)), Compute(attention="xla"))
+    model = model_of(cfg, tuple(range(NUM_SPECIAL_TOKENS)), Compute(attention="xla"))
     optimizer = OptimizerConfig(rates=rates)
-    objective = Objective(model, ObjectiveConfig(noises_per_image=sizes.noises), _CHUNK)
+    weights = (("text", 1.0), (drawing_term(cfg), 1.0))
+    objective = objective_of(model, ObjectiveConfig(weights, noises_per_image=sizes.noises), _CHUNK)
     step = Step(objective, optimizer, factors(_shapes(cfg), optimizer), steps=1)
 
     def gradients(state: TrainState, batch: Batch, key: PRNGKeyArray) -> Gradients:
@@ -156,7 +157,7 @@ def _operations(cfg: InternVLUConfig, rates: Rules, kind: str, sizes: Sizes) -> 
 
 
 def batch_shapes(cfg: InternVLUConfig, kind: str, sizes: Sizes, rows: int = _ROWS) -> Batch:
-    """A micro-batch of one of `pool.KINDS`, as shapes, with latents in place of the pictures of the head."""
+    """A micro-batch of one of `pool.KINDS`, as shapes, with latents or codes in place of pictures."""
     length, context = {"pictures": sizes.picture, "edits": sizes.edit, "questions": (sizes.questions[0], 0)}[kind]
     tiles = {"pictures": 0, "edits": 1, "questions": sizes.questions[1]}[kind]
     side, packed = cfg.vlm.vision_config.image_size, kind == "questions"
@@ -167,7 +168,8 @@ def batch_shapes(cfg: InternVLUConfig, kind: str, sizes: Sizes, rows: int = _ROW
         weights=_floats(rows, length),
     )  # fmt: skip
     if packed:
-        return Batch(_ints(rows), text)
+        batch = Batch(_ints(rows), text)
+        return shapes_in_rows(batch, cfg) if draws_codes(cfg) else batch
     places = SIDE // cfg.vae.downsample_factor
     latents, sources = _floats(rows, places, places, cfg.vae.z_dim), int(kind == "edits" and takes_latents(cfg))
     tokens = (1 + sources) * (SIDE // cfg.generation_decoder.pixel_multiple) ** 2 + context
@@ -175,7 +177,8 @@ def batch_shapes(cfg: InternVLUConfig, kind: str, sizes: Sizes, rows: int = _ROW
         target=latents, context_lengths=_ints(rows), positions=_floats(rows, tokens, 3), weight=_floats(rows),
         sources=(latents,) * sources, context_index=_ints(rows, context),
     )  # fmt: skip
-    return Batch(_ints(rows), text, drawn)
+    batch = Batch(_ints(rows), text, drawn)
+    return shapes_in_rows(batch, cfg) if draws_codes(cfg) else batch
 
 
 def _ints(*shape: int) -> Any:

@@ -5,6 +5,7 @@
     vae0, vae1                  two VAEs; the second is for the twin, which reads its latents and draws none
     vision, vision-random       a vision encoder trained on questions (`understanding`), and a random one
     semantic, semantic-random   a decoder of the features of each; its statistics are measured before it is trained
+    vae-quantized               a VAE with quantized latents, the codec of shared-discrete, trained as vae0
 
 Those of the studies at XS are in kept_parts/, and are not made again. In DIR/parts/NAME, or DIR/parts-SIZE/NAME for
 another size than XS, small enough to be copied to another machine:
@@ -20,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,11 @@ import tyro
 
 from experiments.ablations.arms import TINY, XS, Arm, Size, arms_of, check_frozen_parts, with_frozen_parts
 from experiments.ablations.ceilings import RENDERS, Ceiling, ceiling
+from experiments.ablations.codes import draws_codes
 from experiments.ablations.understanding import UnderstandingConfig, initial, train_vision, understanding_settings
 from experiments.ablations.world import MEASURED, autoencoder, semantic_autoencoder
 from internvlu_jax.checkpoints.run_directory import config_differences
-from internvlu_jax.config import Compute, InternVLUConfig, VAEConfig
+from internvlu_jax.config import Compute, InternVLUConfig, QuantizedCodec, SemanticCodec, VAEConfig
 from internvlu_jax.evaluation.scores import Score
 from internvlu_jax.models.internvlu import InternVLU, Params
 from internvlu_jax.models.slots import module
@@ -46,7 +48,7 @@ from internvlu_jax.utils.compilation import enable_cache
 from internvlu_jax.utils.files import read_json, write_json, written_whole
 from internvlu_jax.utils.tree import from_paths, paths
 
-NAMES = ("vae0", "vae1", "vision", "vision-random", "semantic", "semantic-random")
+NAMES = ("vae0", "vae1", "vision", "vision-random", "semantic", "semantic-random", "vae-quantized")
 """Of all parts; each needs at most those before it."""
 
 _VISION = {"semantic": "vision", "semantic-random": "vision-random"}
@@ -54,6 +56,7 @@ KEPT = Path(__file__).parent / "kept_parts"
 """Those that counted runs start from, whoever makes them: taken where the settings are these."""
 
 _STATISTICS = ("latents_mean", "latents_std")
+_QUANTIZED = "vae-quantized"
 _RANDOM = 0  # key of the random vision encoder
 
 
@@ -86,8 +89,22 @@ class Part:
     ceiling: Ceiling | None = None
 
 
-def make_parts(workdir: Path, sizes: PartSizes = PartSizes(), size: Size = XS) -> dict[str, Part]:
-    """All parts of models of a size by name, those taken that are there.
+def needed(arms: Iterable[Arm]) -> tuple[str, ...]:
+    """The parts that arms start from, in the order in which they are made."""
+    names = set[str]()
+    for arm in arms:
+        names |= {codec_name(arm), *(("vae1",) if arm.twin else ())}
+        names |= {_VISION[name] for name in names & _VISION.keys()}
+    return tuple(name for name in NAMES if name in names)
+
+
+def make_parts(
+    workdir: Path, sizes: PartSizes = PartSizes(), size: Size = XS, names: Sequence[str] = NAMES
+) -> dict[str, Part]:
+    """Parts of models of a size by name, those taken that are there.
+
+    Args:
+        names: as `needed` gives them; by default all.
 
     Raises:
         ConfigError: one in `workdir` was made, or begun, under other settings.
@@ -95,7 +112,7 @@ def make_parts(workdir: Path, sizes: PartSizes = PartSizes(), size: Size = XS) -
     """
     parts: dict[str, Part] = {}
     folder = Path(workdir) / ("parts" if size == XS else f"parts-{size.name}")
-    for name in NAMES:
+    for name in names:
         parts[name] = _taken_or_made(name, folder / name, sizes, size, parts)
     return parts
 
@@ -130,19 +147,25 @@ def settings(name: str, sizes: PartSizes, size: Size = XS) -> dict[str, Any]:
     if name == "vision-random":
         return {"config": config, "key": _RANDOM}
     encoder = {"encoder": settings(_VISION[name], sizes, size)} if name in _VISION else {}
-    how = {"autoencoder": dataclasses.asdict(_how(name, sizes)), "measured": sizes.measured, "renders": sizes.renders}
+    measured = {} if name == _QUANTIZED else {"measured": sizes.measured}
+    how = {"autoencoder": dataclasses.asdict(_how(name, sizes)), **measured, "renders": sizes.renders}
     return {"config": config, **how, **encoder}
 
 
 def _base(name: str, size: Size = XS) -> Any:
     """The config of a part before anything is measured."""
+    if name == _QUANTIZED:
+        return arms_of(size)["shared-discrete"].config.vae
     codec = arms_of(size)["decoupled" if name.startswith("vae") else "shared-semantic"].config.vae
     return codec.encoder if name.startswith("vision") else codec
 
 
 def _how(name: str, sizes: PartSizes) -> AutoencoderConfig:
-    """Of two VAEs trained alike the one that is read better is drawn with: that of seed 1, 99.4%; seed 0 has 83.9%."""
-    return AutoencoderConfig(sizes.autoencoder_steps, seed=int(name == "vae0"))
+    """Of two VAEs trained alike the one that is read better is drawn with: that of seed 1, 99.4%; seed 0 has 83.9%.
+
+    The quantized one has its seed.
+    """
+    return AutoencoderConfig(sizes.autoencoder_steps, seed=int(name in ("vae0", _QUANTIZED)))
 
 
 def _made(name: str, sizes: PartSizes, size: Size, loop: Path, parts: Mapping[str, Part]) -> Part:
@@ -155,7 +178,7 @@ def _made(name: str, sizes: PartSizes, size: Size, loop: Path, parts: Mapping[st
     if name in _VISION:
         encoder = parts[_VISION[name]].params
         return Part(*semantic_autoencoder(config, _how(name, sizes), encoder, loop, sizes.measured))
-    return Part(*autoencoder(config, _how(name, sizes), loop, sizes.measured))
+    return Part(*autoencoder(config, _how(name, sizes), loop, 0 if name == _QUANTIZED else sizes.measured))
 
 
 def _random(config: Any) -> Params:
@@ -164,7 +187,8 @@ def _random(config: Any) -> Params:
 
 
 def _ceiling(part: Part, renders: int, size: Size) -> Ceiling:
-    arm = arms_of(size)["decoupled" if isinstance(part.config, VAEConfig) else "shared-semantic"]
+    drawn_by = {QuantizedCodec: "shared-discrete", VAEConfig: "decoupled", SemanticCodec: "shared-semantic"}
+    arm = arms_of(size)[drawn_by[type(part.config)]]
     model = InternVLU(dataclasses.replace(arm.config, vae=part.config), tuple(range(NUM_SPECIAL_TOKENS)))
     return ceiling(model, {"vae": part.params}, WORLDS["xs"], renders)
 
@@ -193,7 +217,9 @@ def load(name: str, directory: Path, size: Size = XS) -> Part:
 
 
 def codec_name(arm: Arm) -> str:
-    """Of the part in whose space the arm's head generates."""
+    """Of the part in whose space the arm generates."""
+    if draws_codes(arm.config):
+        return _QUANTIZED
     return {"trained": "vae0", "beforehand": "semantic", "random": "semantic-random"}[arm.vision]
 
 
@@ -203,12 +229,12 @@ def arm_start(arm: Arm, parts: Mapping[str, Part], seed: int) -> tuple[InternVLU
     Raises:
         ValueError: a part does not fit the arm.
     """
-    codec, second = parts[codec_name(arm)], parts["vae1"]
+    codec = parts[codec_name(arm)]
     config = dataclasses.replace(arm.config, vae=codec.config)
     params = {**initial(arm.config, seed), "vae": codec.params}
     if arm.vision != "trained":
         params["vlm"] = {**params["vlm"], "vit": codec.params["encoder"]}
-    twin = (second.config, second.params) if arm.twin else None
+    twin = (parts["vae1"].config, parts["vae1"].params) if arm.twin else None
     config, params = with_frozen_parts(arm, config, params, twin)
     check_frozen_parts(arm, config, params)
     return config, params

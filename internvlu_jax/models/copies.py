@@ -1,7 +1,7 @@
 """Frozen copies: an encoder of one side of the model that a member of the other side's slot holds among its parameters.
 
-    vlm/vit/codec    of `LatentVision`     copies    vae        (the encoder; there is no decoder in the copy)
-    vae/encoder      of `SemanticCodec`    copies    vlm/vit
+    vlm/vit/codec    of `LatentVision`, `CodeVision`    copies    vae    (the encoder; the copy has no decoder)
+    vae/encoder      of `SemanticCodec`                 copies    vlm/vit
 
 Copies keep the wiring of the model as it is: each part still needs its own parameters alone. They are made once, before
 training, and stay equal because a run freezes both. A copy is parameters and config: what normalises latents stands in
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from internvlu_jax.config import InternVLUConfig, LatentVision, SemanticCodec
+from internvlu_jax.config import CodeVision, InternVLUConfig, LatentVision, SemanticCodec
 from internvlu_jax.utils.tree import Tree, from_paths, paths
 
 CODEC_IN_VISION = "vlm/vit/codec"
@@ -25,7 +25,7 @@ _ORIGINALS = {CODEC_IN_VISION: "vae", VISION_IN_CODEC: "vlm/vit"}
 
 def copies(cfg: InternVLUConfig) -> tuple[str, ...]:
     """Where the model holds frozen copies: the starts of their parameters' paths."""
-    codec = (CODEC_IN_VISION,) if isinstance(cfg.vlm.vision_config, LatentVision) else ()
+    codec = (CODEC_IN_VISION,) if isinstance(cfg.vlm.vision_config, LatentVision | CodeVision) else ()
     return (*codec, *((VISION_IN_CODEC,) if isinstance(cfg.vae, SemanticCodec) else ()))
 
 

@@ -13,6 +13,7 @@ and go out as 8-bit pixels. What stands in the three slots is `models.slots`' af
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import prod
@@ -172,7 +173,9 @@ class InternVLU:
         pictures = condition.rope[0].shape[1] - condition.context.shape[1]
         return context_shares(kept["intermediates"]["mmdit"], noisy, pictures, condition.lengths)
 
-    def _apply(self, part: str, params: Params, *args: Any, method: str | None = None, **kwargs: Any) -> Any:
+    def _apply(
+        self, part: str, params: Params, *args: Any, method: str | Callable[..., Any] | None = None, **kwargs: Any
+    ) -> Any:
         with (
             nullcontext() if self.adapter_scale is None else adapted(self.adapter_scale),
             nullcontext() if self.quantization is None else quantized(self.quantization),

@@ -12,6 +12,9 @@
 and `build()`, which touches every parameter once (vision: `__call__` does). `config.SLOTS` has the same types by the
 names that they have in files. A study adds its type to both, as it did `LatentVisionTransformer` (patches of latents)
 and `SemanticAutoencoder` (latents that are features of a vision transformer).
+
+`CodePredictor` stands in the third slot for models without a head, whose language model generates pictures code after
+code: it has `scores` in place of the two methods, and `models.code_model` is what asks for them.
 """
 
 from __future__ import annotations
@@ -20,7 +23,18 @@ from typing import Any
 
 from flax import linen as nn
 
-from internvlu_jax.config import Compute, HeadConfig, LatentVision, SemanticCodec, VAEConfig, VisionConfig
+from internvlu_jax.config import (
+    CodeHead,
+    CodeVision,
+    Compute,
+    HeadConfig,
+    LatentVision,
+    QuantizedCodec,
+    SemanticCodec,
+    VAEConfig,
+    VisionConfig,
+)
+from internvlu_jax.models.codes import CodeEmbedder, CodePredictor, QuantizedVAE
 from internvlu_jax.models.head import GenerationHead
 from internvlu_jax.models.latent_vision import LatentVisionTransformer
 from internvlu_jax.models.semantic import SemanticAutoencoder
@@ -32,6 +46,9 @@ MODULES: dict[type, Any] = {
     LatentVision: LatentVisionTransformer,
     VAEConfig: VAE,
     SemanticCodec: SemanticAutoencoder,
+    QuantizedCodec: QuantizedVAE,
+    CodeVision: CodeEmbedder,
+    CodeHead: CodePredictor,
     HeadConfig: GenerationHead,
 }
 

@@ -36,7 +36,10 @@ class VLM(nn.Module):
         vision = self.cfg.vision_config
         rows, columns = (side // vision.patch_size for side in tiles.shape[1:3])
         patches = self.vit(tiles)
-        grid = patches.reshape(patches.shape[0], rows, columns, -1)
+        return self.gathered(patches.reshape(patches.shape[0], rows, columns, -1))
+
+    def gathered(self, grid: Float[Array, "b y x e"]) -> Float[Array, "b s d"]:
+        """Visual tokens of the features of patches."""
         shuffled = pixel_shuffle(grid, self.cfg.shuffle)
         # Rows whole, or the language model would look visual tokens up in pieces of their width, all rows on a device.
         # The gradient before the projector likewise, which the shuffle turns.

@@ -5,8 +5,9 @@
 x in [-1, 1], x' the decoding of z = mean + exp(logvar / 2) eps. Afterwards `latent_statistics` gives the mean and
 deviation per channel that normalise the latents for the head.
 
-Of an autoencoder around a frozen encoder (`models.semantic`) the decoder alone is trained, by the same loss without the
-divergence; z are the encoder's normalised latents with noise, so there the statistics come first.
+Of a quantized VAE (`models.codes`) z are the rounded latents, without noise or divergence. Of an autoencoder around a
+frozen encoder (`models.semantic`) the decoder alone is trained, by the same loss without the divergence; z are
+the encoder's normalised latents with noise, so there the statistics come first.
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
-from internvlu_jax.config import Compute, GenerationImageProcessorConfig, InternVLUConfig, SemanticCodec, VAEConfig
+from internvlu_jax.config import (
+    Compute,
+    GenerationImageProcessorConfig,
+    InternVLUConfig,
+    QuantizedCodec,
+    SemanticCodec,
+    VAEConfig,
+)
 from internvlu_jax.models import slots
 from internvlu_jax.models.pixels import codec_values
 from internvlu_jax.models.semantic import noised
@@ -63,9 +71,11 @@ def autoencoder_loss(
 ) -> Float[Array, ""]:
     """The loss of the module's docstring, for pixels in [-1, 1]."""
     apply = partial(slots.module(cfg, Compute()).apply, {"params": params})
+    divergence: Array | float = 0.0
     if isinstance(cfg, SemanticCodec):
         z = noised(cfg, cast("Array", apply(pixels, method="encode_latents")), key)
-        divergence: Array | float = 0.0
+    elif isinstance(cfg, QuantizedCodec):
+        z = cast("Array", apply(pixels, method="encode_latents"))
     else:
         mean, logvar = cast("tuple[Array, Array]", apply(pixels, method="encode"))
         logvar = jnp.clip(logvar, -30.0, 20.0)

@@ -189,15 +189,20 @@ class Objective:
         """By term; what is not among them is not computed."""
         return dict(self.cfg.weights)
 
+    @property
+    def terms(self) -> dict[str, Term]:
+        """All that there are to weigh, by name."""
+        return TERMS
+
     def totals(self, batch: Batch) -> Terms:
         """What one micro-batch adds to the totals of its step."""
-        counts = {name: TERMS[name].count(batch) for name in self.weights}
+        counts = {name: self.terms[name].count(batch) for name in self.weights}
         return {name: jnp.zeros(()) if count is None else count for name, count in counts.items()}
 
     def sums(self, params: Params, batch: Batch, noise: NoiseSamples | None) -> Terms:
         """Each term's sum over one micro-batch, before its division; 0 where the batch has nothing for it."""
         forward = Forward(self, params, batch, noise)
-        terms = {name: TERMS[name] for name in self.weights}
+        terms = {name: self.terms[name] for name in self.weights}
         return {name: jnp.zeros(()) if term.count(batch) is None else term.sum(forward) for name, term in terms.items()}
 
     def means(self, sums: Terms, totals: Terms) -> Terms:

@@ -25,6 +25,7 @@ from experiments.ablations.parts import (
     codec_name,
     main,
     make_parts,
+    needed,
 )
 from experiments.ablations.world import semantic_autoencoder
 from internvlu_jax.config import ConfigError, VisionConfig
@@ -56,8 +57,10 @@ def made_up(name, sizes, size, loop, parts):
     shapes = shapes_of(arms_of(size)["decoupled" if name.startswith("vae") else "shared-semantic"].config)
     if name.startswith("vision"):
         return Part(base, random_tree(shapes["vlm"]["vit"], seed))
-    means = tuple(np.random.default_rng(seed).normal(size=base.z_dim).tolist())
-    config, params = dataclasses.replace(base, latents_mean=means), random_tree(shapes["vae"], seed)
+    config, params = base, random_tree(shapes["vae"], seed)
+    if name != "vae-quantized":
+        means = tuple(np.random.default_rng(seed).normal(size=base.z_dim).tolist())
+        config = dataclasses.replace(base, latents_mean=means)
     if name in parts_module._VISION:
         params["encoder"] = parts[parts_module._VISION[name]].params
     (loop / "checkpoints").mkdir(parents=True)
@@ -152,6 +155,16 @@ def test_a_decoder_depends_on_what_its_encoder_depends_on():
     assert (first["autoencoder"].pop("seed"), second["autoencoder"].pop("seed")) == (1, 0) and first == second
 
 
+def test_parts_that_a_study_needs(quick, tmp_path):
+    """Those of its arms alone, and those before these."""
+    assert needed([ARMS["decoupled"], ARMS["shared-discrete"]]) == ("vae0", "vae-quantized")
+    assert needed([ARMS["random-semantic"], ARMS["twin"]]) == ("vae0", "vae1", "vision-random", "semantic-random")
+    assert needed(ARMS.values()) == NAMES
+    made = make_parts(tmp_path, names=needed([ARMS["shared-discrete"]]))
+    assert list(made) == quick == ["vae-quantized"]
+    assert arm_start(ARMS["shared-discrete"], made, 0)[0].vae == made["vae-quantized"].config
+
+
 @pytest.mark.parametrize("name", list(ARMS))
 def test_an_arm_starts_from_the_parts_and_differs_between_seeds_in_the_rest(quick, tmp_path, name):
     arm, parts = ARMS[name], make_parts(tmp_path)
@@ -168,10 +181,10 @@ def test_an_arm_starts_from_the_parts_and_differs_between_seeds_in_the_rest(quic
     if vision:
         expected |= {f"vlm/vit/{path}": leaf for path, leaf in paths(parts[vision].params).items()}
     else:
-        seen = parts["vae1" if arm.twin else "vae0"]
+        seen = parts["vae1" if arm.twin else codec_name(arm)]
         copied = [path for path in leaves if path.startswith("vlm/vit/codec/")]
         expected |= {path: paths(seen.params)[path.removeprefix("vlm/vit/codec/")] for path in copied}
-        assert bool(copied) == (name in ("shared-latent", "twin"))
+        assert bool(copied) == (name in ("shared-latent", "twin", "shared-discrete"))
         assert not copied or config.vlm.vision_config.codec == seen.config
     assert {path for path in leaves if not given.is_trained(path)} == expected.keys()
     for path, leaf in expected.items():
@@ -210,7 +223,8 @@ def test_features_of_world_pictures_are_normalised_before_a_decoder_is_trained(t
 def test_the_command_makes_all_parts(tmp_path, capsys):
     assert main(parts_module.Arguments(tmp_path, smoke=True)) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines if " dB, " in line] == ["vae0", "vae1", "semantic", "semantic-random"]
+    drawn = [line.split(":")[0] for line in lines if " dB, " in line]
+    assert drawn == ["vae0", "vae1", "semantic", "semantic-random", "vae-quantized"]
     for name in NAMES:
         shutil.rmtree(tmp_path / "parts-tiny" / name / "loop", ignore_errors=True)
     parts = make_parts(tmp_path, SMOKE, TINY)

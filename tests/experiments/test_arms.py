@@ -10,13 +10,16 @@ import pytest
 
 from experiments.ablations.arms import ARMS, TINY, XS, Arm, S, arms_of, check_frozen_parts, shift_for, with_frozen_parts
 from experiments.ablations.matching import Sizes, batch_shapes, parity
+from experiments.ablations.studies import BUDGETS
 from experiments.costs import vae_encode
 from internvlu_jax.checkpoints.model_directory import load_model, save_model
 from internvlu_jax.config import (
+    CodeVision,
     Compute,
     ConfigError,
     InternVLUConfig,
     LatentVision,
+    QuantizedCodec,
     SemanticCodec,
     VAEConfig,
     VisionConfig,
@@ -33,6 +36,8 @@ from internvlu_jax.utils.tree import merge, paths
 from tests.helpers.unchecked import unchecked
 
 ENCODERS = ("decoupled", "shared-latent", "shared-semantic")
+HEADED = tuple(name for name in ARMS if name != "shared-discrete")
+STUDIED = {"pictures": 4.0, "edits": 2.0, "questions": 1.0}  # rows of a step at every budget that is counted
 
 
 def test_the_arms():
@@ -43,9 +48,13 @@ def test_the_arms():
         "shared-semantic": (VisionConfig, SemanticCodec, "beforehand", False),
         "twin": (LatentVision, VAEConfig, "trained", True),
         "random-semantic": (VisionConfig, SemanticCodec, "random", False),
+        "shared-discrete": (CodeVision, QuantizedCodec, "trained", False),
     }
-    assert len({(a.config.vlm.llm_config, a.config.processor.image_processor_kwargs) for a in ARMS.values()}) == 1
-    for arm in ARMS.values():
+    discrete, headed = ARMS["shared-discrete"].config, [ARMS[name] for name in HEADED]
+    assert len({arm.config.processor.image_processor_kwargs for arm in ARMS.values()}) == 1
+    assert len({arm.config.vlm.llm_config for arm in headed}) == 1
+    assert discrete.generation_decoder.codes == 8 and discrete.vae.entries == 625
+    for arm in headed:
         dit, vae = arm.config.generation_decoder.decoder_config, arm.config.vae
         assert (dit.num_layers, dit.hidden_size) == (4, 96) and dit.hidden_size >= vae.z_dim
         assert (dit.in_channels, dit.out_channels) == (vae.z_dim * dit.patch_size**2, vae.z_dim)
@@ -120,6 +129,20 @@ def test_controls_have_the_numbers_of_their_arms(rows):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("size", "rows"), [(XS, STUDIED), (S, STUDIED), (TINY, dict(BUDGETS["smoke"].rows))])
+def test_the_discrete_arm_matches(size, rows):
+    """In the mixture that is run: a language model that has a head's parameters costs more where questions are read."""
+    assert all(
+        dict(b.rows) == {k: n * b.rows[-1][1] for k, n in STUDIED.items()} for b in BUDGETS.values() if b.size is None
+    )
+    arms = arms_of(size)
+    decoupled, discrete = unchecked(parity, [arms["decoupled"], arms["shared-discrete"]], rows)
+    assert abs(discrete.learned / decoupled.learned - 1) <= 0.01 and discrete.decoder == decoupled.decoder
+    assert abs(discrete.mean / decoupled.mean - 1) <= 0.02 and discrete.tokens == (16, 16)
+    assert discrete.copies == discrete.encoder == decoupled.encoder and discrete.trained == discrete.learned
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "parameters"), [(TINY, 0.93e6), (S, 9.9e6)])
 def test_arms_of_other_sizes_match_as_well(size, parameters):
     arms = arms_of(size)
@@ -132,6 +155,8 @@ def test_arms_of_other_sizes_match_as_well(size, parameters):
     for name, arm in arms.items():
         own, other = arm.config, ARMS[name].config
         assert (arm.vision, arm.twin, arm.frozen) == (ARMS[name].vision, ARMS[name].twin, ARMS[name].frozen)
+        if name not in HEADED:
+            continue
         assert own.processor == other.processor and own.vlm.llm_config.vocab_size == other.vlm.llm_config.vocab_size
         dimensions = own.vae.z_dim * (64 // own.vae.downsample_factor) ** 2
         assert own.generation_decoder.flow_shift == pytest.approx(math.sqrt(dimensions / 512))
@@ -143,13 +168,13 @@ def test_more_dimensions_need_more_noise():
     t = np.linspace(0, 1, 11)
     known = 1.5 * t / (1 + 0.5 * t)
     np.testing.assert_allclose(2 * known / (1 + known), 3 * t / (1 + 2 * t))
-    shifts = {name: arm.config.generation_decoder.flow_shift for name, arm in ARMS.items()}
+    shifts = {name: ARMS[name].config.generation_decoder.flow_shift for name in HEADED}
     assert shifts["decoupled"] == shifts["shared-latent"] == shifts["twin"] == 1.0
     # 16 tokens of 64 channels against 64 latents of 8.
     assert shifts["shared-semantic"] == shifts["random-semantic"] == math.sqrt(2)
 
 
-@pytest.mark.parametrize("name", ["shared-latent", "shared-semantic"])
+@pytest.mark.parametrize("name", ["shared-latent", "shared-semantic", "shared-discrete"])
 def test_saved_and_loaded_an_arm_is_what_it_was(name, tmp_path):
     cfg = ARMS[name].config
     params = jax.tree.map(lambda s: np.full(s.shape, 0.5, np.float32), param_shapes(cfg))
@@ -158,7 +183,10 @@ def test_saved_and_loaded_an_arm_is_what_it_was(name, tmp_path):
     assert again == cfg
     assert type(again.vlm.vision_config) is type(cfg.vlm.vision_config) and type(again.vae) is type(cfg.vae)
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
-    kind = {"shared-latent": "vision_config of type latent_vit", "shared-semantic": "vae of type semantic_codec"}[name]
+    kind = {
+        "shared-latent": "vision_config of type latent_vit", "shared-semantic": "vae of type semantic_codec",
+        "shared-discrete": "vision_config of type code_vision and vae of type quantized_vae and generation_decoder",
+    }[name]  # fmt: skip
     with pytest.raises(ConfigError, match=f"the released code does not know {kind}"):
         check_released(cfg)
 
@@ -171,6 +199,7 @@ def test_saved_and_loaded_an_arm_is_what_it_was(name, tmp_path):
         ("shared-semantic", ["vae/", "vlm/vit/"]),
         ("twin", ["vae/", "vlm/vit/codec/"]),
         ("random-semantic", ["vae/", "vlm/vit/"]),
+        ("shared-discrete", ["vae/", "vlm/vit/codec/"]),
     ],
 )
 def test_what_an_arm_freezes(name, frozen):
