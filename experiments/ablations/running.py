@@ -22,6 +22,7 @@ from PIL import Image
 
 from experiments.ablations import interference, matching, results
 from experiments.ablations.arms import arms_of
+from experiments.ablations.codes import in_rows, model_of, objective_of, with_codes
 from experiments.ablations.design import SEEDS
 from experiments.ablations.judging import Measured, judged
 from experiments.ablations.matching import Row
@@ -34,10 +35,11 @@ from experiments.ablations.studies import Budget, Study, Variant
 from experiments.ablations.together import Member, final_params, train_together
 from experiments.ablations.world import DATA, sources, tokenizer
 from internvlu_jax.config import Compute, InternVLUConfig
+from internvlu_jax.data.batch import Batch
+from internvlu_jax.models.code_model import CodeModel
 from internvlu_jax.models.internvlu import InternVLU, Params
 from internvlu_jax.small_world.scoring.suite import Reply
 from internvlu_jax.training.config import OptimizerConfig
-from internvlu_jax.training.losses import Objective
 from internvlu_jax.training.optimizer import factors
 from internvlu_jax.training.step import Step, TrainState
 from internvlu_jax.utils.files import read_json, write_json
@@ -97,17 +99,18 @@ def bench(study: Study, variant: Variant, budget: Budget, parts: Mapping[str, Pa
     """
     start = partial(_params, variant, parts)
     config, params = arm_start(variant.arm, parts, 0)
-    model = InternVLU(config, tokenizer().special_table_ids, Compute(attention="xla"))
+    model = model_of(config, tokenizer().special_table_ids, Compute(attention="xla"))
     trained = replace(model, compute=replace(model.compute, dtype=budget.dtype, time="float32"))
     optimizer = OptimizerConfig(
-        schedule="cosine", warmup=budget.warmup, b2=0.99, ema=budget.ema, rates=variant.arm.rates
-    )
-    objective = Objective(trained, variant.objective(budget.noises))
+        schedule="cosine", warmup=budget.warmup, b2=0.99, ema=budget.ema, rates=variant.arm.rates,
+        matrices=variant.matrices,
+    )  # fmt: skip
+    objective = objective_of(trained, variant.objective(budget.noises))
     step = Step(objective, optimizer, factors(params, optimizer), budget.steps)
     rows = dict(budget.rows)
     mixture = Mixture(study.world, variant.mixture, variant.reasoned, study.sizes.contexts, budget.examples)
     whole = {
-        name: with_latents(batch, model, params)
+        name: _stored(batch, model, params)
         for name, batch in pool(mixture, config, workdir).items()
         if name in variant.kinds
     }
@@ -121,6 +124,13 @@ def bench(study: Study, variant: Variant, budget: Budget, parts: Mapping[str, Pa
         study, variant, budget, workdir, model, step, start, read, row,
         {"reader": limits.right.value, "psnr": limits.psnr.value},
     )  # fmt: skip
+
+
+def _stored(batch: Batch, model: InternVLU, params: Params) -> Batch:
+    """A whole batch with latents or codes in place of its pictures, as the arm reads them."""
+    if isinstance(model, CodeModel):
+        return with_codes(in_rows(batch, model.cfg, tokenizer().img_context), model, params)
+    return with_latents(batch, model, params)
 
 
 def _params(variant: Variant, parts: Mapping[str, Part], seed: int) -> Params:
@@ -299,7 +309,8 @@ def _curves(lines: Sequence[Mapping[str, float]], n: int, at: Bench) -> dict[str
     """Mean losses of member n over equal parts of its run, by operations until the end of each part."""
     a_step = _operations(at)
     parts = np.array_split(np.arange(len(lines)), min(_POINTS, len(lines)))
-    terms = {"text_loss": "questions" in at.variant.kinds, "flow_loss": "pictures" in at.variant.kinds}
+    kinds = at.variant.kinds
+    terms = {"text_loss": "questions" in kinds, f"{at.variant.term}_loss": "pictures" in kinds}
     return {
         name: tuple(
             (float(a_step * (part[-1] + 1)), float(np.mean([lines[i][f"{name}/{n}"] for i in part]))) for part in parts

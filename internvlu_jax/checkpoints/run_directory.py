@@ -154,9 +154,9 @@ def with_present_names(config: dict[str, Any]) -> dict[str, Any]:
     """A run's configuration as it would be written today, whenever it was written.
 
     objective.draws is objective.noises_per_image, objective.text_weight and flow_weight are objective.weights,
-    data.condition_latents is head_sources, and every run trained with compute.layers "scan".
+    data.condition_latents is head_sources, every run trained with compute.layers "scan", and every optimizer was Adam.
     """
-    config = dict(config)
+    config = _with_matrices(config)
     objective, data = dict(config.get("objective") or {}), dict(config.get("data") or {})
     if "draws" in objective:
         objective["noises_per_image"] = objective.pop("draws")
@@ -168,6 +168,14 @@ def with_present_names(config: dict[str, Any]) -> dict[str, Any]:
     compute = {"layers": "scan", **(config.get("compute") or {})}
     groups = {"objective": objective, "data": data, "compute": compute}
     return config | {name: group for name, group in groups.items() if name in config}
+
+
+def _with_matrices(tree: dict[str, Any]) -> dict[str, Any]:
+    """With `OptimizerConfig.matrices` in every optimizer, wherever a kind of run keeps its own."""
+    named = {name: _with_matrices(node) if isinstance(node, dict) else node for name, node in tree.items()}
+    if isinstance(own := named.get("optimizer"), dict):
+        named["optimizer"] = {"matrices": "adam", **own}
+    return named
 
 
 def restore_frozen(workdir: str | Path, like: Any) -> Any:

@@ -42,6 +42,8 @@ class ObjectiveConfig:
 class OptimizerConfig:
     """AdamW with one schedule; parameters are told apart by the regex rules.
 
+    matrices: what moves the kernels of stacked layers: "adam" as all else, or "muon", which gives every direction of
+        a matrix the same step (`training.muon`). Learning rates mean about the same for both.
     rates: factor of the learning rate; 0 is frozen: no gradient, no optimizer state, never written to again.
     decays: factor of the weight decay.
     schedule: "constant" or "cosine", after `warmup` steps of linear increase.
@@ -51,6 +53,7 @@ class OptimizerConfig:
     """
 
     learning_rate: float = 1e-4
+    matrices: Literal["adam", "muon"] = "adam"
     schedule: Literal["constant", "cosine"] = "constant"
     decay_steps: int | None = None
     warmup: int = 1000

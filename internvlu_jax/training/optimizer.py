@@ -1,4 +1,4 @@
-"""AdamW whose learning rate and decay differ by parameter, from optax's parts."""
+"""AdamW whose learning rate and decay differ by parameter, from optax's parts; Muon for matrices on demand."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from flax.core import FrozenDict
 from jax.typing import ArrayLike
 
 from internvlu_jax.training.config import OptimizerConfig
+from internvlu_jax.training.muon import beside, scale_by_muon
 from internvlu_jax.training.tree import numbers
 from internvlu_jax.utils.tree import Tree, from_paths, paths
 
@@ -61,6 +62,8 @@ def make_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """update = -rate(step) * factor * (Adam(clipped gradient) + weight_decay * factor' * parameter).
 
+    Of matrices Muon takes the place of Adam where `cfg` says so.
+
     Given `finite`, a boolean array that is False, its state stays as it is, and the updates mean nothing.
 
     Args:
@@ -79,7 +82,7 @@ def make_optimizer(
 
     parts = optax.chain(
         optax.stateless(_clipped(cfg.clip)),
-        _scale_by_adam(cfg),
+        _scale_by_adam(cfg) if cfg.matrices == "adam" else beside(scale_by_muon(trained), _scale_by_adam(cfg)),
         *([optax.stateless(add_decay)] if cfg.weight_decay else []),
         optax.scale_by_schedule(schedule(cfg, steps) if rate is None else rate),
         optax.stateless(scale),

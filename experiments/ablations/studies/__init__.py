@@ -8,8 +8,10 @@ from experiments.ablations.design import CONTROL_SEEDS, DESIGNS, Design
 from experiments.ablations.parts import codec_name
 from experiments.ablations.studies.budgets import BUDGETS, Budget
 from experiments.ablations.studies.condition import CONDITION
+from experiments.ablations.studies.discrete import DISCRETE
 from experiments.ablations.studies.head import HEAD
 from experiments.ablations.studies.objective import OBJECTIVE
+from experiments.ablations.studies.optimizer import OPTIMIZER
 from experiments.ablations.studies.reasoning import REASONING
 from experiments.ablations.studies.representations import LARGER, LONG, REPRESENTATIONS, TRANSFER
 from experiments.ablations.studies.study import Study, Variant
@@ -17,7 +19,8 @@ from experiments.ablations.studies.study import Study, Variant
 __all__ = ["BUDGETS", "STUDIES", "Budget", "Study", "Variant", "design_of", "designs"]
 
 STUDIES: Mapping[str, Study] = {
-    study.name: study for study in (REPRESENTATIONS, LONG, TRANSFER, LARGER, CONDITION, HEAD, REASONING, OBJECTIVE)
+    study.name: study
+    for study in (REPRESENTATIONS, LONG, TRANSFER, LARGER, DISCRETE, CONDITION, HEAD, REASONING, OBJECTIVE, OPTIMIZER)
 }
 
 

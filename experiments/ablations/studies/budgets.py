@@ -51,7 +51,8 @@ BUDGETS: Mapping[str, Budget] = {
         Budget(
             "smoke", 2, (("pictures", 2), ("edits", 1), ("questions", 1)), noises=2, examples=240, warmup=1, ema=0.5,
             tuning_steps=1, cases=8, tuning_cases=8, sampler_steps=2, parts=parts.SMOKE,
-            tuning=Tuning((1e-3, 2e-3), (5.0,), guidance=(2.0,), shifts=(1.0,)), size=TINY, optimized=False,
+            tuning=Tuning((1e-3, 2e-3), (5.0,), guidance=(2.0,), shifts=(1.0,), temperatures=(1.0,)), size=TINY,
+            optimized=False,
         ),
         Budget("laptop", 600, (("pictures", 16), ("edits", 8), ("questions", 4)), tuning_steps=150),
         Budget("gpu", 1500, tuning_steps=375, dtype="bfloat16"),

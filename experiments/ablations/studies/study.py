@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from experiments.ablations.arms import XS, Arm, Size, arms_of
+from experiments.ablations.codes import drawing_term
 from experiments.ablations.matching import Sizes
 from experiments.ablations.pool import KINDS
 from internvlu_jax.config import ConfigError
@@ -29,7 +30,8 @@ class Variant:
     mixture: of `world.MIXTURES`, what it is trained on. reasoned: whether the words that lead to a picture are there.
     time, noise_shift: of the noise levels in training, as in `ObjectiveConfig`, the shift as a factor of the arm's.
         Losses of cases and pictures are taken at the arm's own levels all the same.
-    flow_weight: of the flow loss, in place of the tuned one.
+    flow_weight: of the loss of pictures, in place of the tuned one.
+    matrices: as in `OptimizerConfig`.
     """
 
     name: str
@@ -42,16 +44,24 @@ class Variant:
     time: Literal["logit_normal", "uniform"] = "logit_normal"
     noise_shift: float = 1.0
     flow_weight: float | None = None
+    matrices: Literal["adam", "muon"] = "adam"
+
+    @property
+    def term(self) -> str:
+        """Of the loss by which it learns to draw."""
+        return drawing_term(self.arm.config)
 
     def objective(self, noises: int) -> ObjectiveConfig:
         """Of training. noises: of each picture."""
+        if self.term == "codes":
+            return ObjectiveConfig((("text", 1.0), ("codes", 1.0)))
         own = self.arm.config.generation_decoder.flow_shift
         shift = None if self.noise_shift == 1.0 else own * self.noise_shift
         return ObjectiveConfig((("text", 1.0), ("flow", 1.0)), self.time, shift, noises)
 
     def told(self) -> dict[str, Any]:
         """What a run's settings say of the training: that in which it is not as usual."""
-        names = ("mixture", "reasoned", "time", "noise_shift")
+        names = ("mixture", "reasoned", "time", "noise_shift", "matrices")
         usual = {f.name: f.default for f in dataclasses.fields(self)}
         return {name: value for name in names if (value := getattr(self, name)) != usual[name]}
 
@@ -65,7 +75,7 @@ class Study:
     tuned_in: the study whose tuning holds here, too; None is its own.
     matched: as in `Design`; where it is so, a run does not start of an arm that is not like the reference.
     sizes: of what is read, but for the number of noises.
-    flow: the flow loss that tuning goes by, of the endpoints.
+    flow: the flow loss that tuning goes by, of the endpoints; for an arm that draws codes it goes by `code_loss`.
     """
 
     name: str
@@ -76,6 +86,10 @@ class Study:
     matched: bool = True
     sizes: Sizes = USUAL_SIZES
     flow: str = "flow_loss"
+
+    def drawing_loss(self, variant: Variant) -> str:
+        """The endpoint that tuning goes by."""
+        return "code_loss" if variant.term == "codes" else self.flow
 
     def at(self, size: Size | None) -> Study:
         """The study with models of another size, where one is given."""

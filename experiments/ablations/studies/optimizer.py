@@ -1,0 +1,20 @@
+"""What moves the matrices of the layers: Adam, as in all other studies, or Muon (`training.muon`); each arm is tuned.
+
+Tuning alone says much of it: `--until tuning`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from experiments.ablations.arms import Arm
+from experiments.ablations.studies.study import Study, Variant
+
+
+def _variants(arms: Mapping[str, Arm]) -> tuple[Variant, ...]:
+    adam = Variant("decoupled", arms["decoupled"])
+    return adam, replace(adam, name="muon", matrices="muon")
+
+
+OPTIMIZER = Study("optimizer", "xs", _variants, matched=False)
