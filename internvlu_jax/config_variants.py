@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import ClassVar
 
-from internvlu_jax.config_parts import ConfigError, VAEConfig, VisionConfig, broken
+from internvlu_jax.config_parts import VAEConfig, VisionConfig, broken
 
 
 @dataclass(frozen=True)
@@ -207,11 +207,9 @@ class CodeHead:
         return length
 
     def latent_grid(self, height: int, width: int) -> tuple[int, int]:
-        """Raises ConfigError: what asks for it would draw with a generation head."""
-        raise ConfigError(
-            f"generation_decoder is of type {self.model_type}: its language model draws code after code, which the "
-            "pipeline does not; expected a generation head"
-        )
+        """(rows, columns) of the latents of so many pixels, cut to whole tokens."""
+        rows, columns = (side // self.pixel_multiple * self.patch_size for side in (height, width))
+        return rows, columns
 
     def problems(self) -> list[str]:
         """What is wrong inside this part, one sentence each."""

@@ -24,7 +24,7 @@ import tyro
 
 from experiments.ablations import results
 from experiments.ablations.design import CASE_SEEDS
-from experiments.ablations.parts import make_parts
+from experiments.ablations.parts import make_parts, needed
 from experiments.ablations.report import write_report
 from experiments.ablations.running import Bench, Group, Pending, bench, drawn, finish, open_runs, score, train
 from experiments.ablations.studies import BUDGETS, STUDIES, Budget, Study, Variant, design_of, designs
@@ -116,7 +116,8 @@ class _Processes(ProcessPoolExecutor):
 
 def run(arguments: Arguments, variants: tuple[Variant, ...], judges: Executor) -> None:
     """All that is missing of some arms of a study. Raises as `bench`, `tune` and `train` do."""
-    parts = make_parts(arguments.workdir, arguments.size.parts, arguments.of.size)
+    names = needed(variant.arm for variant in arguments.of.all())
+    parts = make_parts(arguments.workdir, arguments.size.parts, arguments.of.size, names)
     for mixture in dict.fromkeys(variant.mixture for variant in variants):
         drawn(arguments.of.world, mixture, arguments.size.examples, arguments.workdir)
     if arguments.until == "parts":
@@ -135,7 +136,8 @@ def settings_of(arguments: Arguments, variant: Variant) -> Settings | None:
     if variant.tuned_as is None and study.tuned_in is None:
         return None
     path = arguments.workdir / "results.jsonl"
-    settings = chosen(path, study.tuned_in or study.name, variant.tuned_as or variant.name, arguments.size)
+    arm = variant.tuned_as or variant.name
+    settings = chosen(path, study.tuned_in or study.name, arm, arguments.size, variant.arm.sampled_by)
     return settings if variant.flow_weight is None else replace(settings, flow_weight=variant.flow_weight)
 
 
@@ -158,16 +160,16 @@ def count(arguments: Arguments, at: Bench, settings: Settings, judges: Executor)
 
 def groups(arguments: Arguments, at: Bench, settings: Settings) -> Iterator[Group]:
     """An arm's runs, so many at a time as train together."""
-    seeds, together = arguments.planned(at.variant.name), arguments.together
+    seeds, together, third = arguments.planned(at.variant.name), arguments.together, at.variant.arm.sampled_by
     told: Mapping[str, float] = {
         "learning_rate": settings.learning_rate, "flow_weight": settings.flow_weight, "guidance": settings.guidance,
-        "shift": settings.shift, "steps": at.budget.steps, "cases": at.budget.cases,
+        third: getattr(settings, third), "steps": at.budget.steps, "cases": at.budget.cases,
     }  # fmt: skip
     for first in range(0, len(seeds), together):
         some = seeds[first : first + together]
         name = f"seeds-{some[0]}-{some[-1]}" if len(some) > 1 else f"seed-{some[0]}"
         runs = tuple(at.run(seed, told) for seed in some)
-        yield Group(name, runs, tuple(settings.member(seed) for seed in some), at.budget.steps)
+        yield Group(name, runs, tuple(settings.member(seed, at.variant.term) for seed in some), at.budget.steps)
 
 
 def status(arguments: Arguments, variants: tuple[Variant, ...]) -> str:

@@ -31,6 +31,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from experiments.ablations.codes import draws_codes
 from internvlu_jax.config import (
     CodeHead,
     CodeVision,
@@ -84,6 +85,11 @@ class Arm:
         within = isinstance(self.config.vlm.vision_config, LatentVision | CodeVision)
         codec = ("vlm/vit/codec/.*",) if within else ()
         return ("vae/.*", *vision, *codec)
+
+    @property
+    def sampled_by(self) -> str:
+        """What tuning tries for its pictures beside guidance: "shift" of noise levels or "temperature" of codes."""
+        return "temperature" if draws_codes(self.config) else "shift"
 
     @property
     def rates(self) -> Rules:
@@ -186,7 +192,7 @@ to nothing."""
 TINY = replace(
     XS, name="tiny", vision=(1, 2), mlp=(128, 425), language=(1, 3, 3, 1024), head=(1, 3),
     vae=(16, 8, (1,)), decoder=(6, 16, (1,)),
-    discrete=Discrete((4,) * 4, (1, 3, 3, 944), 112, (1, 256)),
+    discrete=Discrete((4,) * 4, (1, 3, 3, 856), 144, (1, 256)),
 )  # fmt: skip
 """One layer of everything, for programs that compile in seconds; widths only make up for one another."""
 

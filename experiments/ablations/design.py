@@ -130,11 +130,19 @@ TRANSFER = Design(
 LARGER = Design(REPRESENTATIONS.reference, dict.fromkeys(JOINT, SEEDS[:3]), spaces=REPRESENTATIONS.spaces)
 """The joint arms at size S. Three seeds can show a sign and never pass a test, so none is made."""
 
+DISCRETE = Design(
+    REPRESENTATIONS.reference, dict.fromkeys(("decoupled", "shared-discrete"), CONTROL_SEEDS),
+    spaces={"decoupled": "VAE latents", "shared-discrete": "codes"},
+)  # fmt: skip
+"""Decoupled beside an arm without a head, whose language model reads and generates codes. Four seeds can pass no test
+at 5%, so none is made."""
+
 DESIGNS: Mapping[str, Design] = {
     "representations": REPRESENTATIONS,
     "representations-long": LONG,
     "transfer": TRANSFER,
     "representations-s": LARGER,
+    "discrete": DISCRETE,
 }
 """By study. A study without one is described and not tested; its first arm is the reference."""
 
@@ -148,12 +156,18 @@ class Tuning:
         and the others are tried at the best of these and at its half.
     guidance: scale of guidance by everything, at sampling.
     shifts: of the noise levels at sampling, as factors of the one that the arm is trained with.
+    temperatures: of the codes, in their place for an arm that draws codes.
     """
 
     learning_rates: tuple[float, ...] = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
     flow_weights: tuple[float, ...] = (5.0, 1.0, 20.0)
     guidance: tuple[float, ...] = (1.0, 2.0, 3.5)
     shifts: tuple[float, ...] = (0.5, 1.0, 2.0)
+    temperatures: tuple[float, ...] = (0.7, 0.85, 1.0)
+
+    def third(self, name: str) -> tuple[float, ...]:
+        """What is tried beside guidance: name is "shift" or "temperature"."""
+        return self.shifts if name == "shift" else self.temperatures
 
 
 TUNING = Tuning()

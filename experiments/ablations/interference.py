@@ -39,13 +39,14 @@ def interference(
         states: of the members. steps, first: the batches are those of steps number `first` and the next.
     """
     knobs, batches = knobs_of(step, members), [steps(first), steps(first + 1)]
-    text, flow = (
+    (drawing,) = step.objective.weights.keys() - {"text"}
+    text, drawn = (
         [_vectors(gradients_together(step, states, batch, _only(knobs, term)).of) for batch in batches]
-        for term in ("text", "flow")
+        for term in ("text", drawing)
     )
     told = []
     for n in range(len(members)):
-        t, f = ([batch[n] for batch in vectors] for vectors in (text, flow))
+        t, f = ([batch[n] for batch in vectors] for vectors in (text, drawn))
         cosine = np.mean([_cosine(a, b) for a in t for b in f], axis=0)
         noise = (_cosine(*t) + _cosine(*f)) / 2
         norms = np.mean([np.log(_norm(f[i]) / _norm(t[i])) for i in range(2)], axis=0)

@@ -1,4 +1,5 @@
-"""What a model loses on fixed cases, one number a case: the flow loss of pictures, the log-likelihood of answers.
+"""What a model loses on fixed cases, one number a case: the flow loss of pictures, or that of their codes, and the
+log-likelihood of answers.
 
 Cases are laid out by the training's own collation, a case a row, with nothing dropped, and read by its own `Forward`.
 Parameters are arguments of what is compiled, so the seeds of an arm share it.
@@ -20,13 +21,15 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from experiments.ablations.arms import SIDE
+from experiments.ablations.codes import code_losses, in_rows, objective_of
 from experiments.ablations.world import DATA
 from internvlu_jax.config import InternVLUConfig, VAESlot
 from internvlu_jax.data.batch import Batch
 from internvlu_jax.data.collate import Collator
-from internvlu_jax.data.examples import DataError, ExampleBuilder
+from internvlu_jax.data.examples import BranchName, DataError, ExampleBuilder
 from internvlu_jax.data.records import BrokenRecord
 from internvlu_jax.flow.path import velocity_target
+from internvlu_jax.models.code_model import CodeModel
 from internvlu_jax.models.internvlu import InternVLU, Params
 from internvlu_jax.processing.tokenizer import Tokenizer
 from internvlu_jax.small_world import Example
@@ -41,14 +44,19 @@ _CHUNK = 100  # cases that are computed together
 _ROUND = 8  # rows of questions are padded to a multiple of it
 
 
-def case_batch(cfg: InternVLUConfig, tokenizer: Tokenizer, examples: Sequence[Example]) -> Batch:
+def case_batch(
+    cfg: InternVLUConfig, tokenizer: Tokenizer, examples: Sequence[Example], branch: BranchName = "cond"
+) -> Batch:
     """Cases of one sort as one batch in their order: pictures to draw, edits, or questions with their answers.
+
+    Args:
+        branch: of guidance.
 
     Raises:
         DataError: a case does not fit the shapes of the study's data, or they are not of one sort.
     """
     builder = ExampleBuilder(cfg, tokenizer, DATA)
-    drafts = [builder.draft(record_of(case, f"case {n}", SIDE)) for n, case in enumerate(examples)]
+    drafts = [builder.draft(record_of(case, f"case {n}", SIDE), branch) for n, case in enumerate(examples)]
     # All that may differ is the length that prompts are padded to, or the tiles that a row of questions holds.
     kind = max((replace(draft.kind, tiles=draft.tiles) for draft in drafts), key=lambda kind: kind.text_length)
     if any(replace(d.kind, text_length=0, tiles=d.tiles) != replace(kind, text_length=0) for d in drafts):
@@ -96,6 +104,24 @@ class FlowLoss:
         return _all(partial(_flow_losses, self._objective, params), self._chunks)[: self._count]
 
 
+class CodeLoss:
+    """Cross-entropy of the codes of a picture, of each case the mean over its codes, in nats.
+
+    Args:
+        model: without its parameters.
+        examples: pictures to draw.
+    """
+
+    def __init__(self, model: CodeModel, tokenizer: Tokenizer, examples: Sequence[Example]) -> None:
+        self._objective = objective_of(model, ObjectiveConfig((("codes", 1.0),)))
+        batch = in_rows(case_batch(model.cfg, tokenizer, examples), model.cfg, tokenizer.img_context)
+        self._count, self._chunks = len(examples), _chunks((batch,), len(examples))
+
+    def __call__(self, params: Params) -> Float[np.ndarray, "n"]:
+        """params: all of the model."""
+        return _all(partial(_code_losses, self._objective, params), self._chunks)[: self._count]
+
+
 class AnswerLikelihood:
     """ln p of each answer with its end, in nats: the sum over its tokens.
 
@@ -120,6 +146,11 @@ def _flow_losses(objective: Objective, params: Params, batch: Batch, noise: Arra
     forward = Forward(objective, params, batch, samples)
     error = jnp.square(forward.velocity - velocity_target(forward.clean, samples.noise))
     return jnp.mean(error.reshape(len(noise), -1), axis=1)
+
+
+@partial(jax.jit, static_argnums=0)
+def _code_losses(objective: Objective, params: Params, batch: Batch) -> Float[Array, "b"]:
+    return code_losses(Forward(objective, params, batch))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from experiments.ablations import results
 from experiments.ablations.design import CASE_SEEDS, TUNING_SEEDS
@@ -27,18 +28,24 @@ _VALIDATION = CASE_SEEDS["validation"]
 
 @dataclass(frozen=True)
 class Settings:
-    """What tuning decides about an arm."""
+    """What tuning decides about an arm.
+
+    flow_weight: of the loss of pictures, be they latents or codes.
+    shift, temperature: 1 where the arm is sampled by the other (`Arm.sampled_by`).
+    """
 
     learning_rate: float
     flow_weight: float
     guidance: float
-    shift: float
+    shift: float = 1.0
+    temperature: float = 1.0
 
-    def member(self, seed: int) -> Member:
-        return Member(seed, self.learning_rate, (("flow", self.flow_weight),))
+    def member(self, seed: int, term: str = "flow") -> Member:
+        """term: that of pictures."""
+        return Member(seed, self.learning_rate, ((term, self.flow_weight),))
 
     def sampling(self, budget: Budget) -> Sampling:
-        return Sampling(self.guidance, self.shift, budget.sampler_steps, budget.cases)
+        return Sampling(self.guidance, self.shift, budget.sampler_steps, budget.cases, self.temperature)
 
 
 def tune(at: Bench, judges: Executor, together: int, quiet: bool = False) -> Settings:
@@ -58,35 +65,40 @@ def tune(at: Bench, judges: Executor, together: int, quiet: bool = False) -> Set
     groups |= _trained(at, judges, "weights", second, together, quiet)
     best = _best_trained(at, first + second)
     _sampled(at, judges, groups[best], best, quiet)
-    return chosen(at.results, at.study.name, at.variant.name, at.budget)
+    return chosen(at.results, at.study.name, at.variant.name, at.budget, at.variant.arm.sampled_by)
 
 
-def chosen(path: Path, study: str, arm: str, budget: Budget) -> Settings:
+def chosen(path: Path, study: str, arm: str, budget: Budget, sampled_by: str = "shift") -> Settings:
     """What the results say is best for an arm.
+
+    Args:
+        sampled_by: `Arm.sampled_by`.
 
     Raises:
         ValueError: tuning is not there, or has not ended.
     """
     tried = {
-        (s["learning_rate"], s["flow_weight"], s["guidance"], s["shift"]): record.outcome.endpoints["geneval_seen"]
+        tuple(s.get(name, 1.0) for name in _SETTINGS): record.outcome.endpoints["geneval_seen"]
         for record in results.read(path).records
         if record.outcome
         and (record.run.study, record.run.arm, record.run.budget, record.run.tuning) == (study, arm, budget.name, True)
         and "guidance" in (s := record.run.settings)
     }
-    if len(tried) < len(budget.tuning.guidance) * len(budget.tuning.shifts):
+    if len(tried) < len(budget.tuning.guidance) * len(budget.tuning.third(sampled_by)):
         raise ValueError(f"{path}: arm {arm} of {study} is not tuned at budget {budget.name}; run that arm first")
-    best = max(tried, key=lambda key: (tried[key], -key[2], -abs(math.log(key[3]))))
+    best = max(tried, key=lambda key: (tried[key], -key[2], -abs(math.log(key[3] * key[4]))))
     return Settings(*best)
 
 
-_Pair = tuple[float, float]  # learning rate, weight of the flow loss
+_SETTINGS = tuple(field.name for field in fields(Settings))
+_Pair = tuple[float, float]  # learning rate, weight of the loss of pictures
 
 
 def _run(at: Bench, pair: _Pair, sampling: Sampling | None = None) -> Run:
     settings = {"learning_rate": pair[0], "flow_weight": pair[1], "steps": at.budget.tuning_steps}
     if sampling is not None:
-        settings |= {"guidance": sampling.guidance, "shift": sampling.shift}
+        third = at.variant.arm.sampled_by
+        settings |= {"guidance": sampling.guidance, third: getattr(sampling, third)}
     return at.run(_SEED, {**settings, "cases": at.budget.tuning_cases}, tuning=True)
 
 
@@ -95,13 +107,13 @@ def _trained(
 ) -> dict[_Pair, tuple[Group, int]]:
     """Trains and measures what has not ended; for each pair its group, and its number there."""
     places: dict[_Pair, tuple[Group, int]] = {}
-    scores = tuple(s for s in (at.study.flow, "answer_log_likelihood") if s in at.variant.scores)
+    scores = tuple(s for s in (at.study.drawing_loss(at.variant), "answer_log_likelihood") if s in at.variant.scores)
     for first in range(0, len(pairs), together):
         some = pairs[first : first + together]
         group = Group(
             f"tuning-{name}-{first // together}",
             tuple(_run(at, pair) for pair in some),
-            tuple(Member(_SEED, rate, (("flow", weight),)) for rate, weight in some),
+            tuple(Member(_SEED, rate, ((at.variant.term, weight),)) for rate, weight in some),
             at.budget.tuning_steps,
         )
         places |= {pair: (group, n) for n, pair in enumerate(some)}
@@ -114,26 +126,29 @@ def _trained(
 
 
 def _best_trained(at: Bench, pairs: Sequence[_Pair]) -> _Pair:
-    """The lowest ln(flow loss) minus log-likelihood: the two have one margin, so they count alike."""
+    """The lowest ln(loss of pictures) minus log-likelihood: the two have one margin, so they count alike."""
     records = {record.run.key: record for record in results.read(at.results).records}
-    values = {pair: _worth(records.get(_run(at, pair).key), at.study.flow) for pair in pairs}
+    drawing = at.study.drawing_loss(at.variant)
+    values = {pair: _worth(records.get(_run(at, pair).key), drawing) for pair in pairs}
     best = min(pairs, key=lambda pair: values[pair])
     if math.isinf(values[best]):
         raise ValueError(f"{at.results}: of {at.variant.name} no run of tuning is finite; expected one at least")
     return best
 
 
-def _worth(record: Record | None, flow: str) -> float:
+def _worth(record: Record | None, drawing: str) -> float:
     if record is None or record.outcome is None:
         return math.inf
     endpoints = record.outcome.endpoints
-    return math.log(endpoints[flow]) - endpoints["answer_log_likelihood"]
+    return math.log(endpoints[drawing]) - endpoints["answer_log_likelihood"]
 
 
 def _sampled(at: Bench, judges: Executor, place: tuple[Group, int], pair: _Pair, quiet: bool) -> None:
     """Draws the validation cases of the best model in all ways; each is a line of the results."""
     tried, steps, count = at.budget.tuning, at.budget.sampler_steps, at.budget.tuning_cases
-    ways = [Sampling(g, s, steps, count) for g in tried.guidance for s in tried.shifts]
+    third = at.variant.arm.sampled_by
+    thirds: list[Any] = [{third: value} for value in tried.third(third)]
+    ways = [Sampling(guidance=g, steps=steps, batch=count, **other) for g in tried.guidance for other in thirds]
     runs = [_run(at, pair, way) for way in ways]
     missing = open_runs(at.results, runs)
     if not missing:

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from internvlu_jax.config import InternVLUConfig, Noise
+from internvlu_jax.config import CodeHead, InternVLUConfig, Noise
 from internvlu_jax.flow.solver import Schedule
 from internvlu_jax.processing.chat import MODES
 from internvlu_jax.utils.seeds import Seed, check_seed, is_key
@@ -67,6 +67,11 @@ class Options:
         """Raises ValueError naming the first option that cannot be used, what was expected, and what to do."""
         if self.mode not in MODES:
             raise ValueError(f"generation_mode is {self.mode!r}; expected one of {', '.join(map(repr, MODES))}")
+        if self.mode != "text" and isinstance(config.generation_decoder, CodeHead):
+            raise ValueError(
+                f"generation_mode is {self.mode!r}, and the checkpoint has no generation head: its language model "
+                "draws code after code, as studies alone do it. Ask for text"
+            )
         self._check_text()
         if self.mode != "text":
             self._check_size(config)

@@ -37,7 +37,6 @@ from tests.helpers.unchecked import unchecked
 
 ENCODERS = ("decoupled", "shared-latent", "shared-semantic")
 HEADED = tuple(name for name in ARMS if name != "shared-discrete")
-STUDIED = {"pictures": 4.0, "edits": 2.0, "questions": 1.0}  # rows of a step at every budget that is counted
 
 
 def test_the_arms():
@@ -129,14 +128,13 @@ def test_controls_have_the_numbers_of_their_arms(rows):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "rows"), [(XS, STUDIED), (S, STUDIED), (TINY, dict(BUDGETS["smoke"].rows))])
-def test_the_discrete_arm_matches(size, rows):
+@pytest.mark.parametrize(("size", "budget"), [(XS, "gpu"), (S, "gpu"), (TINY, "smoke")])
+def test_the_discrete_arm_matches(size, budget):
     """In the mixture that is run: a language model that has a head's parameters costs more where questions are read."""
-    assert all(
-        dict(b.rows) == {k: n * b.rows[-1][1] for k, n in STUDIED.items()} for b in BUDGETS.values() if b.size is None
-    )
-    arms = arms_of(size)
-    decoupled, discrete = unchecked(parity, [arms["decoupled"], arms["shared-discrete"]], rows)
+    assert {tuple(n / b.rows[-1][1] for _, n in b.rows) for b in BUDGETS.values() if b.size is None} == {(4, 2, 1)}
+    arms, read = arms_of(size), BUDGETS[budget]
+    both, sizes = [arms["decoupled"], arms["shared-discrete"]], Sizes(noises=read.noises)
+    decoupled, discrete = unchecked(parity, both, dict(read.rows), sizes)
     assert abs(discrete.learned / decoupled.learned - 1) <= 0.01 and discrete.decoder == decoupled.decoder
     assert abs(discrete.mean / decoupled.mean - 1) <= 0.02 and discrete.tokens == (16, 16)
     assert discrete.copies == discrete.encoder == decoupled.encoder and discrete.trained == discrete.learned
