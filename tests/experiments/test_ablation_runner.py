@@ -53,7 +53,8 @@ class Machine:
         for number in range(1, count + 1):
             line = {"step": number}
             for n in range(len(members)):
-                line |= {f"text_loss/{n}": 1.0, f"flow_loss/{n}": 1.0, f"finite/{n}": float(number != 2 or not bad[n])}
+                line |= {f"{term}_loss/{n}": 1.0 for term in ("text", "flow", "codes")}
+                line |= {f"finite/{n}": float(number != 2 or not bad[n])}
             lines.append(line)
         where.mkdir(parents=True, exist_ok=True)
         (where / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines).replace("'", '"'))
@@ -73,7 +74,7 @@ class Machine:
             raise KeyboardInterrupt
         every = {
             "flow_loss": self.loss(arm, member), "flow_loss_seen": self.seen(arm, member),
-            "answer_log_likelihood": -1.0,
+            "code_loss": self.loss(arm, member), "answer_log_likelihood": -1.0,
         }  # fmt: skip
         return {name: value for name, value in every.items() if name in scores}, {}
 
@@ -177,6 +178,23 @@ def test_a_study_says_which_flow_loss_it_is_tuned_by(machine, judges, tmp_path):
     bench = at(tmp_path, budget="gpu-long", study="representations-long")
     assert tune(bench, judges, together=4, quiet=True).learning_rate == min(TUNING.learning_rates) / 2
     assert tune(at(tmp_path), judges, together=4, quiet=True).learning_rate == max(TUNING.learning_rates)
+
+
+def test_an_arm_that_draws_codes_is_tuned_by_their_loss_and_sampled_by_temperature(machine, judges, tmp_path):
+    machine.loss = lambda arm, member: member.learning_rate + dict(member.weights)["codes"]
+    machine.right = lambda arm, member, sampling: 1 - abs(sampling.temperature - 0.85) - abs(sampling.guidance - 2.0)
+    arguments = Arguments("discrete", tmp_path, "laptop", arms=("shared-discrete",), seeds=2, together=8)
+    go(arguments, judges)
+    records = results.read(tmp_path / "results.jsonl").records
+    ways = [s for r in records if r.run.tuning and "guidance" in (s := r.run.settings)]
+    assert [(s["guidance"], s["temperature"]) for s in ways] == [
+        (g, t) for g in (1.0, 2.0, 3.5) for t in (0.7, 0.85, 1.0)
+    ]
+    made = [r.run.settings for r in records if not r.run.tuning]
+    wanted = {"learning_rate": min(TUNING.learning_rates) / 2, "flow_weight": 1.0, "guidance": 2.0, "temperature": 0.85}
+    assert len(made) == 2 and all(s.items() >= wanted.items() and "shift" not in s for s in made)
+    outcome = next(r.outcome for r in records if not r.run.tuning)
+    assert set(outcome.curves) == {"text_loss", "codes_loss"}
 
 
 def test_a_run_of_tuning_that_is_not_finite_is_not_chosen(machine, judges, tmp_path):
