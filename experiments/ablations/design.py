@@ -163,7 +163,7 @@ class Tuning:
     flow_weights: tuple[float, ...] = (5.0, 1.0, 20.0)
     guidance: tuple[float, ...] = (1.0, 2.0, 3.5)
     shifts: tuple[float, ...] = (0.5, 1.0, 2.0)
-    temperatures: tuple[float, ...] = (0.7, 0.85, 1.0)
+    temperatures: tuple[float, ...] = (0.4, 0.7, 1.0)
 
     def third(self, name: str) -> tuple[float, ...]:
         """What is tried beside guidance: name is "shift" or "temperature"."""

@@ -243,4 +243,4 @@ class Records:
         self._line.close()
 
 
-_SHOWN = ("loss", "flow_loss", "text_loss", "valid_loss")
+_SHOWN = ("loss", "flow_loss", "codes_loss", "text_loss", "valid_loss")

@@ -1,5 +1,6 @@
 """The protocol in words says what the plan, the endpoints, tuning and budgets say as data."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from experiments.ablations.design import (
     TUNING_SEEDS,
 )
 from experiments.ablations.endpoints import ENDPOINTS
+from experiments.ablations.parts import KEPT
 from experiments.ablations.studies import BUDGETS, STUDIES
+from internvlu_jax.utils.files import read_json
 
 ROOT = Path(__file__).parent.parent.parent
 PROTOCOL = (ROOT / "experiments/ablations/protocol.md").read_text(encoding="utf-8")
@@ -97,3 +100,22 @@ def test_protocol_and_the_longer_study_say_the_same():
     for variant, usual in zip(study.all(), STUDIES["representations"].all(), strict=True):
         drawn = ("flow_loss_seen",) if "pictures" in variant.kinds else ()
         assert replace(variant, scores=usual.scores) == usual and variant.scores == (*usual.scores, *drawn)
+
+
+def test_protocol_and_the_discrete_study_say_the_same():
+    section = " ".join(PROTOCOL.partition("## Discrete")[2].partition("\n## ")[0].split())
+    design, (decoupled, discrete) = DESIGNS["discrete"], STUDIES["discrete"].all()
+    assert design.seeds == dict.fromkeys((decoupled.name, discrete.name), CONTROL_SEEDS) and not design.families
+    assert f"seeds {CONTROL_SEEDS[0]} to {CONTROL_SEEDS[-1]}, at the budgets of `representations`" in section
+    assert design.counted_budgets == REPRESENTATIONS.counted_budgets and design.matched and design.tuned_in is None
+    codec, head = discrete.arm.config.vae, discrete.arm.config.generation_decoder
+    assert set(codec.levels) == {5} and f"{codec.z_dim} channels of a latent has 5 levels" in section
+    said = "{} channels make a code: {} entries, {} codes a latent, {} a token, {} tokens a picture"
+    tokens = discrete.arm.config.vlm.tokens_per_tile
+    assert said.format(len(codec.levels), codec.entries, codec.codes, head.codes, tokens) in section
+    for name, start in (("vae-quantized", "Its ceiling, "), ("vae0", "decoupled's VAE (")):
+        ceiling = read_json(KEPT / name / "ceiling.json")
+        psnr, right = (ceiling[key]["value"] for key in ("psnr", "right"))
+        assert re.search(rf"{re.escape(start)}{psnr:.1f} dB,? (and )?{right:.1%}", section), name
+    assert "temperatures {:g}, {:g} and {:g}".format(*TUNING.temperatures) in section
+    assert set(decoupled.scores) ^ set(discrete.scores) == {"flow_loss", "code_loss"}

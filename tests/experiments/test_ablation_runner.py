@@ -182,16 +182,15 @@ def test_a_study_says_which_flow_loss_it_is_tuned_by(machine, judges, tmp_path):
 
 def test_an_arm_that_draws_codes_is_tuned_by_their_loss_and_sampled_by_temperature(machine, judges, tmp_path):
     machine.loss = lambda arm, member: member.learning_rate + dict(member.weights)["codes"]
-    machine.right = lambda arm, member, sampling: 1 - abs(sampling.temperature - 0.85) - abs(sampling.guidance - 2.0)
+    machine.right = lambda arm, member, sampling: 1 - abs(sampling.temperature - 0.7) - abs(sampling.guidance - 2.0)
     arguments = Arguments("discrete", tmp_path, "laptop", arms=("shared-discrete",), seeds=2, together=8)
     go(arguments, judges)
     records = results.read(tmp_path / "results.jsonl").records
     ways = [s for r in records if r.run.tuning and "guidance" in (s := r.run.settings)]
-    assert [(s["guidance"], s["temperature"]) for s in ways] == [
-        (g, t) for g in (1.0, 2.0, 3.5) for t in (0.7, 0.85, 1.0)
-    ]
+    grid = [(g, t) for g in TUNING.guidance for t in TUNING.temperatures]
+    assert [(s["guidance"], s["temperature"]) for s in ways] == grid
     made = [r.run.settings for r in records if not r.run.tuning]
-    wanted = {"learning_rate": min(TUNING.learning_rates) / 2, "flow_weight": 1.0, "guidance": 2.0, "temperature": 0.85}
+    wanted = {"learning_rate": min(TUNING.learning_rates) / 2, "flow_weight": 1.0, "guidance": 2.0, "temperature": 0.7}
     assert len(made) == 2 and all(s.items() >= wanted.items() and "shift" not in s for s in made)
     outcome = next(r.outcome for r in records if not r.run.tuning)
     assert set(outcome.curves) == {"text_loss", "codes_loss"}
