@@ -238,7 +238,7 @@ def _check_consistent(cfg: InternVLUConfig) -> None:
          f"{' and '.join(crossed)} holds the other side's encoder, so both sides must scale pixels alike: "
          f"image_processor_kwargs has image_mean and image_std {seen}, image_gen_processor_kwargs {encoded}"),
         (all(part.codec == vae for part in coded),
-         f"{' and '.join(part.model_type for part in coded)} takes codes of another codec than the vae; expected one"),
+         f"{' and '.join(part.model_type for part in coded)} have a codec that is not the vae; expected one for all"),
     )  # fmt: skip
     problems = [*vision.problems(), *head.problems(), *vae.problems(), *between]
     if problems:

@@ -200,13 +200,24 @@ def test_types_of_studies_come_back(tmp_path, arm, file, place, key, name):
         read_config(tmp_path)
 
 
-@pytest.mark.parametrize(("arm", "name"), [("shared-latent", "latent_vit"), ("shared-semantic", "semantic_codec")])
+@pytest.mark.parametrize(
+    ("arm", "name"),
+    [("shared-latent", "latent_vit"), ("shared-semantic", "semantic_codec"), ("shared-discrete", "code_vision")],
+)
 def test_a_copied_encoder_reads_pixels_on_one_scale(arm, name):
     """The vision encoder and the autoencoder scale pixels by settings of their own; here they have to be equal."""
     cfg = ARMS[arm].config
     pictures = ImageProcessorConfig(cfg.processor.image_processor_kwargs.size)
     with pytest.raises(ConfigError, match=rf"{name} holds .* image_std \(\(0\.485, .* \(\(0\.5, 0\.5, 0\.5\), \(0\.5"):
         replace(cfg, processor=replace(cfg.processor, image_processor_kwargs=pictures))
+
+
+def test_codes_are_read_and_predicted_of_one_codec():
+    cfg = ARMS["shared-discrete"].config
+    with pytest.raises(ConfigError, match="code_vision and code_head have a codec that is not the vae; expected"):
+        replace(cfg, vae=replace(cfg.vae, levels=(4,) * 4))
+    with pytest.raises(ConfigError, match=r"code head: z_dim 8 must be a multiple of the 3 levels"):
+        replace(cfg, generation_decoder=replace(cfg.generation_decoder, codec=replace(cfg.vae, levels=(5, 5, 5))))
 
 
 def test_widths_of_attention_heads():
