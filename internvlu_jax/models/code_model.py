@@ -13,9 +13,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int, UInt8
 
-from internvlu_jax.models.codes import values_of
+from internvlu_jax.models.codes import codes_of, values_of
 from internvlu_jax.models.internvlu import InternVLU, Params
-from internvlu_jax.models.pixels import codec_values
 from internvlu_jax.models.vlm import VLM
 
 
@@ -25,8 +24,7 @@ class CodeModel(InternVLU):
 
     def codes(self, params: Params, pixels: UInt8[Array, "b Y X 3"]) -> Int[Array, "b y x g"]:
         """Of pictures, those of each latent."""
-        values = codec_values(pixels, self.cfg.processor.image_gen_processor_kwargs)
-        return self._apply("vae", params, values, method="codes")
+        return codes_of(self.encode(params, pixels), self.cfg.vae.levels)
 
     def picture(self, params: Params, codes: Int[Array, "b y x g"]) -> UInt8[Array, "b Y X 3"]:
         """The pictures that codes stand for."""
