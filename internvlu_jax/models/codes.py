@@ -7,10 +7,9 @@ that could collapse. Rounding passes gradients on as they are (straight through)
 
 A token of the language model stands for several latents, and so for several codes. On the way in they are embedded, put
 side by side and projected. On the way out they are predicted one after another, each from the state of the language
-model and all codes of the token before it: told apart by their places alone they would be independent of one another
-given the state, and the parts of one edge would be drawn as if by strangers. Residual quantisation (RQ-Transformer,
-arXiv 2203.01941) has a small transformer for this; here MLPs read a sum over the codes before, which is enough for
-eight and needs no cache.
+model and the codes of the token before it. Side by side they would be independent of one another given the state, and
+the parts of one edge would not fit together. RQ-Transformer (arXiv 2203.01941) has a small transformer for this; here
+MLPs read the sum of the codes before, embedded by tables of their own, which needs no cache.
 
 Axes: b rows, y x rows and columns of latents, c channels, g codes of a latent, t tokens, d codes of a token, n entries.
 """
@@ -28,7 +27,7 @@ from internvlu_jax.config import CodeHead, CodeVision, Compute, QuantizedCodec
 from internvlu_jax.models.layers import MLP, RMSNorm
 from internvlu_jax.models.vae import VAE
 
-_EPSILON = 1e-3  # so that the outermost levels are reached before tanh is at its end
+_EPSILON = 1e-3  # of the source: what is bounded stays short of the ends of the outermost levels
 
 
 def quantized(z: Float[Array, "*b c"], levels: tuple[int, ...]) -> Float[Array, "*b c"]:
