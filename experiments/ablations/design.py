@@ -132,7 +132,7 @@ LARGER = Design(REPRESENTATIONS.reference, dict.fromkeys(JOINT, SEEDS[:3]), spac
 
 DISCRETE = Design(
     REPRESENTATIONS.reference, dict.fromkeys(("decoupled", "shared-discrete"), CONTROL_SEEDS),
-    spaces={"decoupled": "VAE latents", "shared-discrete": "codes"},
+    counted_budgets=LONG.counted_budgets, spaces={"decoupled": "VAE latents", "shared-discrete": "codes"},
 )  # fmt: skip
 """Decoupled beside an arm without a head, whose language model reads and generates codes. Four seeds can pass no test
 at 5%, so none is made."""

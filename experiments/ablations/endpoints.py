@@ -71,7 +71,7 @@ ENDPOINTS: Mapping[str, Endpoint] = {
         task="generation",
     ),
     "code_loss": Endpoint(
-        "cross-entropy of the codes of held-out pictures",
+        "cross-entropy of the codes of new pictures of seen combinations",
         "nats a code",
         "lower",
         0.03,

@@ -30,7 +30,7 @@ from internvlu_jax.small_world.scoring.suite import Reply, queries
 LOSSES = {
     "flow_loss": "geneval_heldout",
     "flow_loss_seen": "geneval_seen",
-    "code_loss": "geneval_heldout",
+    "code_loss": "geneval_seen",
     "answer_log_likelihood": "questions",
 }
 """Endpoints that need no replies, and the set whose cases they are of."""

@@ -220,7 +220,7 @@ def test_a_smoke_run_is_a_whole_study(tmp_path):
     }  # fmt: skip
     headed, discrete = (counted[arm].outcome for arm in ("decoupled", "shared-discrete"))
     assert discrete.endpoints.keys() - headed.endpoints.keys() == {"code_loss"}
-    assert headed.endpoints.keys() - discrete.endpoints.keys() == {"flow_loss"}
+    assert headed.endpoints.keys() - discrete.endpoints.keys() == {"flow_loss", "flow_loss_seen"}
     assert abs(discrete.parity["parameters"] / headed.parity["parameters"] - 1) <= 0.01
     assert abs(discrete.parity["operations"] / headed.parity["operations"] - 1) <= 0.02
     assert set(discrete.curves) >= {"text_loss", "codes_loss"} and discrete.ceilings.keys() == {"reader", "psnr"}

@@ -106,8 +106,10 @@ def test_protocol_and_the_discrete_study_say_the_same():
     section = " ".join(PROTOCOL.partition("## Discrete")[2].partition("\n## ")[0].split())
     design, (decoupled, discrete) = DESIGNS["discrete"], STUDIES["discrete"].all()
     assert design.seeds == dict.fromkeys((decoupled.name, discrete.name), CONTROL_SEEDS) and not design.families
-    assert f"seeds {CONTROL_SEEDS[0]} to {CONTROL_SEEDS[-1]}, at the budgets of `representations`" in section
-    assert design.counted_budgets == REPRESENTATIONS.counted_budgets and design.matched and design.tuned_in is None
+    (budget,) = design.counted_budgets
+    assert f"seeds {CONTROL_SEEDS[0]} to {CONTROL_SEEDS[-1]}, at budget `{budget}`" in section
+    assert design.matched and design.tuned_in is None and STUDIES["discrete"].drawing_loss(discrete) == "code_loss"
+    assert STUDIES["discrete"].drawing_loss(decoupled) == "flow_loss_seen"
     codec, head = discrete.arm.config.vae, discrete.arm.config.generation_decoder
     assert set(codec.levels) == {5} and f"{codec.z_dim} channels of a latent has 5 levels" in section
     said = "{} channels make a code: {} entries, {} codes a latent, {} a token, {} tokens a picture"
@@ -118,4 +120,4 @@ def test_protocol_and_the_discrete_study_say_the_same():
         psnr, right = (ceiling[key]["value"] for key in ("psnr", "right"))
         assert re.search(rf"{re.escape(start)}{psnr:.1f} dB,? (and )?{right:.1%}", section), name
     assert "temperatures {:g}, {:g} and {:g}".format(*TUNING.temperatures) in section
-    assert set(decoupled.scores) ^ set(discrete.scores) == {"flow_loss", "code_loss"}
+    assert set(decoupled.scores) ^ set(discrete.scores) == {"flow_loss", "flow_loss_seen", "code_loss"}

@@ -17,9 +17,9 @@ _SCORES = (*READING, "transfer_questions", *DRAWING, "transfer_pictures")
 def _variants(arms: Mapping[str, Arm]) -> tuple[Variant, ...]:
     discrete = tuple("code_loss" if name == "flow_loss" else name for name in _SCORES)
     return (
-        Variant("decoupled", arms["decoupled"], scores=_SCORES),
+        Variant("decoupled", arms["decoupled"], scores=(*_SCORES, "flow_loss_seen")),
         Variant("shared-discrete", arms["shared-discrete"], scores=discrete),
     )
 
 
-DISCRETE = Study("discrete", "xs", _variants)
+DISCRETE = Study("discrete", "xs", _variants, flow="flow_loss_seen")
