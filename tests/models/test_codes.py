@@ -1,6 +1,7 @@
 """Quantized latents and codes against numpy, and scores of codes against loops over them."""
 
 from dataclasses import fields, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +70,14 @@ def test_codes_number_all_combinations_of_levels_and_are_undone():
 
 @pytest.fixture(scope="module")
 def autoencoder():
-    return jax.jit(QuantizedVAE(CODEC).init, static_argnames="method")(jax.random.key(0), method="build")["params"]
+    return made_up(partial(QuantizedVAE(CODEC).init, method="build"))
+
+
+def made_up(init, *arguments):
+    """Random parameters of a module."""
+    shapes = jax.eval_shape(init, jax.random.key(0), *arguments)["params"]
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape, np.float32) / 2), shapes)
 
 
 def test_a_quantized_vae_is_a_vae_whose_latents_are_quantized(autoencoder):
@@ -93,7 +101,7 @@ def test_a_quantized_vae_is_a_vae_whose_latents_are_quantized(autoencoder):
 def test_what_is_seen_of_a_latent_is_the_sum_of_its_embedded_codes(autoencoder):
     vision = CodeEmbedder(CodeVision(6, 8, CODEC))
     pixels = jax.random.uniform(jax.random.key(1), (1, 8, 8, 3), minval=-1.0)
-    params = jax.jit(vision.init)(jax.random.key(0), pixels)["params"]
+    params = made_up(vision.init, pixels)
     assert not any("decoder" in path or "post" in path for path in paths(params)), "the copy has no decoder"
     table = np.asarray(params["embedder"]["table"]["embedding"]).reshape(2, 72, 6)
     codes = np.asarray(QuantizedVAE(CODEC).apply({"params": params["codec"]}, pixels, method="codes"))
@@ -103,8 +111,7 @@ def test_what_is_seen_of_a_latent_is_the_sum_of_its_embedded_codes(autoencoder):
 
 @pytest.fixture(scope="module")
 def predictor():
-    params = jax.jit(CodePredictor(HEAD).init, static_argnames="method")(jax.random.key(0), method="build")["params"]
-    return jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(leaf.size), leaf.shape) / 2, params)
+    return made_up(partial(CodePredictor(HEAD).init, method="build"))
 
 
 def test_scores_of_codes_by_hand(predictor):
