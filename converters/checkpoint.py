@@ -92,7 +92,8 @@ def load_released(
         directory: with vlm/, generation_decoder/, vae/ and the config files.
         dtype: of the parameters; None keeps the checkpoint's.
         place: what becomes of each parameter, by its path among all; by default it goes to the default device.
-        finish: what becomes of a part, by its name of `PARTS`, once it is placed and before the next one is read.
+        finish: what becomes of a part, by its name of `PARTS`, once it is placed and before the next one is read. It
+            may empty what it gets.
 
     Raises:
         ConversionError: all that is missing or does not fit, of all parts together, before any tensor is read; or
@@ -113,11 +114,8 @@ def load_released(
         if left := left_out(rows, readers[name].infos):
             note(f"{folder}: {len(left)} tensors that the model does not have are left out: {listed(left)}")
         watched = _Watched(readers[name], {name for row in rows if isinstance(row, Rule) for name in row.names()})
-        part_params, extras[name] = convert(
-            rows, watched, template[name], dtype, functools.partial(_placed, place, name)
-        )
-        params[name] = finish(name, part_params)
-        del part_params
+        placed, extras[name] = convert(rows, watched, template[name], dtype, functools.partial(_placed, place, name))
+        params[name] = finish(name, placed)
         if watched.damaged:
             damaged.append(
                 f"{folder}: {len(watched.damaged)} tensors hold NaN or infinities: {listed(watched.damaged)}"

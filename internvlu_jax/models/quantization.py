@@ -119,11 +119,12 @@ def _rounded(name: Quantization) -> Callable[[np.ndarray], tuple[jax.Array, jax.
 
 
 def spread(params: Any) -> Any:
-    """Nested dicts whose `Kernel`s are two parameters each."""
+    """Nested dicts whose `Kernel`s are two parameters each. Those given are emptied: nothing is held for them."""
     if not isinstance(params, dict):
         return params
     flat: dict[str, Any] = {}
-    for name, child in params.items():
+    for name in list(params):
+        child = params.pop(name)
         if isinstance(child, Kernel):
             flat |= {name: child.values, f"{name}_scale": child.scale}
         else:

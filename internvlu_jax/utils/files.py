@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from internvlu_jax.utils.buckets import BucketError, in_bucket, path_of
+from internvlu_jax.utils.buckets import BucketError, filled, in_bucket, path_of
 from internvlu_jax.utils.locks import lock
 from internvlu_jax.utils.regular_files import NotAFileError, open_file
 
@@ -30,9 +29,8 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     """
     path = path_of(path).absolute()
     if in_bucket(path):
-        with tempfile.TemporaryDirectory(prefix="internvlu-jax-") as folder:
-            yield Path(folder) / path.name
-            path.write_bytes((Path(folder) / path.name).read_bytes())
+        with filled(path.parent) as folder:
+            yield folder / path.name
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     start, end = _partial_name(path)

@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import pytest
 
 from internvlu_jax import InternVLUPipeline
+from internvlu_jax.inference import layers
 from internvlu_jax.inference.layers import layers_of, listed
+from internvlu_jax.inference.pipeline import _finished
+from internvlu_jax.models.quantization import Kernel
+from internvlu_jax.parallel.placement import OneDevice
+from internvlu_jax.utils.tree import paths
 
 
 @pytest.mark.parametrize(("spare", "layers"), [(1, "scan"), (0, "unrolled")])
@@ -21,6 +26,20 @@ def test_a_list_from_64_mib_on(spare, layers):
     vlm = listed({"llm": {"layers": stack}})
     assert layers_of({"vlm": vlm}) == layers
     assert list(vlm["llm"]["layers"]) == (["0", "1"] if layers == "unrolled" else names)
+
+
+def test_nothing_is_held_for_whoever_gave_it(monkeypatch):
+    """Or a stack would stand beside the list made of it, in 8 bits and otherwise, until all is loaded."""
+    monkeypatch.setattr(layers, "_LIST_FROM", 0)
+    leaf = jnp.zeros((2, 4, 4))
+    kernel = Kernel(leaf.astype(jnp.int8), jnp.zeros((2, 4)))
+    attention = {"q": {"kernel": kernel}, "k": {"kernel": kernel}, "v": {"kernel": kernel},
+                 "out": {"kernel": jnp.zeros((2, 2, 2, 4))}}  # fmt: skip
+    mlp = {name: {"kernel": leaf} for name in ("gate", "up", "down")}
+    given = {"llm": {"layers": {"attn": attention, "mlp": mlp}}, "projector": {"kernel": leaf}}
+    served = _finished(OneDevice(), "vlm", given)
+    assert not paths(given) and list(served["llm"]["layers"]) == ["0", "1"]
+    assert set(served["llm"]["layers"]["0"]["attn"]["q_k_v"]) == {"kernel", "kernel_scale"}
 
 
 def test_the_model_in_the_box_keeps_its_stack():
