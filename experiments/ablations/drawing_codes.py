@@ -145,9 +145,7 @@ def _token(
     head: Any = model.cfg.generation_decoder  # a `CodeHead`
 
     def code(place: Array, codes: Array) -> Array:
-        cond, uncond = (
-            model.code_scores(params, branch.state[:, None], codes[:, None])[:, 0, place] for branch in branches
-        )
+        cond, uncond = (model.next_code_scores(params, branch.state, codes, place) for branch in branches)
         own = jax.vmap(jax.random.fold_in, (0, None))(keys, place)
         chosen = jax.vmap(jax.random.categorical)(own, guided(cond, uncond, guidance) / temperature)
         return codes.at[:, place].set(chosen.astype(codes.dtype))

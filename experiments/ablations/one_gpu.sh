@@ -1,7 +1,11 @@
 #!/bin/bash
-# Study `representations` at budget `gpu` on one GPU, the joint arms and their controls in three processes that share it.
+# A study on one GPU, its arms in several processes that share it: `representations` at budget `gpu`, or another one.
 #
-#   experiments/ablations/one_gpu.sh DIR [SECONDS [representations-long gpu-long]]
+#   experiments/ablations/one_gpu.sh DIR [SECONDS [STUDY BUDGET [ARMS ...]]]
+#   experiments/ablations/one_gpu.sh DIR 0 discrete gpu-long decoupled shared-discrete
+#
+# Each ARMS is a process: the names of its arms, one after another, with spaces between them ("shared-latent twin").
+# Without any there are three, for the joint arms of `representations`, each with its controls.
 #
 # After SECONDS (default: no limit) the processes are told to save and stop, and the report is of what there is; the same
 # command goes on. What a run needs beforehand (parts, pool) is made first where it is not in DIR: that takes CPU time
@@ -23,11 +27,17 @@ if command -v nvidia-cuda-mps-control > /dev/null; then  # kernels of several pr
   mkdir -p "$CUDA_MPS_PIPE_DIRECTORY"
   nvidia-cuda-mps-control -d && trap 'echo quit | nvidia-cuda-mps-control' EXIT
 fi
-for arms in "decoupled" "shared-latent twin" "shared-semantic random-semantic"; do
-  joint=${arms%% *}
-  mkdir -p "$dir/logs"
+if [ $# -le 4 ]; then
+  set -- "$dir" "$seconds" "$study" "$budget"
+  for joint in "decoupled" "shared-latent twin" "shared-semantic random-semantic"; do
+    set -- "$@" "$joint ${joint%% *}-understanding-only ${joint%% *}-generation-only"
+  done
+fi
+shift 4
+mkdir -p "$dir/logs"
+for arms; do
   # shellcheck disable=SC2086
-  run --judges 3 --arms $arms "$joint-understanding-only" "$joint-generation-only" > "$dir/logs/$joint.log" 2>&1 &
+  run --judges 3 --arms $arms > "$dir/logs/${arms%% *}.log" 2>&1 &
 done
 wait
 tail -n 2 "$dir"/logs/*.log

@@ -47,6 +47,12 @@ class CodeModel(InternVLU):
         """
         return self._apply("head", params, states, codes, method="scores")
 
+    def next_code_scores(
+        self, params: Params, state: Float[Array, "b e"], codes: Int[Array, "b d"], place: Int[Array, ""]
+    ) -> Float[Array, "b n"]:
+        """`code_scores` of code number `place` of one token, of which codes before that are there."""
+        return self._apply("head", params, state, codes, place, method="scores_at")
+
     def by_token(self, codes: Int[Array, "b y x g"]) -> Int[Array, "b t d"]:
         """Codes of latents as those of tokens, in the order of `visual_tokens`."""
         side = self.cfg.generation_decoder.latent_multiple

@@ -140,10 +140,27 @@ class CodePredictor(nn.Module):
         dtype = jnp.dtype(self.compute.dtype)
         said = jnp.pad(self.embedder(codes), ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1]
         x = states.astype(dtype)[:, :, None] + self.places.astype(dtype) + jnp.cumsum(said, axis=2)
+        return jnp.einsum(
+            "btdw,dwn->btdn", self._read(x), self.out_kernel.astype(dtype), preferred_element_type=jnp.float32
+        )
+
+    def scores_at(
+        self, state: Float[Array, "b e"], codes: Int[Array, "b d"], place: Int[Array, ""]
+    ) -> Float[Array, "b n"]:
+        """`scores` of one token's code number `place`, from 0, computed for it alone.
+
+        codes: of the token; those from `place` on may be anything.
+        """
+        dtype = jnp.dtype(self.compute.dtype)
+        before = jnp.arange(self.cfg.codes) < place
+        said = jnp.sum(jnp.where(before[:, None], self.embedder(codes), 0), axis=1)
+        x = self._read(state.astype(dtype) + self.places.astype(dtype)[place] + said)
+        return jnp.dot(x, self.out_kernel.astype(dtype)[place], preferred_element_type=jnp.float32)
+
+    def _read(self, x: Float[Array, "*b e"]) -> Float[Array, "*b e"]:
         for norm, mlp in zip(self.norms, self.mlps, strict=False):
             x = x + mlp(norm(x))
-        kernel = self.out_kernel.astype(dtype)
-        return jnp.einsum("btdw,dwn->btdn", self.norms[-1](x), kernel, preferred_element_type=jnp.float32)
+        return self.norms[-1](x)
 
     def build(self) -> None:
         """Touches every parameter once; used to initialise."""

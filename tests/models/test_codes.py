@@ -137,6 +137,17 @@ def test_scores_of_codes_by_hand(predictor):
     np.testing.assert_allclose(got[0], want, atol=2e-4)
 
 
+def test_scores_of_one_place_are_those_of_all_whatever_stands_behind_it(predictor):
+    rng = np.random.default_rng(0)
+    state, codes = jnp.asarray(rng.normal(size=(3, 6)), jnp.float32), jnp.asarray(rng.integers(72, size=(3, 8)))
+    head = CodePredictor(HEAD)
+    every = head.apply({"params": predictor}, state[:, None], codes[:, None], method="scores")
+    one = jax.jit(lambda *given: head.apply({"params": predictor}, *given, method="scores_at"))
+    for place in range(8):
+        later = jnp.where(jnp.arange(8) < place, codes, 0)
+        np.testing.assert_allclose(one(state, later, jnp.asarray(place)), every[:, 0, place], atol=1e-5)
+
+
 def test_a_code_is_not_seen_where_it_is_predicted(predictor):
     codes = jnp.arange(8)[None, None] + jnp.zeros((1, 1, 8), jnp.int32)
     scores = jax.jit(lambda codes: CodePredictor(HEAD, Compute()).apply(
