@@ -12,8 +12,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from internvlu_jax.ops.attention.blocks import CHUNKED_SCORES, even_block
 from internvlu_jax.ops.attention.plain import MASKED, plain_attention
 
 
@@ -33,12 +34,31 @@ def cached_attention(
     cached_k, cached_v = cached_k.astype(k.dtype), cached_v.astype(v.dtype)
     if q.shape[1] == 1:
         return _one_query(q, k, v, cached_k, cached_v, seen)
-    length = q.shape[1]
-    among = jnp.broadcast_to(jnp.tri(length, dtype=bool), (len(q), length, length))
-    mask = jnp.concatenate([jnp.broadcast_to(seen[:, None], (len(q), length, seen.shape[1])), among], axis=2)
     keys = jnp.concatenate([rearrange(cached_k, "b m h t -> b t m h"), k], axis=1)
     values = jnp.concatenate([rearrange(cached_v, "b m t h -> b t m h"), v], axis=1)
-    return plain_attention(q, keys, values, False, None, None, mask)
+    return _in_blocks(q, keys, values, seen)
+
+
+def _in_blocks(
+    q: Float[Array, "b s n h"], keys: Float[Array, "b k m h"], values: Float[Array, "b k m h"], seen: Bool[Array, "b t"]
+) -> Float[Array, "b s n h"]:
+    """The new keys stand behind the t of the cache; as many queries at a time as have at most `CHUNKED_SCORES`."""
+    batch, length, heads = q.shape[:3]
+    most = max(CHUNKED_SCORES // (batch * heads * keys.shape[1]), 1)
+
+    def block(at: Int[Array, "p"], q: Float[Array, "b p n h"]) -> Float[Array, "b p n h"]:
+        among = jnp.broadcast_to(jnp.arange(length) <= at[:, None], (batch, len(at), length))
+        old = jnp.broadcast_to(seen[:, None], (batch, len(at), seen.shape[1]))
+        return plain_attention(q, keys, values, False, None, None, jnp.concatenate([old, among], axis=2))
+
+    if length <= most:
+        return block(jnp.arange(length), q)
+    size = even_block(length, most)
+    filled = jnp.pad(q, ((0, 0), (0, -length % size), (0, 0), (0, 0)))
+    blocks = rearrange(filled, "b (i p) n h -> i b p n h", p=size)
+    places = jnp.arange(filled.shape[1]).reshape(-1, size)
+    out = jax.lax.map(lambda one: block(*one), (places, blocks))
+    return rearrange(out, "i b p n h -> b (i p) n h")[:, :length]
 
 
 def _one_query(q: Array, k: Array, v: Array, cached_k: Array, cached_v: Array, seen: Array) -> Array:
