@@ -27,7 +27,7 @@ BranchName = Literal["cond", "text_dropped", "uncond"]
 
 
 class DataError(ValueError):
-    """The data cannot be used: too much of it is broken, or it is not what the configuration is for."""
+    """The data cannot be used: too much is broken, it is not what the configuration is for, or its reader has died."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ w + n, ...: the order of the steps is fixed, whichever worker is the quickest, a
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import pickle
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import jax
 
 from internvlu_jax.config import InternVLUConfig
 from internvlu_jax.data.config import DataConfig
+from internvlu_jax.data.examples import DataError
 from internvlu_jax.data.loader import Loader, Rows
 from internvlu_jax.data.plan import check_records
 from internvlu_jax.data.prefetch import Prefetcher
@@ -71,14 +73,16 @@ class WorkerLoader(Prefetcher):
     def close(self) -> None:
         """Ends the processes."""
         super().close()
+        atexit.unregister(self.close)
         for process, pipe in self._workers:
-            pipe.close()  # which the worker sees when it next sends
-            process.terminate()
+            pipe.close()
+            process.kill()  # SIGTERM, which multiprocessing would send, is left to the run
             process.join()
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would copy JAX's threads half alive
         states = self._state["workers"]
+        atexit.register(self.close)
         for w, state in enumerate(states):
             ours, theirs = context.Pipe(duplex=False)
             job = self._job(share=(w, len(states)), state=state)
@@ -97,7 +101,10 @@ class WorkerLoader(Prefetcher):
             self._put((batches, {"next": number, "workers": list(states)}))
 
     def _received(self, number: int) -> Any:
-        """The next step of a worker and the state after it; None when the loader is closed."""
+        """The next step of a worker and the state after it; None when the loader is closed.
+
+        Raises DataError where the worker is gone, as of bad data: the run saves what it has done.
+        """
         process, pipe = self._workers[number]
         try:
             while not pipe.poll(0.1):
@@ -106,7 +113,10 @@ class WorkerLoader(Prefetcher):
             item = pickle.loads(pipe.recv_bytes())
         except (EOFError, OSError):
             process.join()
-            raise RuntimeError(f"data worker {number} ended with exit code {process.exitcode}") from None
+            raise DataError(
+                f"data worker {number} ended with exit code {process.exitcode}; the same command goes on. Where -9 was "
+                "for memory, lower data.prefetch or data.threads"
+            ) from None
         if isinstance(item, BaseException):
             raise item
         return None if self._stop.is_set() else item

@@ -111,8 +111,14 @@ def second_interrupt_ends(said: str) -> Iterator[None]:
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Within, Ctrl-C waits; processes that are started leave it, from their first moment on, to the one that did so."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Within, Ctrl-C and SIGTERM wait; processes that are started leave both, from their first moment on, to this one.
+
+    They come to all of a group: from a terminal, `timeout`, a service's stop. Such processes end by `kill` alone.
+    """
+    from multiprocessing.resource_tracker import ensure_running
+
+    ensure_running()  # else the first process of multiprocessing starts it, and that lets both signals through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:

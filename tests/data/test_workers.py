@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -16,6 +20,7 @@ from internvlu_jax.presets import small_config
 from internvlu_jax.processing.tokenizer import Tokenizer
 from tests.helpers.data import assert_same, plan, steps, t2i
 
+ROOT = Path(__file__).parents[2]
 CFG, TOKENIZER = small_config(), Tokenizer.from_directory(BUILT_IN / "processor")
 SOURCES = (("world:small/general/picture", 2.0), ("world:small/general/question", 1.0))
 DATA = DataConfig(SOURCES, batch_size=4, packed_rows=2, sides=(64,), text_lengths=(60,), pack_length=128, threads=1)
@@ -70,13 +75,32 @@ def test_other_records_are_refused_before_a_process_starts(tmp_path):
         WorkerLoader(CFG, TOKENIZER, data, seed=0).restore(state)
 
 
-def test_a_worker_that_is_killed_is_missed():
+def test_a_worker_leaves_sigterm_to_the_run_and_is_missed_when_it_is_killed():
+    """As bad data are, so that the run saves."""
     with WorkerLoader(CFG, TOKENIZER, dataclasses.replace(DATA, workers=1, prefetch=1), seed=0) as made:
         next(made)
-        made._workers[0][0].kill()
-        with pytest.raises(RuntimeError, match="data worker 0 ended with exit code -9"):
+        worker = made._workers[0][0]
+        worker.terminate()
+        for _ in range(12):  # more than can lie ready
+            next(made)
+        worker.kill()
+        with pytest.raises(DataError, match="data worker 0 ended with exit code -9"):
             for _ in range(100):
                 next(made)
+
+
+UNCLOSED = """
+import pickle, sys
+from internvlu_jax.data.workers import WorkerLoader
+made = WorkerLoader(*pickle.load(sys.stdin.buffer), seed=0)
+next(made)
+"""
+
+
+@pytest.mark.slow
+def test_a_loader_that_nobody_closes_ends_with_its_process():
+    given = pickle.dumps((CFG, TOKENIZER, dataclasses.replace(DATA, workers=1)))
+    subprocess.run([sys.executable, "-c", UNCLOSED], input=given, cwd=ROOT, timeout=60, check=True)
 
 
 def test_bad_values_are_refused_before_a_process_starts():

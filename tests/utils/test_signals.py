@@ -174,5 +174,25 @@ def test_children_leave_interrupts_to_their_parent(interrupts):
     with pytest.raises(KeyboardInterrupt), interrupts_held():
         child = subprocess.Popen([sys.executable, "-c", "print('done')"], stdout=subprocess.PIPE, text=True)
         child.send_signal(signal.SIGINT)
+        child.send_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
         assert child.communicate()[0] == "done\n" and child.returncode == 0
+
+
+FIRST = """
+import signal
+from multiprocessing import get_context
+from internvlu_jax.utils.signals import interrupts_held
+for number in (signal.SIGTERM, signal.SIGINT):
+    process = get_context("spawn").Process(target=signal.raise_signal, args=(number,))
+    with interrupts_held():
+        process.start()
+    process.join()
+    print(process.exitcode)
+"""
+
+
+def test_the_first_child_of_multiprocessing_too():
+    """With it comes a process of multiprocessing's own."""
+    ended = subprocess.run([sys.executable, "-c", FIRST], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["0", "0"]
