@@ -169,7 +169,13 @@ class _Run:
                 try:
                     with self._waiting:
                         batches = next(self._loader)
-                except DataError:
+                    state, metrics = self._executor.step(state, tuple(self._executor.put(b) for b in batches), key)
+                    done += 1
+                    # The step before is read while this one runs, so that the devices need not wait for the host.
+                    last = self._record(records, waiting) or last
+                    waiting = _Ended(done, metrics, batches, {})
+                    waiting = dataclasses.replace(waiting, valid=self._valid(done, state))
+                except DataError:  # of what is trained on, or held out
                     self._record(records, waiting)
                     # Of several processes the others may have data, and would not come to save.
                     if done > saved and jax.process_count() == 1:
@@ -177,11 +183,6 @@ class _Run:
                         self._saved.save(done, self._executor.savable(state), self._loader.state())
                         self._saved.wait()
                     raise
-                state, metrics = self._executor.step(state, tuple(self._executor.put(b) for b in batches), key)
-                done += 1
-                # The step before this one is read while this one runs, so that the devices need not wait for the host.
-                last = self._record(records, waiting) or last
-                waiting = _Ended(done, metrics, batches, self._valid(done, state))
                 stopped = is_interrupted(done)
                 saves = stopped or done % self._cfg.save_every == 0 or done == self._cfg.steps
                 samples = bool(self._cfg.sample_every and done % self._cfg.sample_every == 0)

@@ -22,7 +22,8 @@ class Validation:
     """Opens the records once, and makes the batches anew each time, so that nothing of them stays in memory.
 
     Raises:
-        DataError, ValueError: the records cannot be read; before anything is compiled.
+        DataError, ValueError: the records of the first batch cannot be used; before anything is compiled. Calling it
+            raises DataError where those of a later one cannot.
     """
 
     def __init__(self, cfg: TrainConfig, initial: InitialModel, executor: Executor, objective: Objective) -> None:
@@ -33,7 +34,8 @@ class Validation:
             drop_text_edit=0.0,
         )  # fmt: skip
         self._sources = [open_source(path, self._data.allow_outside) for path, _ in self._data.sources]
-        self._loader().close()
+        with self._loader() as loader:
+            next(loader)
 
     def _loader(self) -> Loader:
         initial = self._initial

@@ -32,6 +32,7 @@ from internvlu_jax.training import setup
 from internvlu_jax.training.config import LoraConfig, ValidationConfig
 from internvlu_jax.training.loop import NotFiniteError, train
 from internvlu_jax.training.reporting import Records
+from internvlu_jax.training.validation import Validation
 from internvlu_jax.utils import signals
 from internvlu_jax.utils.locks import locked
 from tests.helpers.tracker import stand_in
@@ -165,6 +166,28 @@ def test_held_out_records_that_are_not_there(tiny, tmp_path):
             train(dataclasses.replace(tiny, validation=ValidationConfig((sources,))), tmp_path, quiet=True)
     with pytest.raises(ConfigError, match=r"validation.every is 0; expected at least 1"):
         ValidationConfig(every=0)
+
+
+def test_held_out_records_that_cannot_be_used(tiny, tmp_path, monkeypatch):
+    """Those of the first batch end the run before it begins, those of a later one when it has saved."""
+    (tmp_path / "no_pictures.jsonl").write_text('{"task": "t2i", "prompt": "a", "image": "0.png"}\n' * 9)
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (tmp_path / "talk.jsonl").write_text(json.dumps({"messages": talk}))
+    for name, said in (("no_pictures", "9 of the 9 records"), ("talk", "nothing but answers to learn")):
+        held_out = ValidationConfig(((str(tmp_path / f"{name}.jsonl"), 1.0),))
+        with pytest.raises(DataError, match=said):
+            train(dataclasses.replace(tiny, validation=held_out), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run/config.json").exists()
+    held_out = ValidationConfig(tiny.data.sources, every=3)
+
+    def broken(self, state):
+        raise DataError("held-out records are broken")
+
+    monkeypatch.setattr(Validation, "__call__", broken)
+    with pytest.raises(DataError, match="held-out records are broken"):
+        train(dataclasses.replace(tiny, validation=held_out, save_every=9), tmp_path / "run", quiet=True)
+    assert saved_steps(tmp_path / "run/checkpoints") == [3]
+    assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 3]
 
 
 def test_a_run_of_before_goes_on(tiny, whole, tmp_path):
