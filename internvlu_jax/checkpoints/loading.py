@@ -25,7 +25,7 @@ from internvlu_jax.utils.buckets import in_bucket, on_disk, path_of
 from internvlu_jax.utils.files import check_free
 from internvlu_jax.utils.tree import from_paths, paths
 
-HUB_FILES = ["*.json", "*.safetensors", "*.txt"]
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "arrays/*"]  # of both layouts; the last of a model in Orbax's
 BUILT_IN = Path(__file__).parents[1] / "small_world" / "weights"
 """The model in the box: a few million parameters that know the small world (`small_world`), in the released layout."""
 

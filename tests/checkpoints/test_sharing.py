@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import load_file
 
 from converters.adapters import read_adapter
@@ -38,6 +39,15 @@ class Hub:
         shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
         return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1 {commit_message}")
 
+    def snapshot_download(self, repo_id, *, allow_patterns):
+        """Of the files that match, links to what lies elsewhere."""
+        files = [path.relative_to(self.root / repo_id) for path in (self.root / repo_id).rglob("*") if path.is_file()]
+        snapshot = self.root / "snapshots" / repo_id
+        for name in filter_repo_objects(map(str, files), allow_patterns=allow_patterns):
+            (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+            (snapshot / name).symlink_to(self.root / repo_id / name)
+        return str(snapshot)
+
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
@@ -45,6 +55,7 @@ def hub(tmp_path, monkeypatch):
     for name in ("create_repo", "file_exists", "upload_folder"):
         getattr(made.api, name).side_effect = getattr(made, name)
     monkeypatch.setattr("huggingface_hub.HfApi", lambda: made.api)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", made.snapshot_download)
     return made
 
 
@@ -94,7 +105,7 @@ def test_a_card_that_is_there_stays(hub, capsys):
     (hub.root / "ORG/OLD/README.md").write_text("mine")
     assert main(["push", str(RELEASED), "ORG/OLD", "--to", "orbax", "--public"]) == 0
     assert hub.calls == [("ORG/OLD", False)] and (hub.root / "ORG/OLD/README.md").read_text() == "mine"
-    got, want = (paths(loading.load(place).params) for place in (hub.root / "ORG/OLD", RELEASED))
+    got, want = (paths(loading.load(place).params) for place in ("ORG/OLD", RELEASED))
     assert got.keys() == want.keys() and all(np.array_equal(got[path], want[path]) for path in got)
     assert main(["push", str(RELEASED), "ORG/NEW", "--to", "released"]) == 0
     card = (hub.root / "ORG/NEW/README.md").read_text()
