@@ -146,4 +146,8 @@ def main(arguments: Arguments) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Arguments)))
+    try:
+        sys.exit(main(tyro.cli(Arguments)))
+    except ValueError as error:
+        print(f"memory: {error}", file=sys.stderr)
+        sys.exit(2)

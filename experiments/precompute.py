@@ -6,7 +6,7 @@ Takes the configuration of the run that is to read the result, and gives for eac
 shards DST/0, DST/1, ..., in the order of the sources and of their records: train with `--data.sources DST/0 4 DST/1 1`,
 the weights as before. Every record keeps its prompt; its pictures become latents, and its prompt the hidden states of
 the backbone, whole and in the forms that guidance drops. They have the precision of `--compute.dtype`; in float32
-training on them gives the same losses as training on the pictures.
+training on them gives the same losses as training on the pictures. Runs that train more than the head are refused.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import tyro
 from rich.progress import track
 
 from experiments.configs import CONFIGS
+from internvlu_jax.config import ConfigError
 from internvlu_jax.data.batch import Batch
 from internvlu_jax.data.collate import Collator
 from internvlu_jax.data.examples import BranchName, Draft, ExampleBuilder, Kind
@@ -38,7 +39,10 @@ from internvlu_jax.parallel.executors import make_executor
 from internvlu_jax.training import setup
 from internvlu_jax.training.config import TrainConfig
 from internvlu_jax.training.losses import Forward, Objective
+from internvlu_jax.training.optimizer import factors
+from internvlu_jax.training.tree import group
 from internvlu_jax.utils.files import write_json
+from internvlu_jax.utils.tree import paths
 
 log = logging.getLogger("internvlu_jax.data")
 _BRANCHES: dict[str, tuple[BranchName, ...]] = {"t2i": ("cond", "uncond"), "edit": ("cond", "text_dropped", "uncond")}
@@ -47,10 +51,15 @@ _PER_SHARD = 1000
 
 
 class Precomputer:
-    """From records to entries of shards, for one model and one data configuration."""
+    """From records to entries of shards, for one model and one data configuration.
+
+    Raises:
+        ValueError: the configuration or checkpoint cannot be used, or the run trains what is computed beforehand.
+    """
 
     def __init__(self, cfg: TrainConfig) -> None:
         initial = setup.initial_model(cfg)
+        _check_frozen(cfg, initial)
         key, single = jax.random.key(cfg.seed), make_executor("single", MeshConfig())
         made = initial.params is None
         self._params = setup.random_params(initial.config, key, single) if made else single.place(initial.params)
@@ -112,6 +121,19 @@ class Precomputer:
             assert stored is not None
             stored[f"context/{draft.branch}"] = contexts[row, : len(draft.context)]
             stored.update({name: values[row] for name, values in latents.items()})
+
+
+def _check_frozen(cfg: TrainConfig, initial: setup.InitialModel) -> None:
+    """Raises ConfigError if anything but the head is trained: what is stored would be of a model that is no more."""
+    given = factors(initial.shapes, cfg.optimizer)
+    trained = {group(path) for path in paths(initial.shapes) if given.is_trained(path)}
+    moving = sorted(part for part in trained if not part.startswith("head/"))
+    if moving:
+        raise ConfigError(
+            f"{cfg.name} trains {', '.join(moving)}, on which latents and contexts depend; expected a run that trains "
+            "the head alone, as stages 1 and 2. Train it on the records themselves, or give --optimizer.rates "
+            "'head/.*' 1 '.*' 0"
+        )
 
 
 def _description(record: Record) -> dict[str, Any]:

@@ -11,6 +11,7 @@ times tokens a second; "of a product" is that over what a matrix-vector product 
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -34,6 +35,7 @@ from internvlu_jax.config_parts import Layers
 from internvlu_jax.decode.generate import generate
 from internvlu_jax.decode.model import prefill
 from internvlu_jax.models.qwen3 import KVCache, Qwen3, Qwen3Output, as_list
+from internvlu_jax.utils.files import write_json
 
 _PRODUCT = (1024, 65536)  # larger than caches
 
@@ -212,8 +214,8 @@ def main(args: Arguments) -> None:
     if "transformers" in found:
         console.print(f"unrolled is {found['transformers'].whole / found['unrolled'].whole:.2f} times transformers")
     if args.json is not None:
-        rows = {name: asdict(least) for name, least in found.items()}
-        args.json.write_text(json.dumps({"seconds": rows, "product": fastest, "read": read}), encoding="utf-8")
+        rows = {name: {k: v for k, v in asdict(least).items() if math.isfinite(v)} for name, least in found.items()}
+        write_json(args.json, {"seconds": rows, "product": fastest, "read": read}, allow_nan=False)
 
 
 if __name__ == "__main__":

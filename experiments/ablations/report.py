@@ -122,7 +122,7 @@ def _section(sample: Sample, out_dir: Path) -> list[str]:
 def _tuning(sample: Sample) -> list[str]:
     if sample.design.tuned_in is not None:
         return [f"None: the settings are those of {sample.design.tuned_in}."]
-    return ["Never counted.", tables.tuning(sample.tuning)]
+    return ["Never counted.", tables.tuning(sample.tuning), *tables.rates_at_an_end(sample)]
 
 
 def _machines(sample: Sample) -> str:

@@ -236,6 +236,21 @@ def tuning(records: Sequence[Record]) -> str:
     return table(["arm", "seed", "varied", "status", "gave"], rows)
 
 
+def rates_at_an_end(sample: Sample) -> list[str]:
+    """A sentence for each arm whose runs have the lowest or the highest of the learning rates that were tried."""
+
+    def rates(records: Sequence[Record]) -> list[float]:
+        return sorted({r.run.settings["learning_rate"] for r in records if "learning_rate" in r.run.settings})
+
+    tried = {arm: rates([r for r in sample.tuning if r.run.arm == arm]) for arm in sample.arms}
+    return [
+        f"{arm}: of the learning rates tried the best, {rate}, is at an end; better ones may lie beyond."
+        for arm, grid in tried.items()
+        for rate in rates(sample.of(arm))
+        if len(grid) > 1 and rate in (grid[0], grid[-1])
+    ]
+
+
 def forest_comparisons(sample: Sample) -> list[Comparison]:
     """What the forest plot shows: the tests of all families, then what else is compared but for diagnostics."""
     first = [comparison for family in sample.design.families for comparison in family.comparisons]

@@ -101,6 +101,8 @@ def execute_small_world(arguments: SmallWorld) -> int:
     """Runs the small world's cases; the status of the command."""
     options, cases = arguments.options, arguments.cases
     options.check()
+    if options.limit is not None:
+        raise ValueError(f"--limit is {options.limit}, which would cut sets in half; give --count, of each, or --only")
     cases.check(options.height)
     check_folder(arguments.out)
     pipe = arguments.model.load()

@@ -29,8 +29,8 @@ def rows(name: Literal["stage1", "stage3", "debug"], count: int) -> list[Row]:
     """A row for each kind of micro-batch that a stage reads; where one does not fit the device, its row says so."""
     cfg = CONFIGS[name]
     step, shapes = memory.step_of(cfg)
-    state, key = jax.jit(step.init, donate_argnums=0)(normal(shapes)), jax.random.key(0)
-    whole = single_step(step).whole
+    init, key = jax.jit(step.init, donate_argnums=0), jax.random.key(0)
+    state, whole = init(normal(shapes)), single_step(step).whole
     found = []
     for kind, like in memory.batches(cfg, PRESETS[cfg.model](), count).items():
         batch = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), like)
@@ -38,13 +38,15 @@ def rows(name: Literal["stage1", "stage3", "debug"], count: int) -> list[Row]:
         begin = time.perf_counter()
         try:
             program = whole.lower(state, batch, key).compile()
+            row |= {"compile, s": time.perf_counter() - begin, "memory, GB": _gigabytes(program.memory_analysis())}
+            state, seconds = _seconds(program, state, batch, key)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             found.append(row | {"memory, GB": "too much for this device"})
+            del state  # a program that was begun has taken it
+            state = init(normal(shapes))
             continue
-        row |= {"compile, s": time.perf_counter() - begin, "memory, GB": _gigabytes(program.memory_analysis())}
-        state, seconds = _seconds(program, state, batch, key)
         tflop = operations(cfg, state, like) / 1e12
         row |= {"s a step": seconds, "rows/s": count / seconds, "TFLOP": tflop, "TFLOP/s": tflop / seconds}
         peak = bfloat16_peak()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,14 +77,18 @@ class RunFolder:
         """Likewise of text."""
         self._keep(name, lambda path: path.write_text(text, encoding="utf-8"))
 
-    def keep_failures(self, failures: Mapping[str, str]) -> None:
-        """Writes why items failed, by id; what failed before and not now is removed."""
+    def keep_failures(self, failures: Mapping[str, str], there: Collection[str] = ()) -> None:
+        """Writes why items failed, by id; what failed before and not now is removed.
+
+        there: ids of what no host has to make any more, whichever noted that it failed.
+        """
         file = self._own / _FAILURES
         if failures:
             write_json(file, failures)
         else:
             file.unlink(missing_ok=True)
-        every = {k: v for part in sorted((self.path / _OWN).glob(f"*/{_FAILURES}")) for k, v in read_json(part).items()}
+        parts = sorted((self.path / _OWN).glob(f"*/{_FAILURES}"))
+        every = {k: v for part in parts for k, v in read_json(part).items() if k not in there}
         if every:
             write_json(self.path / _FAILURES, every)
         else:

@@ -102,8 +102,9 @@ def run(
         if outcome.there < len(own):
             todo = [b for b in plan(own, pipe, options, outcome) if not all(folder.has(m.item) for m in b.members)]
             _Work(pipe, folder, options, outcome).all(todo)
-        folder.keep_failures(outcome.failures)
-        outcome.complete = all(folder.has(one.item) for one in wanted)
+        there = {one.item.id for one in wanted if folder.has(one.item)}
+        folder.keep_failures(outcome.failures, there)
+        outcome.complete = len(there) == len(wanted)
         if outcome.complete and folder.answers():
             folder.merge_answers()
             if benchmark.finish is not None:

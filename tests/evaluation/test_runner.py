@@ -202,6 +202,14 @@ def test_what_fails_is_told_and_tried_again(tmp_path):
     assert run(MIXED, mended, Pipe(), tmp_path, OPTIONS).complete and not (tmp_path / "failures.json").exists()
 
 
+def test_what_failed_on_one_of_two_hosts_and_is_made_by_one_alone_is_forgotten(tmp_path):
+    items = mixed(8)
+    first = run(MIXED, items, Pipe(cannot="prompt 0"), tmp_path, RunOptions(batch=4, hosts=2))
+    assert list(first.failures) == ["item 0"] and (tmp_path / "failures.json").exists()
+    assert run(MIXED, items, Pipe(), tmp_path, RunOptions(batch=4)).complete
+    assert not (tmp_path / "failures.json").exists()
+
+
 def test_other_settings_are_refused(whole):
     with pytest.raises(ValueError, match=r"other settings: seed 0, now 1\. Choose another --out"):
         run(MIXED, mixed(), Pipe(), whole, RunOptions(seed=1))

@@ -318,7 +318,17 @@ def test_smoke_and_other_studies_have_no_verdicts(path, tmp_path):
     assert "verdict |" not in report
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("rate, said", [(0.001, True), (0.002, False), (0.004, True)])
+def test_a_rate_at_an_end_of_the_grid_is_said(path, tmp_path, rate, said):
+    for tried in (0.001, 0.002, 0.004):
+        begun(path, made_run("decoupled", 1000, settings={"learning_rate": tried}, tuning=True))
+    begun(path, made_run("decoupled", 0, settings={"learning_rate": rate}))
+    begun(path, made_run("twin", 0, settings={"learning_rate": 0.001}))  # which was not tuned
+    report = write_report(path, tmp_path).read_text(encoding="utf-8")
+    assert (f"decoupled: of the learning rates tried the best, {rate}, is at an end" in report) == said
+    assert "twin: of the" not in report
+
+
 @pytest.mark.parametrize("budget", ["gpu", "laptop"])
 def test_kept_reports_are_what_kept_results_say(tmp_path, budget):
     kept = ROOT / "experiments/ablations/results" / budget

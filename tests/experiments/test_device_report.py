@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from experiments.device_report import __main__ as report
-from experiments.device_report import parity
+from experiments.device_report import parity, training
 from experiments.device_report.sections import GOLDENS, Section, Settings
 
 
@@ -89,3 +89,20 @@ def test_section_runs(name):
     (section,) = report.chosen((name,))
     rows = section.rows(Settings("debug", GOLDENS))
     assert rows and all(value == value for row in rows for value in row.values())
+
+
+@pytest.mark.slow
+def test_a_step_that_does_not_fit_when_it_runs_says_so_and_the_others_run(monkeypatch):
+    seconds, calls = training._seconds, []
+
+    def once(program, state, batch, key):
+        calls.append(program)
+        if len(calls) == 1:
+            jax.tree.map(lambda leaf: leaf.delete(), state)
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return seconds(program, state, batch, key)
+
+    monkeypatch.setattr(training, "_seconds", once)
+    first, *others = training.rows("debug", 1)
+    assert first["memory, GB"] == "too much for this device" and "s a step" not in first
+    assert others and all(row["s a step"] > 0 for row in others)

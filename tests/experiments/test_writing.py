@@ -33,6 +33,7 @@ def test_every_side_takes_turns(tmp_path, monkeypatch, capsys):
     printed, found = capsys.readouterr().out, json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     assert "times transformers" in printed
     assert list(found["seconds"]) == ["scan", "unrolled", "transformers"]
+    assert set(found["seconds"]["transformers"]) == {"first", "whole"}, "of writing alone nothing is known"
     for name in ("scan", "unrolled"):
         seconds = found["seconds"][name]
         assert 0 < seconds["writing"] < seconds["whole"] < seconds["first"], "the first round compiles"

@@ -82,6 +82,7 @@ def test_what_is_missing_is_said(tmp_path, capsys):
         (("--steps", "0"), "--steps is 0"),
         (("--cases-seed", "-1"), "--cases-seed is -1"),
         (("--batch", "0"), "--batch is 0"),
+        (("--limit", "10"), "--limit is 10, which would cut sets in half"),
         (("--height", "32"), "--height is 32; expected at least 48"),
         (("--checkpoint", "no/such/directory"), "there is no directory no/such/directory"),
     ],

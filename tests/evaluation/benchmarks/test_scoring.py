@@ -80,6 +80,19 @@ def test_mme(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["OCR.txt", "answers.jsonl", "count.txt"]
 
 
+def test_half_a_picture_of_mme_is_left_out(tmp_path):
+    """A limit of three, and of one."""
+    file = _answered("mme", tmp_path, ["Yes", "No", "Yes", "yes", "No", "no", "maybe", "Yes."]) / "answers.jsonl"
+    rows = sorted(map(json.loads, file.read_text().splitlines()), key=lambda row: row["number"])
+    lines(file, rows[:3])
+    assert len({row["task"] for row in rows[:3]}) == 1
+    ((task, points),) = _values("mme", file.parent)[0].items()
+    assert (task, points) == (rows[0]["task"], 0.0 if task == "count" else 200.0)
+    lines(file, rows[:1])
+    with pytest.raises(ValueError, match="there is no task to score"):
+        BENCHMARKS["mme"].score(file.parent)
+
+
 def test_mmmu(tmp_path):
     found, report = _values("mmmu", _answered("mmmu", tmp_path, ["B", "I think it is (B)", "The answer is 7.0"]))
     assert found == pytest.approx({"overall": 200 / 3, "Art": 0, "Math": 100})

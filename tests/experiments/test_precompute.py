@@ -1,0 +1,29 @@
+"""What is computed beforehand is of parts that stay as they are."""
+
+import dataclasses
+
+import pytest
+
+from experiments.configs import CONFIGS
+from experiments.precompute import Precomputer
+from internvlu_jax.config import ConfigError
+from internvlu_jax.training.config import LoraConfig
+
+
+@pytest.mark.parametrize(
+    ("name", "lora", "said"),
+    [("stage3", None, "stage3 trains vlm/.*vlm/llm"), ("finetune", "vlm/llm/.*/q", "finetune trains vlm/llm")],
+)
+def test_runs_that_train_more_than_the_head_are_refused(name, lora, said):
+    """Their contexts, or latents, would not be those of the model that they end with."""
+    cfg = dataclasses.replace(CONFIGS[name], start=None, model="debug")
+    with pytest.raises(ConfigError, match=rf"{said}, on .*expected a run that trains the head alone"):
+        Precomputer(dataclasses.replace(cfg, lora=lora and LoraConfig(2, 2.0, lora)))
+
+
+def test_adapters_of_the_head_are_not(monkeypatch):
+    """Random parameters are the first thing that is made."""
+    cfg = dataclasses.replace(CONFIGS["finetune"], start=None, model="debug")
+    monkeypatch.setattr("internvlu_jax.training.setup.random_params", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Precomputer(dataclasses.replace(cfg, lora=LoraConfig(2, 2.0, "head/mmdit/.*/q")))
