@@ -12,7 +12,10 @@ from internvlu_jax.training.config import LoraConfig
 
 @pytest.mark.parametrize(
     ("name", "lora", "said"),
-    [("stage3", None, "stage3 trains vlm/.*vlm/llm"), ("finetune", "vlm/llm/.*/q", "finetune trains vlm/llm")],
+    [
+        ("stage3", None, "stage3 trains vlm/llm, vlm/projector, .*"),
+        ("finetune", "vlm/llm/.*/q", "finetune trains vlm/llm"),
+    ],
 )
 def test_runs_that_train_more_than_the_head_are_refused(name, lora, said):
     """Their contexts, or latents, would not be those of the model that they end with."""
