@@ -28,18 +28,18 @@ pipe = InternVLUPipeline.from_pretrained({name!r})""",
 _USE["orbax"] = _USE["released"]
 
 
-def model_card(name: str, layout: str, parameters: int, workdir: Path | None, step: int | None) -> str:
+def model_card(name: str, layout: str, parameters: int, made: tuple[Path, int] | None) -> str:
     """A card in Markdown.
 
     Args:
         name: of the repository, ORG/NAME.
         layout: "released", "orbax" or "peft". parameters: how many numbers the files hold.
-        workdir, step: of the run that made it (None is its last step), or None of a checkpoint that no run made here.
+        made: work directory and step of the run that made it; None of a checkpoint that no run made here.
 
     Raises:
         ValueError: what the run wrote cannot be read.
     """
-    run = {} if workdir is None else _without_places(run_directory.stored_config(workdir))
+    run = {} if made is None else _without_places(run_directory.stored_config(made[0]))
     hub = hub_id(run.get("start"))
     what = "Low-rank adapters (LoRA)" if layout == "peft" else "A model"
     parts = [
@@ -50,7 +50,8 @@ def model_card(name: str, layout: str, parameters: int, workdir: Path | None, st
         "## Use",
         f"```python\n{_USE[layout].format(name=name, base=hub or 'the model that it was trained on')}\n```",
     ]
-    if workdir is not None:
+    if made is not None:
+        workdir, step = made
         parts += ["## Training", _facts(run, step), *_losses(workdir, step), *_command(workdir)]
         whole = json.dumps(run, indent=2, ensure_ascii=False)
         parts.append(f"<details><summary>Whole configuration</summary>\n\n```json\n{whole}\n```\n\n</details>")
@@ -63,7 +64,7 @@ def _front_matter(layout: str, base: str | None) -> str:
     return "\n".join([*lines, "pipeline_tag: any-to-any", "tags: [internvl-u, jax]", "---"])
 
 
-def _facts(run: Mapping[str, Any], step: int | None) -> str:
+def _facts(run: Mapping[str, Any], step: int) -> str:
     """What was trained, on what, and how."""
     data, objective, optimizer, lora = (run.get(name) or {} for name in ("data", "objective", "optimizer", "lora"))
     sources = ", ".join(f"{source} ({weight:g})" for source, weight in data.get("sources", ()))
@@ -72,7 +73,7 @@ def _facts(run: Mapping[str, Any], step: int | None) -> str:
     facts = {
         "configuration": run.get("name"),
         "started from": run.get("start") or f"nothing (`{run.get('model')}`)",
-        "steps": step if step is not None else run.get("steps"),
+        "steps": step,
         "data (weight)": sources,
         "pictures a step": f"{batch} x {accumulate}",
         "losses (weight)": losses,
@@ -86,14 +87,14 @@ def _facts(run: Mapping[str, Any], step: int | None) -> str:
     return _table(("", ""), [(name, value) for name, value in facts.items() if value not in (None, "")])
 
 
-def _losses(workdir: Path, step: int | None) -> list[str]:
-    """A few lines of the file of metrics, evenly spread, the first and the last among them."""
+def _losses(workdir: Path, step: int) -> list[str]:
+    """A few lines of the file of metrics up to a step, evenly spread, the first and the last among them."""
     path = workdir / "metrics.jsonl"
     if not path.is_file():
         return []
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        done = [line for line in lines if step is None or line["step"] <= step]
+        done = [line for line in lines if line["step"] <= step]
         names = [name for name in _SHOWN if any(name in line for line in done)]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a file of metrics: {error}") from error

@@ -13,6 +13,7 @@ from internvlu_jax.checkpoints import loading
 from internvlu_jax.checkpoints.adapters import convert
 from internvlu_jax.checkpoints.model_card import model_card
 from internvlu_jax.checkpoints.model_directory import is_model, stored_shapes
+from internvlu_jax.checkpoints.run_checkpoints import last_intact, model_part
 from internvlu_jax.checkpoints.run_directory import is_run, split_step
 
 
@@ -43,17 +44,21 @@ def push_to_hub(
     validate_repo_id(repo_id)
     root = loading.resolve(source)
     workdir, step = split_step(root)
+    if step is None and is_run(workdir):
+        step = last_intact(workdir / "checkpoints", model_part)  # once, for a run that is at work saves others
+    made = None if step is None else (workdir, step)
+    chosen = root if step is None else workdir / "checkpoints" / str(step)
     api = HfApi()
     with tempfile.TemporaryDirectory(prefix="internvlu-jax-") as folder:
         files = Path(folder) / "model"
-        convert(root, files, to)
-        card = model_card(repo_id, to, _numbers(files), workdir if is_run(workdir) else None, step)
+        convert(chosen, files, to)
+        card = model_card(repo_id, to, _numbers(files), made)
         own = files / "README.md"  # of the source, or of the model that the run began with
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
             if api.file_exists(repo_id, own.name):
                 own.unlink(missing_ok=True)
-            elif is_run(workdir) or not own.exists():
+            elif made is not None or not own.exists():
                 own.write_text(card, encoding="utf-8")
             message = commit_message or f"Upload of {root.name}"
             return str(api.upload_folder(repo_id=repo_id, folder_path=files, commit_message=message).commit_url)

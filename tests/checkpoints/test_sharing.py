@@ -66,10 +66,13 @@ def front(card: str) -> dict[str, str]:
 
 
 def test_adapters_of_a_run(hub, model, run, capsys):  # noqa: F811
-    """The card: data and command without the places of this machine, losses of the first step and the last."""
+    """The card: data and command without the places of this machine, losses of the first step and the uploaded one.
+
+    The run was to make more steps than it saved, and made more of them, too.
+    """
     config = json.loads((run / "config.json").read_text())
     config |= {
-        "name": "finetune", "steps": 40, "seed": 7, "accumulate": 4, "model": "x",
+        "name": "finetune", "steps": 50, "seed": 7, "accumulate": 4, "model": "x",
         "data": {"sources": [["/home/somebody/my own/mine.jsonl", 1.0]], "batch_size": 8},
         "objective": {"weights": [["text", 1.0], ["flow", 20.0]]},
         "optimizer": {"learning_rate": 1e-4, "schedule": "cosine", "rates": [[".*/lora_[ab]|x", 1.0], [".*", 0.0]]},
@@ -79,6 +82,7 @@ def test_adapters_of_a_run(hub, model, run, capsys):  # noqa: F811
         "python -m experiments.train finetune --start=/home/somebody/x "
         "--data.sources '/home/somebody/my own/mine.jsonl' 1\n"
     )
+    (run / "checkpoints/1").rename(run / "checkpoints/32")
     lines = [{"step": n, "loss": 2 / n, "flow_loss": 1 / n, "rate": 1e-4} for n in range(1, 41)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert main(["push", str(run), "ORG/NEW", "--to", "peft", "--message", "first"]) == 0
@@ -90,13 +94,13 @@ def test_adapters_of_a_run(hub, model, run, capsys):  # noqa: F811
     assert front(card)["base_model"] == "ORG/NAME" and "\n# license:\n" in card
     assert "pipe.load_lora_weights('ORG/NEW')" in card and "from_pretrained('ORG/NAME')" in card
     for line in (
-        "| steps | 40 |", "| data (weight) | mine.jsonl (1) |", "| losses (weight) | text 1, flow 20 |", "| seed | 7 |",
+        "| steps | 32 |", "| data (weight) | mine.jsonl (1) |", "| losses (weight) | text 1, flow 20 |", "| seed | 7 |",
         "| pictures a step | 8 x 4 |", "| trained | `.*/lora_[ab]\\|x` x 1 |", "| step | loss | flow_loss |",
-        "| 1 | 2.0000 | 1.0000 |", "| 40 | 0.0500 | 0.0250 |", "| started from | ORG/NAME |",
+        "| 1 | 2.0000 | 1.0000 |", "| 32 | 0.0625 | 0.0312 |", "| started from | ORG/NAME |",
         "python -m experiments.train finetune --start=x --data.sources mine.jsonl 1",
     ):  # fmt: skip
         assert line in card, line
-    assert "somebody" not in card and str(run.parent) not in card
+    assert "| 40 |" not in card and "somebody" not in card and str(run.parent) not in card
 
 
 def test_a_card_that_is_there_stays(hub, capsys):
