@@ -12,7 +12,7 @@ import numpy as np
 
 from converters.adapters import Adapter, Factors, export_adapter, read_adapter, trained_adapter
 from internvlu_jax.checkpoints import loading
-from internvlu_jax.checkpoints.run_directory import is_run, load_trained, model_config, split_step
+from internvlu_jax.checkpoints.run_directory import hub_base, is_run, load_trained, model_config, split_step
 from internvlu_jax.config import InternVLUConfig
 from internvlu_jax.models import lora
 from internvlu_jax.models.layers import kernel_axes
@@ -58,8 +58,8 @@ def convert(source: str | Path, target: str | Path, to: str, adapters: Sequence[
     if adapters or not is_run(workdir):
         raise ValueError(f"{source}: --to peft takes a run that trained adapters, or a step of it, and no --adapter")
     trained, settings = load_trained(workdir, step)
-    base = loading.hub_id(settings.get("start"))  # a directory says nothing to others
-    return export_adapter(target, model_config(workdir), trained, _alpha(workdir, settings), base)
+    # of a directory the name says nothing to others
+    return export_adapter(target, model_config(workdir), trained, _alpha(workdir, settings), hub_base(workdir))
 
 
 def _with_adapters(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +17,7 @@ from converters.tensors import all_finite
 from internvlu_jax.checkpoints import run_directory
 from internvlu_jax.checkpoints.arrays import CheckpointError, at_most
 from internvlu_jax.checkpoints.model_directory import is_model, load_model, save_model
-from internvlu_jax.checkpoints.run_directory import is_run, load_run, split_step
+from internvlu_jax.checkpoints.run_directory import hub_id, is_run, load_run, split_step
 from internvlu_jax.config import InternVLUConfig
 from internvlu_jax.models import lora
 from internvlu_jax.utils.buckets import in_bucket, on_disk, path_of
@@ -68,13 +67,6 @@ def resolve(name: str | Path | None) -> Path:
     if hub_id(name) is None:
         raise ValueError(f"there is no directory {name}; expected a checkpoint directory or a Hub id like ORG/NAME")
     return _download(str(name))
-
-
-def hub_id(name: str | Path | None) -> str | None:
-    """The name of a checkpoint if it is one of a Hub repository, ORG/NAME, and no directory here."""
-    text = "" if name is None else str(name)
-    is_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) and not Path(text).exists()
-    return text if is_id else None
 
 
 def _download(repository: str) -> Path:

@@ -12,7 +12,6 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from internvlu_jax.checkpoints import run_directory
-from internvlu_jax.checkpoints.loading import hub_id
 
 _ROWS = 6  # of the table of losses
 _SHOWN = ("loss", "flow_loss", "text_loss", "valid_loss")
@@ -40,7 +39,7 @@ def model_card(name: str, layout: str, parameters: int, made: tuple[Path, int] |
         ValueError: what the run wrote cannot be read.
     """
     run = {} if made is None else _without_places(run_directory.stored_config(made[0]))
-    hub = hub_id(run.get("start"))
+    hub = None if made is None else run_directory.hub_base(made[0])
     what = "Low-rank adapters (LoRA)" if layout == "peft" else "A model"
     parts = [
         _front_matter(layout, hub),

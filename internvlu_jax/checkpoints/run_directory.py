@@ -2,8 +2,9 @@
 
     WORKDIR/config.json      the run's configuration
     WORKDIR/command.txt      the command that began it
-    WORKDIR/start/           what it never changes, as a model directory, but with the arrays {"frozen", "extras"} and
-                             checksums of everything
+    WORKDIR/start/           what it never changes, as a model directory, but with the arrays {"frozen", "extras"},
+                             base.json, {"hub": which repository of the Hub it began with or null}, and checksums of
+                             everything
     WORKDIR/checkpoints/     what it changes (see `RunCheckpoints`)
 
 The frozen parameters are written once. A checkpoint has the others, whole, so together they are the model. A work
@@ -13,6 +14,7 @@ directory may be one of a bucket, gs://BUCKET/NAME; there start/ is whole once i
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import replace
@@ -48,6 +50,7 @@ from internvlu_jax.utils.tree import merge
 
 FORMAT = {"format": "internvlu_jax run", "version": 1}
 COMMAND = "command.txt"
+_BASE = "base.json"
 
 
 def is_run(directory: str | Path) -> bool:
@@ -74,7 +77,8 @@ def start_run(
     """Writes down what a run starts from and never changes. The directory is a run once all of it is written.
 
     Args:
-        config: the run's configuration as JSON; its entry "lora" is None or has "alpha" and "rank".
+        config: the run's configuration as JSON; its entry "lora" is None or has "alpha" and "rank", and "start" names
+            the checkpoint that it begins with, if there is one.
         frozen: the parameters that are not trained.
         released: the assets of the model that the run starts from, see `config_files.write_assets`; without it the
             configs and the tokenizer are written.
@@ -103,12 +107,32 @@ def start_run(
     barrier("start_run: begun")
     write_arrays(partial / "arrays", arrays)
     if jax.process_index() == 0:
+        write_json(partial / _BASE, {"hub": hub_id(config.get("start"))})  # a relative path is one only here and now
         seal(partial)
         write_json(root / "config.json", config)
         write_json(partial / MARKER, FORMAT)
         if partial != start:
             partial.rename(start)
     barrier("start_run: ended")
+
+
+def hub_id(name: str | Path | None) -> str | None:
+    """The name of a checkpoint if it is one of a Hub repository, ORG/NAME, and no directory here."""
+    text = "" if name is None else str(name)
+    is_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) and not Path(text).exists()
+    return text if is_id else None
+
+
+def hub_base(workdir: str | Path) -> str | None:
+    """The Hub repository that a run began with; None where it was a directory, or nothing.
+
+    A run of before wrote down no more than the name, and a directory that is not here passes for a repository.
+
+    Raises:
+        ValueError: what the run wrote cannot be read.
+    """
+    note = path_of(workdir) / "start" / _BASE
+    return read_object(note).get("hub") if note.is_file() else hub_id(stored_config(workdir).get("start"))
 
 
 def config_differences(workdir: str | Path, config: dict[str, Any], may_change: Iterable[str] = ()) -> list[str]:

@@ -13,9 +13,11 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import load_file
 
 from converters.adapters import read_adapter
-from internvlu_jax.checkpoints import loading
-from internvlu_jax.checkpoints.model_card import _without_places
+from internvlu_jax.checkpoints import loading, run_directory
+from internvlu_jax.checkpoints.model_card import _without_places, model_card
 from internvlu_jax.cli import main
+from internvlu_jax.presets import debug_config
+from internvlu_jax.processing.tokenizer import Tokenizer
 from internvlu_jax.utils.tree import paths
 from tests.checkpoints.test_adapters import model, run  # noqa: F401
 from tests.checkpoints.test_run_directory import RELEASED
@@ -89,6 +91,8 @@ def test_adapters_of_a_run(hub, model, run, capsys):  # noqa: F811
     assert capsys.readouterr().out.strip() == "https://hub/ORG/NEW/commit/1 first"
     assert hub.calls == [("ORG/NEW", True)]
     folder = hub.root / "ORG/NEW"
+    settings = json.loads((folder / "generation_decoder/adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == "ORG/NAME"
     assert list(read_adapter(folder, model.config)) and not (folder / "config.json").exists()
     card = (folder / "README.md").read_text()
     assert front(card)["base_model"] == "ORG/NAME" and "\n# license:\n" in card
@@ -101,6 +105,26 @@ def test_adapters_of_a_run(hub, model, run, capsys):  # noqa: F811
     ):  # fmt: skip
         assert line in card, line
     assert "| 40 |" not in card and "somebody" not in card and str(run.parent) not in card
+
+
+def test_a_directory_that_a_run_began_with_is_no_base(tmp_path, monkeypatch):
+    """Wherever the card is written, and whether the directory is still there; of runs of before it cannot be known."""
+    (tmp_path / "runs/2").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    tokenizer, arrays = Tokenizer.from_directory(RELEASED / "processor"), {"head": {"bias": np.zeros(1)}}
+    for name, start in (("a", "runs/2"), ("b", "ORG/NAME"), ("c", None)):
+        config = {"lora": None, "start": start}
+        run_directory.start_run(tmp_path / name, config, debug_config(), arrays, {}, tokenizer, RELEASED)
+    (tmp_path / "runs/2").rmdir()
+    (tmp_path / "ORG/NAME").mkdir(parents=True)
+
+    def base(name):
+        return front(model_card("me/x", "peft", 1, (tmp_path / name, 1))).get("base_model")
+
+    assert [base(name) for name in "abc"] == [None, "ORG/NAME", None]
+    for name in "abc":
+        (tmp_path / name / "start/base.json").unlink()
+    assert [base(name) for name in "abc"] == ["runs/2", None, None]
 
 
 def test_a_card_that_is_there_stays(hub, capsys):
