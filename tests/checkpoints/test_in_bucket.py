@@ -162,7 +162,7 @@ def test_a_run_is_the_same_model_in_a_bucket_on_a_disk_and_copied(service, model
     in_bucket, on_disk = capsys.readouterr().out.split("┏")[1:]
     assert in_bucket == on_disk and "head" in on_disk
     service.put("run/metrics.jsonl", b'{"step": 1, "loss": 2.5}\n')
-    assert "| 1 | 2.5000 |" in _losses(path_of("gs://bucket/run"), None)[1]
+    assert "| 1 | 2.5000 |" in _losses(path_of("gs://bucket/run"), 1)[1]
     assert main(["convert", "gs://bucket/run", str(tmp_path / "ours"), "--to", "orbax"]) == 0
     assert_same(loading.load(tmp_path / "ours", place=on_host).params, model.params)
     with pytest.raises(CheckpointError, match=r"gs://bucket/run holds a run, or part of one"):
