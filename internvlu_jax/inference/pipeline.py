@@ -336,10 +336,10 @@ class InternVLUPipeline(WithChat, WithAdapters):
         return [np.asarray(p, np.float32) / 255 for p in drawn] if options.output_type == "np" else drawn
 
     def _sample(self, pictures: Sequence[PictureInputs], start: np.ndarray, options: Options) -> np.ndarray:
-        """Latents of all pictures; those whose sources have the same sizes are drawn together."""
+        """Latents of all pictures; those with the same branches and equal sizes of sources are drawn together."""
         kinds: dict[tuple, list[int]] = {}
         for i, picture in enumerate(pictures):
-            kinds.setdefault(tuple(s.shape for s in picture.sources), []).append(i)
+            kinds.setdefault((picture.text_dropped is None, *(s.shape for s in picture.sources)), []).append(i)
         plan = options.schedule or schedule(options.num_inference_steps, options.flow_shift)
         scales = Scales(options.all_cfg_scale, options.part_cfg_scale)
         total = options.num_inference_steps * len(kinds)

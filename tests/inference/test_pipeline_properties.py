@@ -177,6 +177,17 @@ def test_what_the_head_gets_of_sources_holds_when_it_draws(pipe, monkeypatch):
     assert not same(both[0], by_latents[0]) and not same(both[0], by_context[0])
 
 
+def test_a_drawing_and_an_edit_whose_source_the_head_gets_by_the_context(pipe):
+    """Neither has latents of a source, and they have unlike branches of guidance."""
+    pipe = with_sources(pipe, "context")
+    prompts, images = ["a cat", "make it blue"], [None, picture(0)]
+    draw = {"generation_mode": "image", "output_type": "latent", **SMALL}
+    together = pipe(prompts, images, latents=start(2), **draw).images
+    for i, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
+        alone = pipe([prompt], [image], latents=start(2)[i : i + 1], **draw).images[0]
+        assert_close(together[i], alone)
+
+
 def test_without_guidance_only_the_dropped_prompt_is_left(pipe):
     """v = u + all (c - u): with a scale of 0 the prompt does not matter."""
     draw = {"generation_mode": "image", "latents": start(1), "all_cfg_scale": 0.0, **SMALL}
