@@ -205,11 +205,15 @@ def entry(
     """One entry of a shard.
 
     Args:
-        record: the JSON object, see `Record.data`.
+        record: the JSON object, see `Record.data`; what JSON cannot say, as a date in a row of Parquet, is written as
+            text.
         files: bytes of its pictures' files, by the names that the object has for them.
         arrays: computed beforehand: uint8, int32, float32, float16 or bfloat16. With any of them pictures may lack.
     """
-    whole = {"record": json.dumps(record).encode(), **{_FILE + name: data for name, data in (files or {}).items()}}
+    whole = {
+        "record": json.dumps(record, default=str).encode(),
+        **{_FILE + name: data for name, data in (files or {}).items()},
+    }
     # `save` writes the memory of an array as it lies
     stored = {name: np.asarray(array, order="C") for name, array in (arrays or {}).items()}
     return save({name: np.frombuffer(data, np.uint8) for name, data in whole.items()} | stored)

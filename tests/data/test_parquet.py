@@ -1,5 +1,6 @@
 """Parquet: the same records as JSON lines, pictures in rows or beside the file; without pyarrow one line says so."""
 
+import datetime
 import io
 import json
 import sys
@@ -57,6 +58,17 @@ def test_pictures_within_rows(tmp_path, capsys):
     assert [record.prompt for record in packed] == list("0123456")
     assert np.all(packed[5].image.pixels()[..., 0] == 5)
     assert [int(source.pixels()[0, 0, 0]) for source in open_source(tmp_path / "ask")[0].sources] == [1, 2, 3]
+
+
+def test_dates_among_the_words_are_packed_as_text(tmp_path):
+    """No reader looks at them, and JSON has none."""
+    at = datetime.datetime(2025, 1, 2)
+    said = [{"role": "user", "content": "hi", "at": at}, {"role": "assistant", "content": "yo", "at": at}]
+    rows = open_source(table(tmp_path / "a.parquet", [{"messages": said}]))
+    assert rows[0].turns == (("hi", "yo"),)
+    assert pack.main([str(tmp_path / "a.parquet"), str(tmp_path / "packed")]) == 0
+    (packed,) = open_source(tmp_path / "packed")
+    assert packed.turns == rows[0].turns and packed.data["messages"][1]["at"] == "2025-01-02 00:00:00"
 
 
 def test_pictures_beside_the_file(tmp_path):
