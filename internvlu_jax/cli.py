@@ -18,6 +18,7 @@ import tyro
 from internvlu_jax.checkpoints.commands import Adapters, Convert, Info, Push
 from internvlu_jax.config import Attention, Noise, Quantization
 from internvlu_jax.serving.limits import Limits
+from internvlu_jax.utils.failures import check_accelerator, failed, one_line, out_of_memory, say
 from internvlu_jax.utils.progress import status
 
 if TYPE_CHECKING:
@@ -49,7 +50,6 @@ class Model:
     def load(self) -> InternVLUPipeline:
         from internvlu_jax.checkpoints.adapters import with_scale
         from internvlu_jax.inference.pipeline import InternVLUPipeline
-        from internvlu_jax.utils.failures import check_accelerator
 
         check_accelerator()
         with status(f"loading {self.checkpoint or 'the model in the box'}"):
@@ -247,8 +247,6 @@ def main(args: list[str] | None = None) -> int:
     What a user can foresee is one line on standard error: a mistake with status 2, a lack of memory with 1, and Ctrl-C
     with 130.
     """
-    from internvlu_jax.utils.failures import failed, one_line, out_of_memory
-
     args = sys.argv[1:] if args is None else args
     if args == ["--version"]:
         print(f"{_NAME} {version(_NAME)}")
@@ -326,14 +324,16 @@ def _draw(model: Model, drawing: Drawing, prompt: str, files: tuple[Path, ...], 
         **{name: getattr(model, name) for name in _KEPT_OF_MODEL}, **writing,
         **{name: value for name, value in vars(drawing).items() if name not in _NOT_KEPT},
     }  # fmt: skip
-    for own, picture, path in zip(seeds, out.images or [], _names(drawing.out), strict=False):
+    saved = list(zip(seeds, out.images or [], itertools.islice(_names(drawing.out), drawing.num_images), strict=True))
+    for own, picture, path in saved:
         # A picture is repeated alone, but where it needs the text that was written with the first seed.
         repeat = (seed, drawing.num_images) if writing.get("do_sample") else (own, 1)
         settings = {**kept, "seed": repeat[0], "num_images": repeat[1]}
         extra: dict[str, Any] = {"pnginfo": with_settings(settings)} if path.suffix.lower() == ".png" else {}
         with written_whole(path) as partial:
             picture.save(partial, **extra)
-        print(path)
+    for own, _, path in saved:  # once all are there, for nobody may be left to read it
+        say(str(path))
         print(f"{path}: seed {own}", file=sys.stderr)
 
 
@@ -353,13 +353,13 @@ def _written(pipe: InternVLUPipeline, prompt: str, **options: Any) -> PipelineOu
         with nullcontext() if "progress" in options else status("answering"):
             out = pipe(prompt, **options)
         if out.text is not None:
-            print(out.text[0])
+            say(out.text[0])
         return out
     stream = pipe.stream(prompt, **options)
     with status("answering"):
         first = next(stream, "")
     for piece in itertools.chain([first], stream):
-        print(piece, end="", flush=True)
+        say(piece, end="")
     print()
     return stream.result()
 

@@ -1,5 +1,6 @@
 """The shell command, on a recorded checkpoint."""
 
+import io
 import os
 import re
 import shlex
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from internvlu_jax.cli import COMMANDS, main
+from internvlu_jax.cli import COMMANDS, Model, main
+from internvlu_jax.inference.outputs import PipelineOutput
 from internvlu_jax.utils.files import written_whole
 from internvlu_jax.utils.picture_settings import read_settings, with_settings
 from tests.conftest import GOLDENS
@@ -68,6 +70,20 @@ def test_text_image(elsewhere, capsys):
     assert main([*args, *MODEL]) == 0
     *text, path = capsys.readouterr().out.splitlines()
     assert path == "c.png" and text
+
+
+def test_pictures_are_saved_whatever_their_names_hold(elsewhere, monkeypatch):
+    """Names of files are bytes, which no strict UTF-8 can print; and all are there before the first is told."""
+    source, out = (os.fsdecode(name) for name in (b"caf\xe9.png", b"o\xe9.png"))
+    Image.new("RGB", (64, 64)).save(source)
+    monkeypatch.setattr(
+        Model, "load", lambda self: lambda prompt, **_: PipelineOutput(images=[Image.new("L", (2, 2))] * 3)
+    )
+    told = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(told, "utf-8", "strict"))
+    assert main(["edit", "a", "--image", source, "--out", out, "--num-images", "3", "--seed", "1"]) == 0
+    assert told.getvalue().split() == [rb"o\udce9.png", rb"o\udce9-1.png", rb"o\udce9-2.png"]
+    assert all(read_settings(f"o\udce9{n}.png")["image"] == [source] for n in ("", "-1", "-2"))
 
 
 def pixels(name: str) -> bytes:

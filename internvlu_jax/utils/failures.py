@@ -44,6 +44,15 @@ def interrupted(workdir: str | Path) -> str:
     return f"interrupted; `{workdir}` can go on from its last checkpoint"
 
 
+def say(text: str, end: str = "\n") -> None:
+    """Prints text on standard output, with escapes where that cannot hold it: nothing is lost over a character."""
+    try:
+        print(text, end=end, flush=True)
+    except UnicodeEncodeError:
+        encoding = sys.stdout.encoding
+        print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, flush=True)
+
+
 def failed(who: str, said: str, status: int) -> int:
     """The exit status of a command, after a line on standard error."""
     print(f"{who}: {said}", file=sys.stderr)

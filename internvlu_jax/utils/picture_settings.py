@@ -19,7 +19,8 @@ _HEAD = _KEYWORD.encode() + b"\0\0\0\0\0"
 def with_settings(settings: dict[str, Any]) -> PngInfo:
     """What `Image.save` takes as `pnginfo`."""
     info = PngInfo()
-    info.add_itxt(_KEYWORD, json.dumps(settings, ensure_ascii=False))
+    # In ASCII: the name of a file may hold bytes that are no text, which JSON's escapes keep and UTF-8 cannot hold.
+    info.add_itxt(_KEYWORD, json.dumps(settings))
     return info
 
 

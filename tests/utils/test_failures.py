@@ -1,11 +1,13 @@
 """What a machine lacks, in words; and what begins JAX's backend prepares it."""
 
+import io
 import os
+import sys
 
 import jax
 import pytest
 
-from internvlu_jax.utils.failures import check_accelerator, out_of_memory
+from internvlu_jax.utils.failures import check_accelerator, out_of_memory, say
 
 
 def test_the_backend_begins_prepared(monkeypatch):
@@ -24,3 +26,11 @@ def test_only_a_lack_of_memory_is_said():
     with pytest.raises(RuntimeError) as raised:
         out_of_memory(other)
     assert raised.value is other
+
+
+def test_a_character_that_the_output_cannot_hold_ends_nothing(monkeypatch):
+    for encoding, said in (("utf-8", "é \\udce9\n"), ("ascii", "\\xe9 \\udce9\n")):
+        output = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding, "strict"))
+        say("é \udce9")
+        assert output.getvalue().decode(encoding) == said

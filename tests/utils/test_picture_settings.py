@@ -13,7 +13,7 @@ SETTINGS = {
     "prompt": 'ein Hund, 犬 "und" \n mehr',
     "seed": 2**32 - 1,
     "steps": 20,
-    "image": ["a b.png"],
+    "image": ["a b.png", os.fsdecode(b"caf\xe9.png")],
     "guidance": None,
 }
 
