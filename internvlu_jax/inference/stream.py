@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Generic, TypeVar
 
@@ -80,6 +80,37 @@ def pieces(blocks: Generator[np.ndarray, None, T], tokenizer: Tokenizer) -> Gene
         text = characters.decode(b"".join(known[i] if i < len(known) else b"" for i in block.tolist()))
         if text:
             yield text
+
+
+def before_stop(text: str, stops: Sequence[str]) -> str:
+    """What stands before the first stop string; the pipeline leaves it, and the rest of its last token, at the end."""
+    return text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]
+
+
+def pieces_before_stop(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
+    """Pieces of a text as far as `before_stop`. An end that may be the beginning of a stop waits for what follows.
+
+    All of `pieces` is asked for.
+    """
+    held, stopped = "", False
+    for piece in pieces:
+        if stopped:
+            continue
+        held += piece
+        before = before_stop(held, stops)
+        stopped = before != held
+        told = before if stopped else before[: len(before) - _begun(before, stops)]
+        held = held[len(told) :]
+        if told:
+            yield told
+    if held and not stopped:
+        yield held
+
+
+def _begun(text: str, stops: Sequence[str]) -> int:
+    """How many characters of a stop a text ends with, at most."""
+    most = min(max(map(len, stops), default=0), len(text))
+    return next((n for n in range(most, 0, -1) if any(stop.startswith(text[-n:]) for stop in stops)), 0)
 
 
 @lru_cache(maxsize=2)

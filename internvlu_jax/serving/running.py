@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from internvlu_jax.inference.pipeline import InternVLUPipeline, PipelineOutput
-from internvlu_jax.inference.stream import TextStream
+from internvlu_jax.inference.stream import TextStream, before_stop, pieces_before_stop
 from internvlu_jax.serving.jobs import Answer, Call, Conversation, Drawn, Event, Job, Step
 
 Report = Callable[[Event], None]
@@ -65,19 +65,24 @@ def _stream(pipe: InternVLUPipeline, call: Call, report: Report) -> Drawn | Answ
         call.prompt, [list(call.pictures) or None], call.mode, seed=call.seed,
         **dict(call.settings), **_steps(call, report),
     )  # fmt: skip
-    return _result(pipe, call, _told(stream, report), 0)
+    return _result(pipe, call, _told(stream, report, _stops(call)), 0)
 
 
 def _converse(pipe: InternVLUPipeline, job: Conversation, report: Report) -> Answer:
     stream = pipe.stream_chat(list(job.messages), seed=job.seed, **dict(job.settings))
-    out = _told(stream, report)
-    return Answer(out.text, len(out.tokens), out.ended, job.seed, out.prompt_tokens)
+    out = _told(stream, report, _stops(job))
+    return Answer(before_stop(out.text, _stops(job)), len(out.tokens), out.ended, job.seed, out.prompt_tokens)
 
 
-def _told(stream: TextStream, report: Report) -> Any:
-    """The result of a stream, whose pieces are reported."""
+def _stops(job: Job) -> tuple[str, ...]:
+    """The texts that end an answer. They are no part of it, as at OpenAI, but their tokens are counted."""
+    return dict(job.settings).get("stop_strings", ())
+
+
+def _told(stream: TextStream, report: Report, stops: Sequence[str]) -> Any:
+    """The result of a stream, whose pieces are reported as far as the first stop."""
     try:
-        for piece in stream:
+        for piece in pieces_before_stop(stream, stops):
             report(piece)
         return stream.result()
     finally:
@@ -95,7 +100,6 @@ def _result(pipe: InternVLUPipeline, call: Call, out: PipelineOutput, n: int) ->
     if call.mode != "text":
         return Drawn(out.images[n], text, call.seed)
     assert out.tokens is not None and text is not None  # of every call in this mode
-    tokens, settings = out.tokens[n], dict(call.settings)
-    stopped = any(string in text for string in settings.get("stop_strings", ()))
-    ended = stopped or (len(tokens) > 0 and int(tokens[-1]) in pipe.processor.tokenizer.stop_ids)
-    return Answer(text, len(tokens), ended, call.seed)
+    tokens, said = out.tokens[n], before_stop(text, _stops(call))
+    ended = said != text or (len(tokens) > 0 and int(tokens[-1]) in pipe.processor.tokenizer.stop_ids)
+    return Answer(said, len(tokens), ended, call.seed)

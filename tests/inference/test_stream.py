@@ -8,7 +8,7 @@ import pytest
 from internvlu_jax import InternVLUPipeline, PipelineOutput
 from internvlu_jax.cli import _written, main
 from internvlu_jax.inference import programs
-from internvlu_jax.inference.stream import TextStream, pieces
+from internvlu_jax.inference.stream import TextStream, before_stop, pieces, pieces_before_stop
 from internvlu_jax.processing.tokenizer import Tokenizer
 from tests.conftest import GOLDENS
 
@@ -182,3 +182,32 @@ def test_the_shell_streams_to_a_terminal(tmp_path, monkeypatch, capsys):
         patched.setattr("sys.stdout", terminal)
         assert main(command) == 0
     assert len(terminal.shown) > 4 and "".join(terminal.shown) == capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stops", [(), ("b",), ("ab", "ba"), ("aab", "ca"), ("abcab", "cc"), ("aaaa",)])
+def test_pieces_end_before_the_first_stop(stops):
+    """Of texts whose last piece, as that of the pipeline, is the first by which they hold a stop."""
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        given = []
+        for size in rng.integers(1, 4, 8):
+            given.append("".join(rng.choice(list("abc"), size)))
+            if any(stop in "".join(given) for stop in stops):
+                break
+        text, told = "".join(given), list(pieces_before_stop(iter(given), stops))
+        starts = [n for n in range(len(text)) if any(text[n:].startswith(stop) for stop in stops)]
+        assert "".join(told) == before_stop(text, stops) == text[: min(starts, default=len(text))]
+        assert all(told)
+
+
+def test_only_what_may_begin_a_stop_waits():
+    heard = []
+
+    def given():
+        for piece in ("one", " t", "hr", "ee t", "wo"):
+            yield piece
+            heard.append("|")
+
+    for piece in pieces_before_stop(given(), (" two", "x")):
+        heard.append(piece)
+    assert "".join(heard) == "one|| thr|ee||"

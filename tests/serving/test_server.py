@@ -105,6 +105,19 @@ def test_a_stream(server):
     assert server.chat("broken", stream=True).status == 500  # it failed before the first piece
 
 
+def test_stops_are_no_part_of_an_answer(server):
+    """Alone, after several turns and as a stream; the numbers of tokens are those that were written."""
+    one = server.chat("How many?", seed=3, stop="many?!").json
+    assert one["choices"][0]["message"]["content"] == "How " and one["choices"][0]["finish_reason"] == "stop"
+    assert one["usage"]["completion_tokens"] == 3
+    turns = server.chat("a", {"role": "assistant", "content": "b"}, "c", stop=[" three", "wo"]).json
+    assert turns["choices"][0]["message"]["content"] == "one t" and turns["usage"]["completion_tokens"] == 3
+    *chunks, _ = events(server.chat("a", stream=True, stop=["e two t", "x"]).body.decode())
+    said = [json.loads(chunk)["choices"][0] for chunk in chunks]
+    assert [choice["delta"].get("content") for choice in said] == ["", "on", None]
+    assert said[-1]["finish_reason"] == "stop"
+
+
 def test_those_that_wait_are_drawn_together(server):
     """Seven of one kind as four, two and one; another kind by itself; everyone gets what is its own."""
     server.pipe.free.clear()

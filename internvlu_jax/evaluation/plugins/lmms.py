@@ -18,6 +18,7 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 
 from internvlu_jax.evaluation import prompts
+from internvlu_jax.inference.stream import before_stop
 from internvlu_jax.processing.chat import IMAGE_MARK, MODES
 from internvlu_jax.utils.files import written_whole
 
@@ -126,7 +127,7 @@ class InternVLUJax(lmms):  # type: ignore[misc]  # the harness has no types
             [one.text for one in asked], image=[one.pictures for one in asked], generation_mode=self._mode,
             seed=[one.seed for one in asked], **options,
         )  # fmt: skip
-        texts = [_cut(text, options.get("stop_strings", ())) for text in output.text or [""] * len(asked)]
+        texts = [before_stop(text, options.get("stop_strings", ())) for text in output.text or [""] * len(asked)]
         if output.images is None:
             return texts
         return [self._kept(*of) for of in zip(texts, output.images, asked, strict=True)]
@@ -167,11 +168,6 @@ def _batches(options: Sequence[dict[str, Any]], size: int) -> Iterator[list[int]
         groups.setdefault(repr(own), []).append(number)
     for group in groups.values():
         yield from (group[start : start + size] for start in range(0, len(group), size))
-
-
-def _cut(text: str, stops: Sequence[str]) -> str:
-    """What stands before the first stop string; the pipeline leaves it at the end."""
-    return text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]
 
 
 def _opened(visual: Any) -> Image.Image:
