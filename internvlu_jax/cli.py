@@ -218,6 +218,7 @@ class Serve:
     def run(self) -> None:
         from internvlu_jax.serving.server import check_host, serve
 
+        self.limits.check()
         key, local = check_host(self.host)
         serve(self.model.load(), self.host, self.port, self.limits, key, local)
 

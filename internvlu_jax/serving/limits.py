@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -19,3 +20,11 @@ class Limits:
     """Millions of pixels of a picture that a client sends."""
     max_seconds: float = 600.0
     """From a request's arrival to its answer."""
+
+    def check(self) -> None:
+        """Raises ValueError for a limit with which nothing could be taken on."""
+        for name in ("max_queue", "max_batch", "max_body", "max_pixels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if not 0 < self.max_seconds < math.inf:
+            raise ValueError(f"max_seconds is {self.max_seconds:g}; expected a number of seconds over 0")

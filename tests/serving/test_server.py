@@ -8,6 +8,7 @@ import threading
 import pytest
 from PIL import Image
 
+from internvlu_jax.cli import main
 from internvlu_jax.serving.limits import Limits
 from tests.helpers.serving import Served, data_url, drawn, events, png, served, together
 
@@ -186,6 +187,17 @@ def test_work_ends_when_nobody_waits_for_it(server, stream):
     server.pipe.free.set()
     assert server.chat("next", seed=1).json["choices"][0]["message"]["content"] == "next! 1"
     server.pipe.steps = 3
+
+
+@pytest.mark.parametrize("name", ["max_queue", "max_batch", "max_body", "max_pixels", "max_seconds"])
+def test_limits_with_which_nothing_could_be_done(name, capsys):
+    """Before a model is loaded."""
+    for value in ("0", "-2"):
+        assert main(["serve", f"--{name.replace('_', '-')}", value]) == 2
+        assert f"{name} is {value}; expected" in capsys.readouterr().err
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"max_seconds is {value}"):
+            Limits(max_seconds=value).check()
 
 
 def test_time_is_limited():
