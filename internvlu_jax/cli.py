@@ -60,8 +60,9 @@ class Model:
                 devices=self.devices,
                 quantize=self.quantize,
             )
-            for path, scale in map(with_scale, self.adapter):
-                pipe.load_lora_weights(path, scale=scale)
+            # Steps of several runs may end alike, so the names have numbers.
+            for number, (path, scale) in enumerate(map(with_scale, self.adapter), 1):
+                pipe.load_lora_weights(path, f"{number}: {path}", scale=scale)
         return pipe
 
 

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 
 from internvlu_jax import InternVLUPipeline
+from internvlu_jax.cli import Model
 from internvlu_jax.inference import layers
 from internvlu_jax.models.qwen3 import as_list
 from internvlu_jax.utils.tree import from_paths, paths
 from tests.conftest import GOLDENS
 from tests.helpers.adapters import DOWN2, LAST, O1, Q0, TO_Q, V1, factors, update, weights, write_adapter
+from tests.helpers.measures import assert_close
 from tests.helpers.processes import arrays, by_two, launch, named
 
 CHECKPOINT = GOLDENS / "base/checkpoint"
@@ -73,6 +75,13 @@ def test_several_add_up_and_go_again(pipe, adapters, tensors, matrices):
     assert_equal(pipe.params, before)
     assert pipe.get_active_adapters() == {}
     assert all(leaf is paths(before)[path] for path, leaf in paths(pipe.params).items())  # and nothing is held twice
+
+
+def test_the_shell_takes_several_whose_names_end_alike(tensors, matrices, tmp_path):
+    first, second = (write_adapter(tmp_path / run / "2000", own) for run, own in zip("ab", tensors, strict=True))
+    pipe = Model(str(CHECKPOINT), adapter=(f"{first}:0.5", str(second))).load()
+    assert list(pipe.get_active_adapters().values()) == [0.5, 1.0]
+    assert_close(query(pipe), matrices[Q0] + update(tensors[0], Q0) + 2 * update(tensors[1], Q0))
 
 
 def test_a_list_of_layers_holds_the_same(pipe, adapters, monkeypatch):
