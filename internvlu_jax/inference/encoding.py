@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,10 @@ from internvlu_jax.processing.rows import Row, bucket, pack, pad_right
 
 # Branches of all-dropped prompts that are kept: two system texts draw, in the sizes that somebody asks for.
 _KEPT_BRANCHES = 16
+
+
+# Pixels that the VAE codes at once on a device; larger batches go through it in parts.
+_VAE_PIXELS = 8 * 512 * 512
 
 
 @dataclass(frozen=True)
@@ -155,14 +160,20 @@ class WithEncoding:
         latents: dict[int, np.ndarray] = {}
         for shape in dict.fromkeys(p.shape for p in pixels):
             members = [i for i, p in enumerate(pixels) if p.shape == shape]
-            batch = self._rows(programs.encode, np.stack([pixels[i] for i in members]))
-            latents.update(zip(members, np.asarray(batch), strict=True))
+            batch = self._coded(programs.encode, np.stack([pixels[i] for i in members]), math.prod(shape[:2]))
+            latents.update(zip(members, batch, strict=True))
         return [latents[i] for i in range(len(pixels))]
 
     def _rows(self, program: Callable[..., jax.Array], rows: np.ndarray) -> np.ndarray | jax.Array:
         """What a program of the model gives for each row of an array."""
         made = self.on.run(program, self.model, self.params, self.on.put(rows))
         return self.on.get(made, len(rows))
+
+    def _coded(self, program: Callable[..., jax.Array], rows: np.ndarray, pixels: int) -> np.ndarray:
+        """The same of the VAE, whose rows have so many pixels each: as many of them at once as memory allows."""
+        at_once = max(1, _VAE_PIXELS // pixels) * self.on.shards
+        parts = (rows[i : i + at_once] for i in range(0, len(rows), at_once))
+        return np.concatenate([np.asarray(self._rows(program, part)) for part in parts])
 
 
 def source_size(prompt: ProcessedPrompt) -> SourceSize | None:

@@ -48,9 +48,6 @@ from internvlu_jax.utils.devices import prepare_cpu
 from internvlu_jax.utils.progress import steps_bar
 from internvlu_jax.utils.seeds import any_seed
 
-# Pixels that the VAE decodes at once on a device; larger batches go through it in parts.
-_DECODE_PIXELS = 8 * 512 * 512
-
 
 class InternVLUPipeline(WithChat, WithAdapters):
     """Understands, draws and edits pictures, and reasons before it draws.
@@ -368,13 +365,10 @@ class InternVLUPipeline(WithChat, WithAdapters):
 
         return report
 
-    def _decode(self, latents: np.ndarray) -> list[np.ndarray]:
-        """8-bit pictures [Y, X, 3], as many at once as memory allows."""
+    def _decode(self, latents: np.ndarray) -> np.ndarray:
+        """8-bit pictures [b, Y, X, 3]."""
         _, rows, columns, _ = latents.shape
-        pixels = rows * columns * self.config.vae.downsample_factor**2
-        at_once = max(1, _DECODE_PIXELS // pixels) * self.on.shards
-        parts = [latents[i : i + at_once] for i in range(0, len(latents), at_once)]
-        return [p for part in parts for p in np.asarray(self._rows(programs.decode, part))]
+        return self._coded(programs.decode, latents, rows * columns * self.config.vae.downsample_factor**2)
 
 
 def _finished(on: Placement, part: str, params: Params) -> Params:

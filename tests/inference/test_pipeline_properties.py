@@ -12,7 +12,7 @@ from PIL import Image
 from internvlu_jax import InternVLUPipeline
 from internvlu_jax.flow.noise import starting_noise
 from internvlu_jax.flow.solver import schedule
-from internvlu_jax.inference import programs, reasoning
+from internvlu_jax.inference import encoding, programs, reasoning
 from internvlu_jax.inference.options import Options
 from tests.conftest import GOLDENS
 from tests.helpers.measures import assert_close, relative_l2
@@ -277,6 +277,17 @@ def test_new_prompts_do_not_compile_again(pipe):
     pipe("a dog and another dog", generation_mode="image", seed=1, all_cfg_scale=3.0, **SMALL)
     pipe("Why is the sky", max_new_tokens=7)
     assert {name: getattr(programs, name)._cache_size() for name in before} == before
+
+
+def test_sources_enter_the_vae_a_few_at_a_time(pipe, monkeypatch):
+    """By pixels: here one of 16 x 32 at once."""
+    sources = [np.asarray(picture(seed, 32, 16)) for seed in range(3)]
+    want = [pipe._sources([source])[0] for source in sources]
+    sizes, encode = [], programs.encode
+    monkeypatch.setattr(programs, "encode", lambda model, params, x: sizes.append(x.shape) or encode(model, params, x))
+    monkeypatch.setattr(encoding, "_VAE_PIXELS", 2 * 16 * 32 - 1)
+    np.testing.assert_array_equal(pipe._sources(sources), want)
+    assert sizes == [(1, 16, 32, 3)] * 3
 
 
 def test_dropped_prompt_is_encoded_once(pipe, monkeypatch):
