@@ -1,7 +1,7 @@
 """From a record to what a batch needs of it, pictures left unread: token rows as inference would make them.
 
 A prompt is rendered, tokenised and conditioned on exactly as `processing.processor` does it. What the model is to write
-after it is tokenised on its own, as it will be when it writes.
+after it is tokenised on its own, as it will be when it writes (one token differs there: see `_as_written`).
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class ExampleBuilder:
         row = np.array(ids, np.int32)
         written = np.arange(len(row)) >= prompt
         places = np.arange(len(row), dtype=np.int32)
-        if reasoning is not None:
+        if reasoning is not None and self._data.text_targets:
             places = np.delete(places, -2)  # the line break, see `_as_written`
         target, source_sizes = self._sizes(record, sources)
         grids = [self._grid(size) for size in source_sizes]
@@ -156,14 +156,15 @@ class ExampleBuilder:
         return Draft(record.where, read, kind, branch, row, written, len(sources), tiles, places[seen.span], seen)
 
     def _as_written(self, reasoning: str) -> list[int]:
-        """Ids of the reasoning, a line break and the start of the picture.
+        """Ids of the reasoning, a line break where text is learned, and the start of the picture.
 
         The released sampler draws without the last token before the one that stops it (`inference.reasoning`). The
-        line break is there to be lost, in training too; it is a token of its own, for a tokenizer may join a full stop
-        and a line break.
+        line break is there to be learned and lost; it is a token of its own, for a tokenizer may join a full stop and a
+        line break. Where it is there it is no part of the context, but the start of the picture, a part, has read it.
         """
         text = chat.check_written_text(reasoning, "reasoning").removesuffix("\n")
-        return [*self._tokenizer.encode(text), *self._tokenizer.encode("\n"), self._tokenizer.img_start]
+        end = self._tokenizer.encode("\n") if self._data.text_targets else []
+        return [*self._tokenizer.encode(text), *end, self._tokenizer.img_start]
 
     def _sizes(self, record: Record, sources: Sequence[PictureFile]) -> tuple[Size, tuple[Size, ...]]:
         """Sizes at which the target is drawn and the sources are given: the target's where they are equal."""

@@ -89,6 +89,10 @@ def test_a_picture_after_reasoning_is_drawn_from_what_inference_keeps_of_it(reas
     whole = np.concatenate([request.cond[start:], kept, [tokenizer.img_start]])
     np.testing.assert_array_equal(draft.ids[draft.context], whole)
     assert sum(length for _, length in draft.layout.runs) == len(draft.context) == len(whole)
+    alone = ExampleBuilder(CFG, tokenizer, dataclasses.replace(data, text_targets=False))
+    drawn = alone.draft(edit(0, (64, 64), reasoning=reasoning))
+    np.testing.assert_array_equal(drawn.ids, np.concatenate([request.cond, kept, [tokenizer.img_start]]))
+    np.testing.assert_array_equal(drawn.context, np.arange(start, len(drawn.ids)))
 
 
 def test_reasoning_and_the_start_of_the_picture_are_targets():
