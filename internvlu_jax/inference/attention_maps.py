@@ -27,7 +27,7 @@ class AttentionMaps:
 
 
 def attention_maps(
-    pipe: InternVLUPipeline, prompt: str, latents: np.ndarray, timesteps: Sequence[float]
+    pipe: InternVLUPipeline, prompt: str, latents: np.ndarray, timesteps: Sequence[int | float]
 ) -> AttentionMaps:
     """Of a picture that is drawn from words alone, at some moments.
 

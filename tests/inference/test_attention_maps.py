@@ -1,14 +1,18 @@
 """Where the head looks: against what its attention is given while the pipeline draws, in float64."""
 
+import re
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 
 from internvlu_jax import InternVLUPipeline
-from internvlu_jax.inference import drawing
+from internvlu_jax.inference import drawing, programs
 from internvlu_jax.inference.attention_maps import attention_maps
 from internvlu_jax.models import mmdit
 
+PAGE = Path(__file__).parents[2] / "internvlu_jax/inference/README.md"
 PROMPT = "a large green star"
 
 
@@ -59,3 +63,30 @@ def test_tokens_are_the_prompt(pipe):
     assert maps.tokens[0] == "<|im_start|>" and maps.tokens[-1] == "<img>"
     with pytest.raises(ValueError, match="2 timesteps for 1 latents"):
         attention_maps(pipe, PROMPT, np.zeros((1, 8, 8, 8), np.float32), [1000.0, 500.0])
+
+
+def test_readme_looks_at_what_the_head_was_given(pipe, monkeypatch):
+    """Its example, in few steps: latents and noise levels are together as they were while the picture was drawn."""
+    section = PAGE.read_text(encoding="utf-8").partition("## Where the head looks\n")[2]
+    (example,) = re.findall("```python\n(.*?)```", section, re.DOTALL)
+    given, real = [], programs.draw_step
+
+    def draw_step(model, params, state, step, *rest):
+        given.append((float(step.timestep), np.asarray(state.x[0])))
+        return real(model, params, state, step, *rest)
+
+    def few_steps(prompt, **options):
+        return InternVLUPipeline.__call__(pipe, prompt, num_inference_steps=3, output_type="latent", **options)
+
+    looked_at = {}
+
+    def maps(_, prompt, latents, timesteps):
+        looked_at.update(latents=latents, timesteps=timesteps)
+        return attention_maps(pipe, prompt, latents, timesteps)
+
+    monkeypatch.setattr(programs, "draw_step", draw_step)
+    monkeypatch.setattr("internvlu_jax.inference.attention_maps.attention_maps", maps)
+    exec(example, {"np": np, "pipe": few_steps})
+    times, latents = zip(*given[1:], strict=True)  # the first is noise
+    assert list(looked_at["timesteps"]) == list(times)
+    np.testing.assert_array_equal(looked_at["latents"], np.stack(latents))
