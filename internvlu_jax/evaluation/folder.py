@@ -37,7 +37,7 @@ class RunFolder:
         shutil.rmtree(self._scratch, ignore_errors=True)  # of a run that was killed
         self._scratch.mkdir(parents=True)
         self._whole_lines()
-        self._answered = {row["id"] for row in self.answers()}
+        self.look_again()
 
     def agree(self, settings: Mapping[str, Any]) -> None:
         """Writes the settings, or compares them with those that are there.
@@ -51,6 +51,10 @@ class RunFolder:
         different = differing(now, read_json(file))
         if different:
             raise ValueError(f"{self.path} has a run with other settings: {'; '.join(different)}. Choose another --out")
+
+    def look_again(self) -> None:
+        """Sees the answers that other hosts have added; `has` knows those of the last look and this host's."""
+        self._answered = {row["id"] for row in self.answers()}
 
     def has(self, item: Item) -> bool:
         """Whether nothing is left to do for an item."""

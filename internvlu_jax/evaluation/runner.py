@@ -102,6 +102,7 @@ def run(
         if outcome.there < len(own):
             todo = [b for b in plan(own, pipe, options, outcome) if not all(folder.has(m.item) for m in b.members)]
             _Work(pipe, folder, options, outcome).all(todo)
+        folder.look_again()  # whoever ends last sees that nothing is missing
         there = {one.item.id for one in wanted if folder.has(one.item)}
         folder.keep_failures(outcome.failures, there)
         outcome.complete = len(there) == len(wanted)

@@ -1,6 +1,8 @@
 """Runs of benchmarks with a stand-in for the pipeline: batches, noise, going on, failures, and what is refused."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
@@ -155,6 +157,25 @@ def test_hosts_share_the_items(whole, tmp_path):
         assert outcome.done == 10 and outcome.complete == (host == 2)
     assert shown(tmp_path) == shown(whole)
     assert run(MIXED, mixed(), Pipe(), tmp_path, OPTIONS).there == 30
+
+
+def test_hosts_at_the_same_time_write_the_answers(whole, tmp_path):
+    """Each opens the folder before the other has an answer in it."""
+    gate = threading.Barrier(2)
+
+    class Meeting(Pipe):
+        def __call__(self, *given, **options):
+            if not self.calls:
+                gate.wait(20)
+            return super().__call__(*given, **options)
+
+    asked = [item for item in mixed() if item.path is None]
+    with ThreadPoolExecutor(2) as pool:
+        options = [RunOptions(batch=4, host=host, hosts=2) for host in range(2)]
+        outcomes = list(pool.map(lambda own: run(MIXED, asked, Meeting(), tmp_path, own), options))
+    assert [outcome.done for outcome in outcomes] == [3, 3] and any(outcome.complete for outcome in outcomes)
+    assert {row["text"] for row in answers(tmp_path)} == {f"reply to {item.prompt}" for item in asked}
+    assert (tmp_path / "finished").read_text() == (tmp_path / "answers.jsonl").read_text()
 
 
 def test_ends_of_lines_within_an_answer(tmp_path):
