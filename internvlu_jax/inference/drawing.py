@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -49,6 +50,11 @@ class PictureInputs:
     uncond: Branch
     sources: tuple[np.ndarray, ...] = ()
 
+    @property
+    def kind(self) -> Hashable:
+        """Equal for pictures that are drawn together: they have the same branches, and sources of equal sizes."""
+        return self.text_dropped is not None, *(source.shape[:2] for source in self.sources)
+
 
 class Then(NamedTuple):
     """What is to follow a step: latents [b, y, x, c] in place of those that it gave, if any; and whether to stop."""
@@ -59,6 +65,8 @@ class Then(NamedTuple):
 
 Report = Callable[[int, int, np.ndarray], Then]
 """(number of the step from 0, its time in [0, 1000], latents after it)."""
+OnStep = Callable[[np.ndarray], None]
+"""(latents after a step)."""
 
 
 def resized(pictures: Sequence[PictureInputs], grid: tuple[int, int], patch: int) -> list[PictureInputs]:
@@ -201,24 +209,33 @@ def draw(
     return np.asarray(on.get(state.x, count))
 
 
-def reporter(
-    callback: Callable[[int, int, Any], None] | None,
-    before: int,
-    total: int,
-    advance: Callable[[], None] | None,
-    on_step_end: Report | None = None,
-) -> Report | None:
+def counted(
+    callback: Callable[[int, int, Any], None] | None, total: int, advance: Callable[[], None] | None
+) -> OnStep | None:
+    """Counts the steps of a call, drawing after drawing, for those that hear of them; None if nobody does."""
+    if callback is None and advance is None:
+        return None
+    numbers = itertools.count(1)
+
+    def on_step(latents: np.ndarray) -> None:
+        number = next(numbers)
+        if callback is not None:
+            callback(number, total, latents)
+        if advance is not None:
+            advance()
+
+    return on_step
+
+
+def reporter(on_step: OnStep | None, on_step_end: Report | None) -> Report | None:
     """What happens after each step; None if nothing does, so that the whole loop can be one program."""
-    if callback is None and advance is None and on_step_end is None:
+    if on_step is None and on_step_end is None:
         return None
 
     def report(step: int, timestep: int, latents: np.ndarray) -> Then:
-        if callback is not None:
-            callback(before + step + 1, total, latents)
-        then = Then() if on_step_end is None else on_step_end(step, timestep, latents)
-        if advance is not None:
-            advance()
-        return then
+        if on_step is not None:
+            on_step(latents)
+        return Then() if on_step_end is None else on_step_end(step, timestep, latents)
 
     return report
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,6 +124,10 @@ class WithEncoding:
         factor = self.config.vae.downsample_factor
         sources = prompt.sources if takes_latents(self.config) else ()
         return [(s.shape[0] // factor, s.shape[1] // factor) for s in sources]
+
+    def _kind(self, prompt: ProcessedPrompt) -> Hashable:
+        """`PictureInputs.kind` of what a prompt is drawn from, before it is read."""
+        return bool(prompt.sources), *self._source_grids(prompt)
 
     def _branches(
         self, rows: Sequence[Row], sources: Sequence[Sequence[Grid]], grid: Grid, visual: np.ndarray | jax.Array | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -29,6 +29,7 @@ class Options:
 
     schedule: noise levels in place of those that steps and shift choose.
     returned: (height, width) that pictures are resized to, where it is not what was asked for.
+    on_step: hears of the latents after every step: made of `callback` and `progress` for all that a call draws.
     """
 
     mode: str
@@ -58,6 +59,12 @@ class Options:
     callback_on_step_end: Callable[..., Any] | None = None
     schedule: Schedule | None = None
     returned: tuple[int, int] | None = None
+    on_step: Callable[[np.ndarray], None] | None = None
+
+    @property
+    def sizes(self) -> Hashable:
+        """Equal for prompts that are read together."""
+        return self.height, self.width, self.returned
 
     def latent_grid(self, config: InternVLUConfig) -> tuple[int, int]:
         """(rows, columns) of the latents."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -57,26 +57,19 @@ def sized(
     return replace(options, height=height, width=width, returned=returned)
 
 
-def by_size(
-    run: Callable[[list[int], Options], PipelineOutput],
-    sources: Sequence[SourceSize | None],
-    options: Options,
-    asked: tuple[int | None, int | None],
-    limits: GenerationImageProcessorConfig,
-) -> PipelineOutput:
+def by_size(run: Callable[[list[int], Options], PipelineOutput], options: Sequence[Options]) -> PipelineOutput:
     """Runs prompts of one size together, by their numbers, and gives everything in the order of the prompts.
 
     Args:
-        sources: of each prompt; the rest as for `sized`.
+        options: of each prompt, as `sized` gives them.
     """
-    groups: dict[tuple[Any, ...], tuple[Options, list[int]]] = {}
-    for n, source in enumerate(sources):
-        own = sized(options, source, asked, limits)
-        groups.setdefault((own.height, own.width, own.returned), (own, []))[1].append(n)
+    groups: dict[Hashable, tuple[Options, list[int]]] = {}
+    for n, own in enumerate(options):
+        groups.setdefault(own.sizes, (own, []))[1].append(n)
     outputs = {
         tuple(members): run(members, replace(own, seed=own.seeds_of(members))) for own, members in groups.values()
     }
-    return _in_order(outputs, options.num_images_per_prompt)
+    return _in_order(outputs, options[0].num_images_per_prompt)
 
 
 def collected(images: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:

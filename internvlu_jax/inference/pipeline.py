@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from internvlu_jax.inference.drawing import Branch, PictureInputs, Report, Then,
 from internvlu_jax.inference.encoding import PromptEmbeds, source_size
 from internvlu_jax.inference.layers import layers_of, listed
 from internvlu_jax.inference.options import Options
-from internvlu_jax.inference.outputs import PipelineOutput, by_size, collected, sized
+from internvlu_jax.inference.outputs import PipelineOutput, SourceSize, by_size, collected, sized
 from internvlu_jax.inference.reasoning import reason, stream, stream_reasoning, write
 from internvlu_jax.inference.stream import TextStream, Writing, pieces
 from internvlu_jax.models.internvlu import InternVLU
@@ -193,8 +194,9 @@ class InternVLUPipeline(WithChat, WithAdapters):
             output_type: of `images`: "pil"; "np", float32 [images, y, x, 3] from 0 to 1; "latent", normalised latents
                 as `latents` takes them. Arrays of several sizes come in a list.
             return_dict: whether to give a `PipelineOutput`, or the tuple (images, text) without what there is not.
-            callback: called as (step, total, latents [b, y, x, c]) after each step of the sampler. Prompts whose source
-                pictures differ in size or number are drawn one group after the other, and steps count through them.
+            callback: called as (step, total, latents [b, y, x, c]) after each step of the sampler. Prompts of several
+                sizes, or whose source pictures differ in size or number, are drawn one group after the other, and steps
+                count through them.
             callback_on_step_end: called as (pipe, step, timestep, {"latents": latents}) after each step, as in
                 diffusers, steps counted from 0 in each such group. Latents [b, y, x, c] in what it returns take the
                 place of those; None changes nothing. With `pipe._interrupt = True` the steps that are left are not
@@ -208,8 +210,7 @@ class InternVLUPipeline(WithChat, WithAdapters):
         del given["self"]
         options, prompts = self._prepared(given)
         self._interrupt = False
-        out = self._answer(prompts, options, (height, width), prompt_embeds)
-        return self._given(out, given, options)
+        return self._given(self._answer(prompts, options, prompt_embeds), given, options[0])
 
     def stream(
         self, prompt: str, image: Any = None, generation_mode: str = "text", **options: Any
@@ -224,7 +225,7 @@ class InternVLUPipeline(WithChat, WithAdapters):
         """
         given = given_to(type(self).__call__, self, prompt, image, generation_mode, **options)
         check_streams(given)
-        checked, (one,) = self._prepared(given)
+        (checked,), (one,) = self._prepared(given)
         self._interrupt = False
         return TextStream(self._streamed(one, checked, given))
 
@@ -234,44 +235,43 @@ class InternVLUPipeline(WithChat, WithAdapters):
         if options.mode == "text":
             tokens = yield from pieces(stream(*parts, options), self.processor.tokenizer)
             return lambda: self._given(self._text([tokens]), given, options)
-        own = options if options.latents is not None else self._sized(prompt, options, given)
-        grid = own.latent_grid(self.config)
-        reasoning = stream_reasoning(*parts, own, self._source_grids(prompt), grid)
+        grid = options.latent_grid(self.config)
+        reasoning = stream_reasoning(*parts, options, self._source_grids(prompt), grid)
         reasoned = yield from pieces(reasoning, self.processor.tokenizer)
 
         def finish() -> PipelineOutput:
-            images = self._draw(self._pictures([prompt], [row], [reasoned.branch], visual, grid), own)
+            with self._counting([options], [self._kind(prompt)]) as (own,):
+                images = self._draw(self._pictures([prompt], [row], [reasoned.branch], visual, grid), own)
             return self._given(dataclasses.replace(self._text([reasoned.tokens]), images=images), given, options)
 
         return finish
 
-    def _sized(self, prompt: ProcessedPrompt, options: Options, given: Given) -> Options:
-        limits = self.config.processor.image_gen_processor_kwargs
-        return sized(options, source_size(prompt), (given["height"], given["width"]), limits)
-
-    def _prepared(self, given: Given) -> tuple[Options, list[ProcessedPrompt]]:
-        """The options and prompts of a call, checked."""
+    def _prepared(self, given: Given) -> tuple[list[Options], list[ProcessedPrompt]]:
+        """The options of each prompt of a call, with the size in which it is drawn, and the prompts, checked."""
         check_together(given)
         options = options_of(given, self.config, lambda: self.on.agreed(any_seed()))
         prompt, embeds = given["prompt"], given["prompt_embeds"]
         if embeds is not None:
             options.check(self.config, len(embeds))
-            return options, []
+            return self._sized(options, embeds.sources, given), []
         options.check(self.config, len(prompt) if isinstance(prompt, list | tuple) else 1)
         prompts = self.processor.process(
             prompt, given["image"], options.mode, system_prompt=options.system_prompt, max_tiles=options.max_tiles,
             negative_prompt=given["negative_prompt"],
         )  # fmt: skip
-        return options, prompts
+        return self._sized(options, [source_size(p) for p in prompts], given), prompts
+
+    def _sized(self, options: Options, sources: Sequence[SourceSize | None], given: Given) -> list[Options]:
+        """The options of each prompt."""
+        if options.mode == "text" or options.latents is not None:
+            return [options] * len(sources)
+        limits = self.config.processor.image_gen_processor_kwargs
+        return [sized(options, source, (given["height"], given["width"]), limits) for source in sources]
 
     def _answer(
-        self,
-        prompts: Sequence[ProcessedPrompt],
-        options: Options,
-        asked: tuple[int | None, int | None],
-        embeds: PromptEmbeds | None,
+        self, prompts: Sequence[ProcessedPrompt], options: Sequence[Options], embeds: PromptEmbeds | None
     ) -> PipelineOutput:
-        """Of prompts, or of what they were encoded to; `asked` are the height and width of the call."""
+        """Of prompts, or of what they were encoded to."""
 
         def run(members: Sequence[int], own: Options) -> PipelineOutput:
             if embeds is None:
@@ -280,11 +280,20 @@ class InternVLUPipeline(WithChat, WithAdapters):
             chosen = [embeds.pictures[n] for n in members]
             return PipelineOutput(images=self._draw(resized(chosen, own.latent_grid(self.config), patch), own))
 
-        count = len(prompts) if embeds is None else len(embeds)
-        if options.mode == "text" or options.latents is not None:
-            return run(range(count), options)
-        sources = [source_size(p) for p in prompts] if embeds is None else embeds.sources
-        return by_size(run, sources, options, asked, self.config.processor.image_gen_processor_kwargs)
+        if options[0].mode == "text":
+            return run(range(len(prompts)), options[0])
+        kinds = [self._kind(p) for p in prompts] if embeds is None else [p.kind for p in embeds.pictures]
+        with self._counting(options, kinds) as own:
+            return by_size(run, own)
+
+    @contextmanager
+    def _counting(self, options: Sequence[Options], kinds: Sequence[Hashable]) -> Iterator[list[Options]]:
+        """The options of prompts that `_sample` draws size by size and kind by kind; their steps count through all."""
+        first, drawings = options[0], set(zip((own.sizes for own in options), kinds, strict=True))
+        total = first.num_inference_steps * len(drawings)
+        with steps_bar(total, first.progress) as advance:
+            on_step = drawing.counted(first.callback, total, advance)
+            yield [dataclasses.replace(own, on_step=on_step) for own in options]
 
     def _run(self, prompts: Sequence[ProcessedPrompt], options: Options) -> PipelineOutput:
         """Of prompts whose pictures have one size."""
@@ -333,24 +342,21 @@ class InternVLUPipeline(WithChat, WithAdapters):
         return [np.asarray(p, np.float32) / 255 for p in drawn] if options.output_type == "np" else drawn
 
     def _sample(self, pictures: Sequence[PictureInputs], start: np.ndarray, options: Options) -> np.ndarray:
-        """Latents of all pictures; those with the same branches and equal sizes of sources are drawn together."""
-        kinds: dict[tuple, list[int]] = {}
+        """Latents of all pictures; those of one kind are drawn together."""
+        kinds: dict[Hashable, list[int]] = {}
         for i, picture in enumerate(pictures):
-            kinds.setdefault((picture.text_dropped is None, *(s.shape for s in picture.sources)), []).append(i)
+            kinds.setdefault(picture.kind, []).append(i)
         plan = options.schedule or schedule(options.num_inference_steps, options.flow_shift)
         scales = Scales(options.all_cfg_scale, options.part_cfg_scale)
-        total = options.num_inference_steps * len(kinds)
+        report = drawing.reporter(options.on_step, self._on_step_end(options))
         latents = start.copy()
-        with steps_bar(total, options.progress) as advance:
-            for number, members in enumerate(kinds.values()):
-                if self._interrupt:
-                    break
-                before = number * options.num_inference_steps
-                report = drawing.reporter(options.callback, before, total, advance, self._on_step_end(options))
-                chosen = [pictures[i] for i in members]
-                latents[members] = drawing.draw(
-                    self.on, self.model, self.params, chosen, start[members], plan, scales, report
-                )
+        for members in kinds.values():
+            if self._interrupt:
+                break
+            chosen = [pictures[i] for i in members]
+            latents[members] = drawing.draw(
+                self.on, self.model, self.params, chosen, start[members], plan, scales, report
+            )
         return latents
 
     def _on_step_end(self, options: Options) -> Report | None:

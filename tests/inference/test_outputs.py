@@ -8,8 +8,11 @@ from PIL import Image
 
 from internvlu_jax import InternVLUPipeline
 from internvlu_jax.config import GenerationImageProcessorConfig
+from internvlu_jax.inference import drawing, pipeline
+from internvlu_jax.inference.drawing import Branch, PictureInputs
+from internvlu_jax.inference.encoding import PromptEmbeds, source_size
 from internvlu_jax.inference.options import Options
-from internvlu_jax.inference.outputs import PipelineOutput, SourceSize, by_size, within
+from internvlu_jax.inference.outputs import PipelineOutput, SourceSize, by_size, sized, within
 from tests.conftest import GOLDENS
 
 RELEASED = GenerationImageProcessorConfig()
@@ -71,7 +74,7 @@ def called(asked):
         images = [Image.new("L", (seed + 1, 1)) for seed in options.seed]
         return PipelineOutput([str(n) for n in places], [np.array([n]) for n in places], images)
 
-    return calls, by_size(run, SOURCES, OPTIONS, asked, RELEASED)
+    return calls, by_size(run, [sized(OPTIONS, source, asked, RELEASED) for source in SOURCES])
 
 
 def test_prompts_of_one_size_run_together_and_come_back_in_order():
@@ -94,7 +97,61 @@ def test_sides_that_are_asked_for_hold():
 def test_one_seed_is_that_of_every_size():
     options = dataclasses.replace(OPTIONS, seed=5)
     seeds = []
-    by_size(
-        lambda _, own: seeds.append(own.seed) or PipelineOutput(images=[]), SOURCES, options, (None, None), RELEASED
-    )
+    own = [sized(options, source, (None, None), RELEASED) for source in SOURCES]
+    by_size(lambda _, own: seeds.append(own.seed) or PipelineOutput(images=[]), own)
     assert seeds == [5, 5, 5]
+
+
+NOTHING = Branch(np.zeros((1, 1)), None)
+
+
+def read(prompts, taken: bool) -> list[PictureInputs]:
+    """What reading gives, without a model. taken: whether the head gets latents of sources."""
+    return [
+        PictureInputs(
+            NOTHING, NOTHING if prompt.sources else None, NOTHING,
+            tuple(np.zeros((s.shape[0] // 8, s.shape[1] // 8, 16)) for s in prompt.sources if taken),
+        )
+        for prompt in prompts
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("by_embeds", [False, True])
+@pytest.mark.parametrize(
+    ("asked", "sources", "groups"),
+    [
+        ({}, "both", [1, 2, 1, 1]),
+        ({"width": 32}, "both", [1, 2, 1, 1]),
+        ({"height": 48, "width": 64}, "both", [1, 2, 1, 1]),
+        ({}, "context", [1, 3, 1]),
+        ({"height": 48, "width": 64}, "context", [1, 4]),
+    ],
+)
+def test_steps_count_through_all_that_a_call_draws(pipe, monkeypatch, asked, sources, groups, by_embeds):
+    """Prompts of several sizes, with none, one and two sources; reading, drawing and decoding are stand-ins."""
+    head = dataclasses.replace(pipe.config.generation_decoder, sources=sources)
+    pipe = InternVLUPipeline(dataclasses.replace(pipe.config, generation_decoder=head), {}, pipe.processor)
+    images = [None, picture(0, 64, 48), picture(1, 48, 64), [picture(2, 64, 48)] * 2, picture(3, 64, 48)]
+    drawn, seen = [], []
+
+    def draw(on, model, params, pictures, start, plan, scales, report):
+        drawn.append(len(pictures))
+        report(0, 1000, start)
+        report(1, 500, start)
+        return start
+
+    monkeypatch.setattr(drawing, "draw", draw)
+    monkeypatch.setattr(pipeline, "resized", lambda pictures, *_: pictures)
+    monkeypatch.setattr(pipe, "_encode", lambda prompts, grid: read(prompts, sources == "both"))
+    monkeypatch.setattr(pipe, "_decode", lambda latents: np.zeros((len(latents), 8, 8, 3), np.uint8))
+    given = {"prompt": ["a"] * 5, "image": images}
+    if by_embeds:
+        prompts = pipe.processor.process(*given.values(), "image")
+        pictures, sizes = tuple(read(prompts, sources == "both")), tuple(map(source_size, prompts))
+        given = {"prompt_embeds": PromptEmbeds(pictures, sizes)}
+    pipe(
+        **given, **asked, generation_mode="image", num_inference_steps=2, progress=True,
+        callback=lambda step, total, _: seen.append((step, total)),
+    )  # fmt: skip
+    assert sorted(drawn) == sorted(groups)
+    assert seen == [(n + 1, 2 * len(groups)) for n in range(2 * len(groups))]
