@@ -26,7 +26,7 @@ import numpy as np
 import tyro
 from rich.progress import track
 
-from experiments.configs import CONFIGS
+from experiments.configs import CONFIGS, not_named
 from internvlu_jax.config import ConfigError
 from internvlu_jax.data.batch import Batch
 from internvlu_jax.data.collate import Collator
@@ -172,16 +172,25 @@ def precompute(cfg: TrainConfig, target: Path) -> list[Path]:
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    target: Annotated[Path, tyro.conf.Positional]
+    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
+    """Where the shards go, in a directory for each source."""
     run: Annotated[TrainConfig, tyro.conf.arg(name="")]
 
 
-def main() -> int:
-    if len(sys.argv) < 2 or sys.argv[1] not in CONFIGS:
-        print(f"error: expected one of {', '.join(CONFIGS)} as the first argument", file=sys.stderr)
-        return 2
-    defaults = Arguments(tyro.MISSING, CONFIGS[sys.argv[1]])
-    arguments = tyro.cli(Arguments, args=sys.argv[2:], default=defaults, config=(tyro.conf.AvoidSubcommands,))
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    status = not_named(argv, __doc__)
+    if status is not None:
+        return status
+    arguments = tyro.cli(
+        Arguments,
+        args=argv[1:],
+        default=Arguments(tyro.MISSING, CONFIGS[argv[0]]),
+        prog=f"experiments.precompute {argv[0]}",
+        description=__doc__,
+        config=(tyro.conf.AvoidSubcommands,),
+    )
     try:
         written = precompute(arguments.run, arguments.target)
     except (ValueError, FileExistsError) as error:

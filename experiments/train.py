@@ -14,7 +14,6 @@ with status 130. In DIR:
 
 from __future__ import annotations
 
-import difflib
 import shlex
 import sys
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from typing import Annotated
 
 import tyro
 
-from experiments.configs import CONFIGS
+from experiments.configs import CONFIGS, not_named
 from internvlu_jax.parallel.mesh import initialise
 from internvlu_jax.training.config import TrainConfig
 from internvlu_jax.training.loop import NotFiniteError, train
@@ -55,15 +54,9 @@ class Arguments:
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    names = ", ".join(CONFIGS)
-    if not argv or argv[0].startswith("-"):
-        print(__doc__)
-        return 0 if argv in (["-h"], ["--help"]) else 2
-    if argv[0] not in CONFIGS:
-        near = difflib.get_close_matches(argv[0], CONFIGS, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        print(f"error: there is no configuration {argv[0]!r}; expected one of {names}{hint}", file=sys.stderr)
-        return 2
+    status = not_named(argv, __doc__)
+    if status is not None:
+        return status
     former = _former_option(argv[1:])
     if former is not None:
         print(f"error: {former} is {_FORMER[former]} now", file=sys.stderr)
