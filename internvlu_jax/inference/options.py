@@ -149,6 +149,13 @@ class Options:
                     f"{name} is {value}; the checkpoint draws at most {limits.max_length} pixels a side. "
                     "Ask for less and resize the picture afterwards"
                 )
+
+    def check_area(self, config: InternVLUConfig) -> None:
+        """Raises ValueError if a picture of this size has more pixels than the checkpoint draws.
+
+        Apart from `check`, for a side that is not asked for is known once the source pictures are.
+        """
+        limits = config.processor.image_gen_processor_kwargs
         rows, columns = self.latent_grid(config)
         if rows * columns * config.generation_decoder.vae_downsample_factor**2 > limits.max_pixels:
             raise ValueError(

@@ -262,11 +262,14 @@ class InternVLUPipeline(WithChat, WithAdapters):
         return self._sized(options, [source_size(p) for p in prompts], given), prompts
 
     def _sized(self, options: Options, sources: Sequence[SourceSize | None], given: Given) -> list[Options]:
-        """The options of each prompt."""
-        if options.mode == "text" or options.latents is not None:
+        """The options of each prompt. Raises ValueError if the checkpoint draws no picture as large."""
+        if options.mode == "text":
             return [options] * len(sources)
-        limits = self.config.processor.image_gen_processor_kwargs
-        return [sized(options, source, (given["height"], given["width"]), limits) for source in sources]
+        limits, asked = self.config.processor.image_gen_processor_kwargs, (given["height"], given["width"])
+        own = [options if options.latents is not None else sized(options, source, asked, limits) for source in sources]
+        for one in own:
+            one.check_area(self.config)
+        return own
 
     def _answer(
         self, prompts: Sequence[ProcessedPrompt], options: Sequence[Options], embeds: PromptEmbeds | None

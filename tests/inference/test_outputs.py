@@ -7,12 +7,15 @@ import pytest
 from PIL import Image
 
 from internvlu_jax import InternVLUPipeline
+from internvlu_jax.checkpoints.loading import BUILT_IN
 from internvlu_jax.config import GenerationImageProcessorConfig
+from internvlu_jax.config_files import read_config
 from internvlu_jax.inference import drawing, pipeline
 from internvlu_jax.inference.drawing import Branch, PictureInputs
 from internvlu_jax.inference.encoding import PromptEmbeds, source_size
 from internvlu_jax.inference.options import Options
 from internvlu_jax.inference.outputs import PipelineOutput, SourceSize, by_size, sized, within
+from internvlu_jax.processing.processor import Processor
 from tests.conftest import GOLDENS
 
 RELEASED = GenerationImageProcessorConfig()
@@ -100,6 +103,24 @@ def test_one_seed_is_that_of_every_size():
     own = [sized(options, source, (None, None), RELEASED) for source in SOURCES]
     by_size(lambda _, own: seeds.append(own.seed) or PipelineOutput(images=[]), own)
     assert seeds == [5, 5, 5]
+
+
+def test_a_side_that_is_not_asked_for_is_the_sources_before_the_size_is_checked(monkeypatch):
+    """The model in the box draws 4096 pixels: of a source of 32 x 128 not twice as many, but all of its own width."""
+    config, drawn = read_config(BUILT_IN), []
+    pipe = InternVLUPipeline(config, {}, Processor.from_pretrained(BUILT_IN, config.processor))
+    monkeypatch.setattr(pipe, "_draw", lambda pictures, own: drawn.append((own.height, own.width)) or [])
+    monkeypatch.setattr(pipe, "_encode", lambda prompts, grid: read(prompts, True))
+    given = {"prompt": ["a", "b"], "image": [picture(0, 128, 32), None], "generation_mode": "image"}
+    with pytest.raises(ValueError, match="height 64 x width 128 is over the checkpoint's limit of 4096"):
+        pipe(**given, height=64)
+    assert not drawn
+    given = {name: one[:1] if isinstance(one, list) else one for name, one in given.items()}
+    pipe(**given, width=128)
+    assert drawn == [(32, 128)]
+    for call in (pipe, pipe.stream):
+        with pytest.raises(ValueError, match="height 64 x width 128"):
+            call("a", given["image"], "text_image", height=64)
 
 
 NOTHING = Branch(np.zeros((1, 1)), None)
