@@ -119,7 +119,7 @@ def state_of(states: TrainState, n: int) -> TrainState:
 def final_params(states: TrainState, n: int) -> Tree:
     """All parameters of member number n: the moving average where one is kept."""
     state = state_of(states, n)
-    return merge(state.frozen, state.trained if state.ema is None else state.ema)
+    return merge(state.frozen, state.kept)
 
 
 def step_together(

@@ -24,6 +24,12 @@ Rows = Callable[[int], Sequence[int]]
 """From the rows of a micro-batch to those of them that this process has to fill."""
 
 
+def check_named(data: DataConfig) -> None:
+    """Raises DataError where no source is named."""
+    if not data.sources:
+        raise DataError("data.sources is empty; expected one source of records at least, such as t2i.jsonl")
+
+
 class Loader(Prefetcher):
     """Iterator over steps of `accumulate` micro-batches, without end. A context manager: leaving it ends its threads.
 
@@ -48,8 +54,7 @@ class Loader(Prefetcher):
         Raises:
             DataError, ValueError: there is no data, or it does not fit the model.
         """
-        if not data.sources:
-            raise DataError("data.sources is empty; expected one source of records at least, such as t2i.jsonl")
+        check_named(data)
         opened = (
             [open_source(path, data.allow_outside) for path, _ in data.sources] if sources is None else list(sources)
         )

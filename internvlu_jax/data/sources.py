@@ -78,15 +78,24 @@ def open_source(path: str | Path, allow_outside: bool = False) -> Source:
     Raises:
         ValueError: there is nothing of that kind there, no record in it, or a shard is damaged.
     """
+    check_source(path)
     scheme = _scheme(str(path))
     if scheme in SCHEMES:
         module, _, function = SCHEMES[scheme].partition(":")
         return getattr(importlib.import_module(module), function)(str(path))
-    name, path = str(path), Path(path).expanduser().absolute()
-    if is_url(name):
-        raise ValueError(f"{name} is a URL; download what it names, and give the file or folder")
+    path = Path(path).expanduser().absolute()
     if path.is_dir():
         return _folder(path, allow_outside)
+    return Parquet(path, allow_outside) if path.suffix == ".parquet" else JsonFile(path, allow_outside)
+
+
+def check_source(path: str | Path) -> None:
+    """Raises ValueError where there is nothing that `open_source` could open. Nothing is read."""
+    name, scheme, path = str(path), _scheme(str(path)), Path(path).expanduser().absolute()
+    if scheme in SCHEMES:
+        return
+    if is_url(name):
+        raise ValueError(f"{name} is a URL; download what it names, and give the file or folder")
     if not path.exists() and scheme:
         known = ", ".join(f"{known}:" for known in SCHEMES)
         raise ValueError(f"{name}: there is no such file, and no kind of source {scheme + ':'!r}; expected {known}")
@@ -95,9 +104,8 @@ def open_source(path: str | Path, allow_outside: bool = False) -> Source:
             f"{path}: there is no such file; expected JSON lines, an array of JSON, Parquet, or a directory of "
             f"*{SHARD_SUFFIX} or of pictures with captions"
         )
-    if path.suffix == SHARD_SUFFIX:
+    if path.suffix == SHARD_SUFFIX and not path.is_dir():
         raise ValueError(f"{path} is one shard; name its directory, {path.parent}")
-    return Parquet(path, allow_outside) if path.suffix == ".parquet" else JsonFile(path, allow_outside)
 
 
 def _folder(path: Path, allow_outside: bool) -> Source:

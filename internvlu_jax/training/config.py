@@ -31,8 +31,8 @@ class ObjectiveConfig:
     noises_per_image: int = 1
 
     def __post_init__(self) -> None:
-        if self.noises_per_image < 1:
-            raise ConfigError(f"objective.noises_per_image is {self.noises_per_image}; expected at least 1")
+        _check("objective.noises_per_image", self.noises_per_image, self.noises_per_image >= 1, "at least 1")
+        _check("objective.shift", self.shift, self.shift is None or self.shift > 0, "a number over 0")
         names = [name for name, _ in self.weights]
         if not names or len(set(names)) != len(names):
             raise ConfigError(f"objective.weights is {self.weights}; expected each term once, and at least one")
@@ -48,8 +48,10 @@ class OptimizerConfig:
     decays: factor of the weight decay.
     schedule: "constant" or "cosine", after `warmup` steps of linear increase.
     decay_steps: when the cosine is at 0; None is the last step of the run.
-    clip: largest global norm of the gradient.
-    ema: decay of the moving average of what is trained; None keeps none.
+    clip: largest global norm of the gradient; infinity leaves it as it is.
+    ema: decay of the moving average of what is trained; None keeps none. It is what samples are drawn with, held-out
+        losses are taken of and the run is loaded as. It starts at the first parameters, which are forgotten after
+        several times 1 / (1 - ema) steps.
     """
 
     learning_rate: float = 1e-4
@@ -66,6 +68,21 @@ class OptimizerConfig:
     decays: Rules = ((r".*/(kernel|embedding)", 1.0), (".*", 0.0))
     ema: float | None = None
 
+    def __post_init__(self) -> None:
+        for name, least in (("learning_rate", 0.0), ("warmup", 0), ("weight_decay", 0.0)):
+            _check(f"optimizer.{name}", getattr(self, name), getattr(self, name) >= least, "0 or more")
+        for name in ("b1", "b2", "ema"):
+            value = getattr(self, name)
+            _check(f"optimizer.{name}", value, value is None or 0 <= value < 1, "a number from 0, below 1")
+        for name in ("eps", "clip"):
+            _check(f"optimizer.{name}", getattr(self, name), getattr(self, name) > 0, "a number over 0")
+        _check("optimizer.decay_steps", self.decay_steps, self.decay_steps is None or self.decay_steps > 0, "over 0")
+
+
+def _check(name: str, value: object, good: bool, expected: str) -> None:
+    if not good:
+        raise ConfigError(f"{name} is {value}; expected {expected}")
+
 
 @dataclass(frozen=True)
 class LoraConfig:
@@ -74,6 +91,10 @@ class LoraConfig:
     rank: int = 16
     alpha: float = 16.0
     pattern: str = r"(vlm/llm|head/mmdit)/.*/(q|k|v|out|gate|up|down|fc1|fc2)"
+
+    def __post_init__(self) -> None:
+        _check("lora.rank", self.rank, self.rank >= 1, "at least 1")
+        _check("lora.alpha", self.alpha, self.alpha > 0, "a number over 0")
 
 
 @dataclass(frozen=True)

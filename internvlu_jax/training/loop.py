@@ -22,7 +22,9 @@ from internvlu_jax.checkpoints.run_checkpoints import RunCheckpoints, saved_step
 from internvlu_jax.config import ConfigError
 from internvlu_jax.data.batch import Batch
 from internvlu_jax.data.examples import DataError
+from internvlu_jax.data.loader import check_named
 from internvlu_jax.data.prefetch import Prefetcher
+from internvlu_jax.data.sources import check_source
 from internvlu_jax.parallel.executors import Executor, make_executor
 from internvlu_jax.training import overview, setup
 from internvlu_jax.training.config import TrainConfig
@@ -85,6 +87,9 @@ def _train(cfg: TrainConfig, workdir: Path, quiet: bool, command: str | None) ->
     for rows in {cfg.data.batch_size, cfg.data.packed_rows or cfg.data.batch_size}:
         executor.rows(rows)
     last = step_to_resume(workdir / "checkpoints")
+    check_named(cfg.data)
+    for path, _ in (*cfg.data.sources, *cfg.validation.sources):  # before gigabytes of weights are read
+        check_source(path)
     initial = setup.initial_model(cfg, None if last is None else workdir)
     step = setup.make_step(cfg, initial, executor.shards)
     validation = Validation(cfg, initial, executor, step.objective) if cfg.validation.sources else None
@@ -244,7 +249,7 @@ class _Run:
         """A sheet of pictures; every process takes part in gathering the parameters, the first one draws."""
         if not self._cfg.sample_prompts:
             return
-        params = self._executor.local(merge(state.trained, state.frozen), self._cfg.compute.dtype)
+        params = self._executor.local(merge(state.kept, state.frozen), self._cfg.compute.dtype)
         if self._first:
             side = self._cfg.data.sides[0]
             picture = sample_sheet(self._cfg, self._initial.config, self._initial.tokenizer, params, side)

@@ -11,6 +11,7 @@ import optax
 from flax.core import FrozenDict
 from jax.typing import ArrayLike
 
+from internvlu_jax.config import ConfigError
 from internvlu_jax.training.config import OptimizerConfig
 from internvlu_jax.training.muon import beside, scale_by_muon
 from internvlu_jax.training.tree import numbers
@@ -34,6 +35,8 @@ def factors(params: Tree, cfg: OptimizerConfig) -> Factors:
         ConfigError: rules do not fit the parameters, or nothing is trained.
     """
     rates, decays = (numbers(params, getattr(cfg, name), f"optimizer.{name}") for name in ("rates", "decays"))
+    if not any(rates.values()):
+        raise ConfigError(f"optimizer.rates is {cfg.rates}: nothing is trained; expected a factor over 0 somewhere")
     return Factors(FrozenDict(rates), FrozenDict(decays))
 
 

@@ -26,7 +26,7 @@ from internvlu_jax.processing import chat
 from internvlu_jax.processing.tokenizer import Tokenizer
 from internvlu_jax.training.config import TrainConfig
 from internvlu_jax.training.losses import TERMS, Objective
-from internvlu_jax.training.optimizer import factors
+from internvlu_jax.training.optimizer import Factors, factors
 from internvlu_jax.training.step import Step, TrainState
 from internvlu_jax.utils.tree import Tree
 
@@ -83,7 +83,21 @@ def _started(cfg: TrainConfig) -> InitialModel:
         raise ConfigError(f"model is {cfg.model!r}; expected one of {', '.join(PRESETS)}, or a checkpoint as `start`")
     config = PRESETS[cfg.model]()
     shapes = _adapted_shapes(cfg, param_shapes(config))
+    if PRESETS[cfg.model] is InternVLUConfig:
+        _check_learned(factors(shapes, cfg.optimizer))
     return InitialModel(config, Tokenizer.byte_level(chat.FIXED_TEXTS), shapes, None, {}, None)
+
+
+def _check_learned(rules: Factors) -> None:
+    """Raises ConfigError where parts of a model that is made up at random would stay so. Small presets may: they are
+    there to try things out."""
+    parts = {path.split("/")[0] for path in rules.rates}
+    learned = {path.split("/")[0] for path in rules.rates if rules.is_trained(path)}
+    if parts != learned:
+        raise ConfigError(
+            f"start is None, and {', '.join(sorted(parts - learned))} would stay at random numbers; expected --start "
+            "CHECKPOINT, such as InternVL-U/InternVL-U (the released weights) or the work directory of another run"
+        )
 
 
 def make_step(cfg: TrainConfig, initial: InitialModel, shards: int) -> Step:

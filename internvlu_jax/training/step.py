@@ -43,6 +43,11 @@ class TrainState:
     opt_state: Any
     ema: Tree | None
 
+    @property
+    def kept(self) -> Tree:
+        """What a checkpoint of the run is loaded as: the moving average where there is one."""
+        return self.trained if self.ema is None else self.ema
+
 
 class Gradients(NamedTuple):
     """Of the loss of a whole step, and its terms' shares (already divided by the totals), so far."""
@@ -135,8 +140,9 @@ class Step:
     def measure(
         self, state: TrainState, batch: Batch, key: PRNGKeyArray, axis_name: str | None = None
     ) -> tuple[Terms, Terms]:
-        """Sums of the terms over a micro-batch, and what they are to be divided by; `key` alone decides the noise."""
-        sums = self.objective.sums(merge(state.trained, state.frozen), batch, self.objective.draw(key, batch))
+        """Sums of the terms over a micro-batch by what is kept, and what they are to be divided by; `key` alone decides
+        the noise."""
+        sums = self.objective.sums(merge(state.kept, state.frozen), batch, self.objective.draw(key, batch))
         return _summed((sums, self.objective.totals(batch)), axis_name)
 
     def __call__(

@@ -12,7 +12,7 @@ from internvlu_jax.data.batch import Batch
 from internvlu_jax.parallel.steps import single_step
 from internvlu_jax.training.config import OptimizerConfig
 from internvlu_jax.training.optimizer import factors, make_optimizer, schedule
-from internvlu_jax.training.step import Gradients, Step, not_finite
+from internvlu_jax.training.step import Gradients, Step, TrainState, not_finite
 from internvlu_jax.training.tree import numbers
 from internvlu_jax.utils.tree import from_paths, merge, paths, split
 from tests.conftest import Golden
@@ -147,6 +147,19 @@ def test_moving_average(whole):
     a, b, c = (paths(tree) for tree in (before.ema, after.trained, after.ema))
     for path in a:
         np.testing.assert_allclose(c[path], 0.9 * a[path] + 0.1 * b[path], atol=1e-7)
+
+
+def test_what_is_measured_is_what_a_checkpoint_is_loaded_as():
+    """The average where there is one: its losses are those of the weights that leave the run."""
+
+    class Stub:
+        draw = totals = staticmethod(lambda *_: {})
+        sums = staticmethod(lambda params, *_: {"text": params["a"]})
+
+    step = Step(Stub(), OptimizerConfig(), None, 1)
+    state = TrainState(0, {"a": jnp.ones(())}, {}, None, {"a": jnp.zeros(())})
+    assert step.measure(state, None, KEY)[0]["text"] == 0
+    assert step.measure(state.replace(ema=None), None, KEY)[0]["text"] == 1
 
 
 # The optimizer

@@ -1,0 +1,88 @@
+"""What a run refuses before anything of a model is read."""
+
+import dataclasses
+import math
+
+import pytest
+
+from experiments.configs import CONFIGS
+from internvlu_jax.config import ConfigError
+from internvlu_jax.models.internvlu import param_shapes
+from internvlu_jax.presets import debug_config
+from internvlu_jax.training import loop, setup
+from internvlu_jax.training.config import LoraConfig, ObjectiveConfig, OptimizerConfig
+from internvlu_jax.training.optimizer import factors
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"learning_rate": -1e-4}, "learning_rate is -0.0001; expected 0 or more"),
+        ({"learning_rate": math.nan}, "learning_rate is nan"),
+        ({"warmup": -1}, "warmup is -1; expected 0 or more"),
+        ({"clip": 0.0}, "clip is 0.0; expected a number over 0"),
+        ({"clip": -1.0}, "clip is -1.0"),
+        ({"eps": 0.0}, "eps is 0.0"),
+        ({"b1": 1.0}, "b1 is 1.0; expected a number from 0, below 1"),
+        ({"b2": -0.1}, "b2 is -0.1"),
+        ({"ema": 1.0}, "ema is 1.0; expected a number from 0, below 1"),
+        ({"decay_steps": 0}, "decay_steps is 0; expected over 0"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
+    ],
+)
+def test_an_optimizer_that_would_not_learn_or_run_away_is_refused(given, said):
+    with pytest.raises(ConfigError, match=f"optimizer.{said}"):
+        OptimizerConfig(**given)
+
+
+def test_what_switches_off_is_taken():
+    OptimizerConfig(learning_rate=0.0, warmup=0, clip=math.inf, b1=0.0, ema=0.0)
+
+
+@pytest.mark.parametrize(
+    "given, said", [({"rank": 0}, "rank is 0; expected at least 1"), ({"alpha": 0.0}, "alpha is 0")]
+)
+def test_adapters_of_no_rank_are_refused(given, said):
+    with pytest.raises(ConfigError, match=f"lora.{said}"):
+        LoraConfig(**given)
+
+
+@pytest.mark.parametrize("given", [{"shift": 0.0}, {"noises_per_image": 0}])
+def test_an_objective_without_noise_is_refused(given):
+    with pytest.raises(ConfigError, match=f"objective.{next(iter(given))} is 0"):
+        ObjectiveConfig(**given)
+
+
+def test_rules_that_freeze_everything_are_named():
+    with pytest.raises(ConfigError, match=r"optimizer.rates is .*: nothing is trained"):
+        factors(param_shapes(debug_config()), OptimizerConfig(rates=((".*", 0.0),)))
+
+
+@pytest.mark.parametrize("name, frozen", [("stage1", "vae, vlm"), ("stage2", "vae, vlm"), ("stage3", "vae")])
+def test_a_stage_without_a_start_would_train_on_noise(name, frozen):
+    with pytest.raises(
+        ConfigError, match=f"start is None, and {frozen} would stay at random numbers; expected --start"
+    ):
+        setup.initial_model(CONFIGS[name])
+    learned = dataclasses.replace(CONFIGS[name].optimizer, rates=((".*", 1.0),))
+    assert setup.initial_model(dataclasses.replace(CONFIGS[name], optimizer=learned)).params is None
+
+
+@pytest.mark.parametrize(
+    "sources, held_out, said",
+    [
+        ((), (), "data.sources is empty"),
+        ((("no/such.jsonl", 1.0),), (), "such.jsonl: there is no such file"),
+        ((("world:small/t2i", 1.0),), (("nor/this", 1.0),), "nor/this: there is no such file"),
+    ],
+)
+def test_data_that_is_not_there_is_said_before_weights_are_read(tmp_path, monkeypatch, sources, held_out, said):
+    monkeypatch.setattr(loop.setup, "initial_model", lambda *_: pytest.fail("weights are read"))
+    finetune = CONFIGS["finetune"]
+    cfg = dataclasses.replace(
+        finetune,
+        data=dataclasses.replace(finetune.data, sources=sources, batch_size=8),
+        validation=dataclasses.replace(finetune.validation, sources=held_out),
+    )
+    with pytest.raises(ValueError, match=said):
+        loop.train(cfg, tmp_path / "run", quiet=True)
