@@ -17,7 +17,7 @@ from internvlu_jax.processing.tokenizer import Tokenizer
 _STATES = 16  # the table has a multiple of so many rows, so that few programs are compiled
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=2)  # a table of the released vocabulary has 0.3 MB for every byte of its strings
 def stop_table(tokenizer: Tokenizer, strings: tuple[str, ...]) -> Int[np.ndarray, "s w"]:
     """The state of a text after a token, by its state before. A text begins in state 0 and ends in the last.
 

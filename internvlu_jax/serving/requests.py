@@ -19,6 +19,7 @@ MOST_PICTURES = 10  # of one request, drawn or sent
 _MOST_STEPS = 200
 _MOST_TOKENS = 4096
 _TEXT = 100_000  # characters of a message
+_STOPS, _STOP_BYTES = 4, 128  # and bytes of all: each is a row of a table as wide as the vocabulary
 
 _CHAT = {
     "model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature", "top_p",
@@ -169,8 +170,11 @@ def _part(part: Any, name: str, role: str, max_pixels: int) -> dict[str, Any]:
 
 def _stops(given: Any) -> tuple[str, ...]:
     stops = [given] if isinstance(given, str) else given or []
-    if not (isinstance(stops, list) and len(stops) <= 4 and all(is_text(s) and 0 < len(s) <= 100 for s in stops)):
-        raise Refused(400, "stop is no text and no list of up to four, of at most 100 characters", param="stop")
+    if not (isinstance(stops, list) and len(stops) <= _STOPS and all(is_text(s) and s for s in stops)):
+        raise Refused(400, f"stop is no text and no list of up to {_STOPS}, none of them empty", param="stop")
+    size = sum(len(stop.encode()) for stop in stops)
+    if size > _STOP_BYTES:
+        raise Refused(400, f"stop has {size} bytes of UTF-8; expected at most {_STOP_BYTES} in all", param="stop")
     return tuple(stops)
 
 

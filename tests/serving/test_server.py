@@ -119,6 +119,13 @@ def test_stops_are_no_part_of_an_answer(server):
     assert said[-1]["finish_reason"] == "stop"
 
 
+def test_stops_have_few_bytes(server):
+    assert server.chat("a", stop=["犬" * 10 + "a" * 2] * 4).status == 200  # 3 bytes a character
+    for stops, said in ((["犬" * 11] * 4, "has 132 bytes"), ("a" * 129, "has 129 bytes"), (["a"] * 5, "up to 4")):
+        reply = server.chat("a", stop=stops)
+        assert reply.status == 400 and said in reply.error["message"]
+
+
 def test_those_that_wait_are_drawn_together(server):
     """Seven of one kind as four, two and one; another kind by itself; everyone gets what is its own."""
     server.pipe.free.clear()
