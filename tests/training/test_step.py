@@ -149,17 +149,16 @@ def test_moving_average(whole):
         np.testing.assert_allclose(c[path], 0.9 * a[path] + 0.1 * b[path], atol=1e-7)
 
 
-def test_what_is_measured_is_what_a_checkpoint_is_loaded_as():
+def test_what_is_measured_is_what_a_checkpoint_is_loaded_as(model, monkeypatch):
     """The average where there is one: its losses are those of the weights that leave the run."""
-
-    class Stub:
-        draw = totals = staticmethod(lambda *_: {})
-        sums = staticmethod(lambda params, *_: {"text": params["a"]})
-
-    step = Step(Stub(), OptimizerConfig(), None, 1)
+    step = step_for(model)
+    for name, made in (("draw", None), ("totals", {})):
+        monkeypatch.setattr(type(step.objective), name, lambda *_, made=made: made)
+    monkeypatch.setattr(type(step.objective), "sums", lambda _, params, *__: {"text": params["a"]})
     state = TrainState(0, {"a": jnp.ones(())}, {}, None, {"a": jnp.zeros(())})
-    assert step.measure(state, None, KEY)[0]["text"] == 0
-    assert step.measure(state.replace(ema=None), None, KEY)[0]["text"] == 1
+    batch = Batch(np.zeros(1, np.int32), None, None)
+    assert step.measure(state, batch, KEY)[0]["text"] == 0
+    assert step.measure(state.replace(ema=None), batch, KEY)[0]["text"] == 1
 
 
 # The optimizer
