@@ -16,14 +16,16 @@ from __future__ import annotations
 
 import shlex
 import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import jax
 import tyro
 
 from experiments.configs import CONFIGS, not_named
-from internvlu_jax.parallel.mesh import initialise
+from internvlu_jax.parallel.mesh import initialise, leave
 from internvlu_jax.training.config import TrainConfig
 from internvlu_jax.training.loop import NotFiniteError, train
 from internvlu_jax.utils.buckets import path_of
@@ -34,13 +36,16 @@ from internvlu_jax.utils.signals import second_interrupt_ends
 
 @dataclass(frozen=True)
 class Cluster:
-    """Several processes, one on each host. On TPU pods and under Slurm `--distributed` is enough."""
+    """Several processes, one on each host."""
 
     distributed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """One of several processes, one on each host. On TPU pods and under Slurm this is enough."""
     coordinator: str | None = None
-    """host:port of process 0."""
+    """host:port of process 0; elsewhere this and the two below are needed."""
     processes: int | None = None
+    """How many there are."""
     process: int | None = None
+    """Which this is, from 0."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         args=argv[1:],
         default=defaults,
         prog=f"experiments.train {argv[0]}",
+        description=__doc__,
         config=(tyro.conf.AvoidSubcommands,),
     )
     return run(arguments, shlex.join(["python", "-m", "experiments.train", *argv]))
@@ -89,7 +95,22 @@ def _former_option(argv: list[str]) -> str | None:
 
 
 def run(arguments: Arguments, command: str | None = None) -> int:
-    """Trains; what a user can put right becomes one line and status 2, a run that broke down status 1."""
+    """Trains; what a user can put right becomes one line and status 2, a run that broke down status 1.
+
+    Of several processes one that fails ends this process, and with it the others.
+    """
+    status = 1  # of what Python shows a traceback of
+    try:
+        status = _run(arguments, command)
+    finally:
+        if status and jax.distributed.is_initialized():
+            if sys.exc_info()[0] is not None:
+                traceback.print_exc()
+            leave(status)
+    return status
+
+
+def _run(arguments: Arguments, command: str | None) -> int:
     try:
         workdir = path_of(arguments.workdir)
     except ValueError as error:

@@ -13,6 +13,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +34,7 @@ _TEMPORARY = ".orbax-checkpoint-tmp"
 _DAMAGED = "damaged-"
 # What Orbax writes beside the arrays, and other writers in the meantime.
 _SPARE_BYTES = 64 * 2**20
+_PATIENCE = 60.0  # seconds that a save which is under way is given when an error ends one of several processes
 
 
 def saved_steps(directory: Path) -> list[int]:
@@ -102,7 +104,8 @@ def from_first(function: Callable[[], int]) -> int:
     """What a function gives on the first process, which alone calls it; all processes call this.
 
     Raises:
-        ValueError: the function did, on the first process; the others then raise one that points there.
+        ValueError, OSError: the function did, on the first process; the others then raise a ValueError that points
+            there.
     """
     if jax.process_count() == 1:
         return function()
@@ -110,7 +113,7 @@ def from_first(function: Callable[[], int]) -> int:
     if jax.process_index() == 0:
         try:
             value = function()
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             failure = error
     value, failed = (int(n) for n in multihost_utils.broadcast_one_to_all(np.array([value, failure is not None])))
     if failed:
@@ -153,7 +156,8 @@ class RunCheckpoints:
     """The checkpoints of one run, in a directory of their own. All processes make the same calls in the same order.
 
     A save goes on in the background, and an error in it is raised by the next call. The last `keep_last` checkpoints
-    stay, and those of steps that are multiples of `keep_every`. A `with` block ends when all is written.
+    stay, and those of steps that are multiples of `keep_every`. A `with` block ends when all is written; of several
+    processes one that leaves it by an error waits for no other.
     """
 
     def __init__(self, directory: str | Path, keep_last: int, keep_every: int | None = None) -> None:
@@ -171,12 +175,27 @@ class RunCheckpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if error is not None and jax.process_count() > 1:
+            self._leave(error)
+            return
         try:
             self.close()
         except CheckpointError as late:
             if error is None:
                 raise
             error.add_note(str(late))  # what ended the block matters more
+
+    def _leave(self, error: BaseException) -> None:
+        """Ends where the others may be in a step, and never come to a barrier.
+
+        The background of all of them goes on: a save that is under way has a while to end. One that does not gets no
+        name, and is removed by the next run.
+        """
+        written = self._finisher.submit(self._writer.wait_until_finished)  # after what the first process does then
+        if wait_for([written], 0.2).not_done:
+            log.error("%s: %s; at most %.0f s for the save under way", type(error).__name__, error, _PATIENCE)
+            wait_for([written], _PATIENCE)
+        self._finisher.shutdown(wait=False, cancel_futures=True)
 
     def latest(self) -> int | None:
         """The last step that is saved."""

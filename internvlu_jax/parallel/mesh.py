@@ -7,9 +7,12 @@ is used; tensor shares out heads, the width of the MLPs and the vocabulary.
 from __future__ import annotations
 
 import math
+import os
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -22,6 +25,7 @@ from internvlu_jax.parallel.config import MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
 ROW_AXES = ("data", "fsdp")
+_PATIENCE = 5.0  # seconds that a process which fails gives the others to fail with it
 _LOGICAL = ((ROWS, ROW_AXES), (GROUP_ROWS, ("data",)), (HEADS, ("tensor",)), (VOCABULARY, ("fsdp", "tensor")))
 
 
@@ -51,6 +55,21 @@ def initialise(coordinator: str | None = None, processes: int | None = None, pro
             "the cluster tells them"
         )
     jax.distributed.initialize(coordinator, processes, process)
+
+
+def leave(status: int) -> NoReturn:
+    """Ends this process, and with it the run of all that `initialise` joined; for one that has failed and said so.
+
+    Where all fail alike they meet here, and JAX lets them go. Where one fails alone, the others may be in a step that
+    never ends, and it does not wait for them, as Python would at its end for minutes: they end when they miss it, which
+    JAX tells them at once, or after 100 s where it is not process 0. Threads and `atexit` are left as they are.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    meeting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    meeting.start()
+    meeting.join(_PATIENCE)
+    os._exit(status)
 
 
 def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -4,6 +4,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
+from internvlu_jax.checkpoints import run_checkpoints
 from internvlu_jax.checkpoints.arrays import CheckpointError
-from internvlu_jax.checkpoints.run_checkpoints import RunCheckpoints, saved_steps
+from internvlu_jax.checkpoints.run_checkpoints import RunCheckpoints, from_first, saved_steps
 from tests.conftest import GOLDENS
 from tests.helpers.run_checkpoint import assert_restores, save, state_of
 
@@ -182,3 +185,54 @@ def test_a_mistake_in_code_is_no_checkpoint_error(tmp_path, monkeypatch):
             monkeypatch.setattr(saved._writer, name, mistaken)
             with pytest.raises(TypeError, match="of ours"):
                 call()
+
+
+# --- several processes, of which one fails
+
+
+def together(monkeypatch, index: int) -> list:
+    """As one of two processes; what it broadcasts."""
+    sent: list = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: index)
+    monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", lambda values: sent.append(values.tolist()) or values)
+    monkeypatch.setattr(multihost_utils, "sync_global_devices", lambda name: pytest.fail(f"waits for others at {name}"))
+    return sent
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_of_several_processes_one_that_fails_waits_for_none(tmp_path, monkeypatch, caplog, index):
+    with pytest.raises(KeyError, match="here alone"), RunCheckpoints(tmp_path, keep_last=2) as saved:
+        save(saved, 1)
+        saved.wait()
+        together(monkeypatch, index)
+        raise KeyError("here alone")
+    assert saved_steps(tmp_path) == [1] and not caplog.messages
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_save_under_way_has_a_while_to_end(tmp_path, monkeypatch, caplog, ends):
+    written, slept = [], threading.Event()
+    with pytest.raises(KeyError), RunCheckpoints(tmp_path, keep_last=2) as saved:
+        together(monkeypatch, 1)
+        monkeypatch.setattr(run_checkpoints, "_PATIENCE", 5.0 if ends else 0.1)
+        write = lambda: slept.wait(0.5 if ends else 60) or written.append(1)  # noqa: E731
+        monkeypatch.setattr(saved._writer, "wait_until_finished", write)
+        raise KeyError("here alone")
+    assert written == [1] * ends
+    assert "KeyError: 'here alone'; at most" in caplog.text  # told before the wait
+    slept.set()
+
+
+def test_what_fails_on_the_first_process_is_told_to_the_others(monkeypatch):
+    def full():
+        raise OSError("no space")
+
+    sent = together(monkeypatch, 0)
+    with pytest.raises(OSError, match="no space"):
+        from_first(full)
+    assert sent == [[0, 1]]
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", lambda values: np.array([0, 1]))
+    with pytest.raises(ValueError, match="the first process has ended; its message says why"):
+        from_first(pytest.fail)

@@ -2,6 +2,8 @@
 
 import math
 import re
+import threading
+import time
 from types import SimpleNamespace
 
 import jax
@@ -214,6 +216,19 @@ def test_slices_lie_along_an_outer_axis():
 def test_some_of_the_cluster_is_not_enough():
     with pytest.raises(ValueError, match="give all three"):
         initialise("localhost:1234", 2)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_process_that_fails_leaves_with_the_others_or_alone(monkeypatch, alike):
+    """Alone it would wait for minutes, in JAX's `shutdown`."""
+    met, ended = threading.Event(), []
+    monkeypatch.setattr(mesh_module, "_PATIENCE", 60.0 if alike else 0.1)
+    monkeypatch.setattr(jax.distributed, "shutdown", lambda: alike or met.wait(60))
+    monkeypatch.setattr(mesh_module.os, "_exit", ended.append)
+    begun = time.monotonic()
+    mesh_module.leave(2)
+    assert ended == [2] and time.monotonic() - begun < 30
+    met.set()
 
 
 # Executors on the one device of this process
