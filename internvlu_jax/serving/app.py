@@ -37,7 +37,7 @@ from internvlu_jax.serving.waiting import Left, events, results
 from internvlu_jax.serving.worker import Worker
 
 Handler = Callable[[Request], Awaitable[Response]]
-_LOCAL = ("localhost", "127.0.0.1", "::1")
+_LOCAL = ("localhost", "127.0.0.1", "[::1]")
 _READERS = 2  # requests whose pictures are read or written at once
 _JSON, _FORM = "application/json", "multipart/form-data"
 
@@ -168,7 +168,7 @@ def make_app(
     checked: Callable[[Call], int],
     *,
     key: str | None = None,
-    local: bool = True,
+    local: str | None = "127.0.0.1",
     uploads: str = os.devnull,
 ) -> FastAPI:
     """The application.
@@ -176,11 +176,13 @@ def make_app(
     Args:
         key: that clients need; None: none.
         uploads: the folder of what is put into the page.
-        local: whether only this machine reaches it; then only its names are answered to.
+        local: the address by which only this machine reaches it; then that and this machine's names alone are
+            answered to. None: others reach it.
     """
     guard: list[Any] = [Middleware(Guard, key=key, max_body=limits.max_body << 20, metrics=metrics, uploads=uploads)]
-    if local:
-        guard.insert(0, Middleware(TrustedHostMiddleware, allowed_hosts=list(_LOCAL), www_redirect=False))
+    if local is not None:
+        names = [*_LOCAL, f"[{local}]" if ":" in local else local]
+        guard.insert(0, Middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False))
     metrics.watch(lambda: worker.waiting)
     return FastAPI(
         routes=Endpoints(worker, limits, metrics, checked).routes(),

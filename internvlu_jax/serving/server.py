@@ -52,7 +52,9 @@ def serve(pipe: InternVLUPipeline, host: str, port: int, limits: Limits, key: st
     metrics = Metrics()
     worker = Worker(pipe, limits.max_queue, limits.max_batch, metrics.called)
     try:
-        app = make_app(worker, metrics, limits, partial(check, pipe), key=key, local=local, uploads=uploads.name)
+        app = make_app(
+            worker, metrics, limits, partial(check, pipe), key=key, local=host if local else None, uploads=uploads.name
+        )
         uvicorn.run(
             with_page(app, worker, limits, key), host=host, port=port, log_level="warning",
             timeout_graceful_shutdown=_CLOSING, server_header=False,

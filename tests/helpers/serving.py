@@ -190,11 +190,13 @@ class Served(Client):
 
 
 @contextmanager
-def served(limits: Limits = _LIMITS, token: str | None = None, checked: Callable = lambda call: 5) -> Iterator[Served]:
-    """A server with a stand-in, in a thread."""
+def served(
+    limits: Limits = _LIMITS, token: str | None = None, checked: Callable = lambda call: 5, local: str = "127.0.0.1"
+) -> Iterator[Served]:
+    """A server with a stand-in, in a thread, at 127.0.0.1 whatever `local` says."""
     pipe, metrics = StandIn(), Metrics()
     worker = Worker(pipe, limits.max_queue, limits.max_batch, metrics.called)
-    app = make_app(worker, metrics, limits, checked, key=token)
+    app = make_app(worker, metrics, limits, checked, key=token, local=local)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run)
     thread.start()

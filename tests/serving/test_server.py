@@ -282,6 +282,17 @@ def test_other_sites_may_not_ask(server):
     assert server.ask("/v1/images/generations", {"prompt": "a"}, Origin=own).status == 200
 
 
+@pytest.mark.parametrize("local", ["127.0.0.1", "127.0.0.2", "::1", "::2"])
+def test_the_names_that_are_answered_to(local):
+    """Those of this machine, and the address that is listened at."""
+    own = {"127.0.0.2": "127.0.0.2", "::2": "[::2]"}
+    with served(local=local) as server:
+        for name in ("localhost", "127.0.0.1", "[::1]", "127.0.0.2", "[::2]", "[::3]", "::1.example"):
+            answered = name in ("localhost", "127.0.0.1", "[::1]") or name == own.get(local)
+            for port in ("", ":8000"):
+                assert server.ask("/v1/models", Host=name + port).status == (200 if answered else 400)
+
+
 def test_models(server):
     assert server.ask("/v1/models").json["data"][0]["id"] == "internvl-u"
     assert server.ask("/v1/models/internvl-u").json["object"] == "model"
