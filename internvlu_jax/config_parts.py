@@ -25,14 +25,17 @@ class CheckpointWarning(UserWarning):
 class Compute:
     """How a module computes, as against what it computes.
 
-    dtype: of activations and matrix products, "float32" or "bfloat16"; norms, softmax and rotary stay in float32.
-    attention: how it is computed, or "auto", which takes what is best where it runs, see `ops.attention`.
-    remat: what a block keeps for its backward pass: "none" (recompute nothing), "dots" (keep matrix products), "full".
-    time: what the head's diffusion time is rounded to; None is `dtype`, as the released weights were trained. A model
-        trained in bfloat16 that is to draw in float32 has never seen the times between: it takes "float32" here.
-    layers: of the language model: "scan" runs one program over stacked weights, which compiles fast and copies the
-        weights of each layer before it uses them; "unrolled" takes a list of layers (`models.qwen3.as_list`), and is
-        for serving alone.
+    Attributes:
+        dtype: of activations and matrix products, "float32" or "bfloat16"; norms, softmax and rotary stay in float32.
+        attention: how it is computed, or "auto", which takes what is best where it runs, see `ops.attention`.
+        remat: what a block keeps for its backward pass: "none" (recompute nothing), "dots" (keep matrix products),
+            "full".
+        time: what the head's diffusion time is rounded to; None is `dtype`, as the released weights were trained. A
+            model trained in bfloat16 that is to draw in float32 has never seen the times between: it takes "float32"
+            here.
+        layers: of the language model: "scan" runs one program over stacked weights, which compiles fast and copies the
+            weights of each layer before it uses them; "unrolled" takes a list of layers (`models.qwen3.as_list`), and
+            is for serving alone.
     """
 
     dtype: str = "float32"

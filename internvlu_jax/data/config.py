@@ -12,26 +12,34 @@ from internvlu_jax.config import ConfigError
 class DataConfig:
     """The data of a run.
 
-    sources: (path, weight): what `sources.open_source` takes: JSON lines, shards, small worlds ("world:small", see
-        `small_world.names`) and others, mixed example by example in proportion to the weights. Each is repeated for as
-        long as the run lasts, shuffled anew each time.
-    batch_size: rows of a micro-batch, over all devices and hosts; with `TrainConfig.accumulate` micro-batches a step.
-    packed_rows: rows of a micro-batch of packed understanding samples; None is `batch_size`.
-    sides: each picture to be drawn goes to the largest of these sizes that does not enlarge it (else the smallest). A
-        size is the side of a square with the area of all its buckets.
-    max_aspect: buckets have aspect ratios from 1 / max_aspect to max_aspect; 1 is squares only.
-    text_lengths: lengths to which the part of a prompt that conditions the head is padded; a record whose prompt is
-        longer than the last is broken.
-    pack_length, pack_tiles: tokens and tiles of one row of packed understanding samples.
-    max_tiles: most tiles that a picture is cut into for the vision encoder, the thumbnail not counted.
-    drop_all_t2i, drop_all_edit, drop_text_edit: shares of the examples whose prompt is dropped for guidance.
-    text_targets: whether answers and reasoning are targets of the language model.
-    max_broken: the run stops when clearly more than this share of the records read so far could not be used; however
-        often they are read, each counts once.
-    allow_outside: whether records may name pictures elsewhere than in the folder of their file and those in it.
-    workers: processes that make batches side by side, each one those of every so-manieth step; 0 makes them in the
-        run's own process. Another number is another order of the examples.
-    threads: of each process, that read pictures; prefetch: steps that each makes ahead.
+    Attributes:
+        sources: (path, weight): what `sources.open_source` takes: JSON lines, shards, small worlds ("world:small", see
+            `small_world.names`) and others, mixed example by example in proportion to the weights. Each is repeated for
+            as long as the run lasts, shuffled anew each time.
+        batch_size: rows of a micro-batch, over all devices and hosts; with `TrainConfig.accumulate` micro-batches a
+            step.
+        packed_rows: rows of a micro-batch of packed understanding samples; None is `batch_size`.
+        sides: each picture to be drawn goes to the largest of these sizes that does not enlarge it (else the smallest).
+            A size is the side of a square with the area of all its buckets.
+        max_aspect: buckets have aspect ratios from 1 / max_aspect to max_aspect; 1 is squares only.
+        text_lengths: lengths to which the part of a prompt that conditions the head is padded; a record whose prompt is
+            longer than the last is broken.
+        pack_length: tokens of one row of packed understanding samples.
+        pack_tiles: tiles of one row of packed understanding samples.
+        max_tiles: most tiles that a picture is cut into for the vision encoder, the thumbnail not counted.
+        drop_all_t2i: share of the pictures from words whose prompt is dropped for guidance.
+        drop_all_edit: share of the edits whose prompt and sources are dropped for guidance.
+        drop_text_edit: share of the edits whose words alone are dropped for guidance.
+        text_targets: whether answers and reasoning are targets of the language model.
+        shuffle: whether the examples of a source come in another order each time it is repeated; else in that of its
+            records.
+        max_broken: the run stops when clearly more than this share of the records read so far could not be used;
+            however often they are read, each counts once.
+        allow_outside: whether records may name pictures elsewhere than in the folder of their file and those in it.
+        workers: processes that make batches side by side, each one those of every so-manieth step; 0 makes them in the
+            run's own process. Another number is another order of the examples.
+        threads: threads of each process, that read pictures.
+        prefetch: steps that each process makes ahead.
     """
 
     sources: tuple[tuple[str, float], ...] = ()

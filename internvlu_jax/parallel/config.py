@@ -7,7 +7,13 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis; -1 takes what is left. Rows of a batch lie along data and fsdp."""
+    """Devices along each axis; -1 takes what is left. Rows of a batch lie along data and fsdp.
+
+    Attributes:
+        data: so many groups of devices share the rows of a batch; each has all parameters.
+        fsdp: so many devices share the rows of their group, and its parameters and optimizer state.
+        tensor: so many devices share the attention heads and hidden units of each layer.
+    """
 
     data: int = -1
     fsdp: int = 1

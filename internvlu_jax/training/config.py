@@ -18,11 +18,12 @@ Rules = tuple[tuple[str, float], ...]
 class ObjectiveConfig:
     """loss = sum of weight * term (table 3 of arXiv 2603.09877).
 
-    weights: (term, weight) of `training.losses.TERMS`; "text" is next-token prediction, "flow" flow matching.
-    time: how noise levels are drawn: "logit_normal" (mean and deviation of the model's config) or "uniform".
-    shift: of the noise levels; None is the model's `flow_shift`.
-    noises_per_image: of each picture, all in one step: what comes before the head is computed once for all of them. For
-        small models, whose examples cost more than their steps.
+    Attributes:
+        weights: (term, weight) of `training.losses.TERMS`; "text" is next-token prediction, "flow" flow matching.
+        time: how noise levels are drawn: "logit_normal" (mean and deviation of the model's config) or "uniform".
+        shift: of the noise levels; None is the model's `flow_shift`.
+        noises_per_image: of each picture, all in one step: what comes before the head is computed once for all of them.
+            For small models, whose examples cost more than their steps.
     """
 
     weights: tuple[tuple[str, float], ...] = (("text", 1.0), ("flow", 20.0))
@@ -42,16 +43,23 @@ class ObjectiveConfig:
 class OptimizerConfig:
     """AdamW with one schedule; parameters are told apart by the regex rules.
 
-    matrices: what moves the kernels of stacked layers: "adam" as all else, or "muon", which gives every direction of
-        a matrix the same step (`training.muon`). Learning rates mean about the same for both.
-    rates: factor of the learning rate; 0 is frozen: no gradient, no optimizer state, never written to again.
-    decays: factor of the weight decay.
-    schedule: "constant" or "cosine", after `warmup` steps of linear increase.
-    decay_steps: when the cosine is at 0; None is the last step of the run.
-    clip: largest global norm of the gradient; infinity leaves it as it is.
-    ema: decay of the moving average of what is trained; None keeps none. It is what samples are drawn with, held-out
-        losses are taken of and the run is loaded as. It starts at the first parameters, which are forgotten after
-        several times 1 / (1 - ema) steps.
+    Attributes:
+        learning_rate: the largest, at the end of `warmup`.
+        matrices: what moves the kernels of stacked layers: "adam" as all else, or "muon", which gives every direction
+            of a matrix the same step (`training.muon`). Learning rates mean about the same for both.
+        schedule: "constant" or "cosine", after `warmup` steps of linear increase.
+        decay_steps: when the cosine is at 0; None is the last step of the run.
+        warmup: steps in which the learning rate rises from 0.
+        b1: decay of the mean of gradients.
+        b2: decay of the mean of their squares.
+        eps: is added to the root of that mean.
+        weight_decay: decoupled, as in AdamW: times the learning rate.
+        clip: largest global norm of the gradient; infinity leaves it as it is.
+        rates: factor of the learning rate; 0 is frozen: no gradient, no optimizer state, never written to again.
+        decays: factor of the weight decay.
+        ema: decay of the moving average of what is trained; None keeps none. It is what samples are drawn with,
+            held-out losses are taken of and the run is loaded as. It starts at the first parameters, which are
+            forgotten after several times 1 / (1 - ema) steps.
     """
 
     learning_rate: float = 1e-4
@@ -86,7 +94,13 @@ def _check(name: str, value: object, good: bool, expected: str) -> None:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters: y = x W + (alpha / rank) x A B for every linear map whose path matches `pattern`."""
+    """Low-rank adapters: y = x W + (alpha / rank) x A B for every linear map whose path matches `pattern`.
+
+    Attributes:
+        rank: of every pair A, B.
+        alpha: what they add is scaled by alpha / rank.
+        pattern: regex of the whole path of a map, such as vlm/llm/layers/attn/q.
+    """
 
     rank: int = 16
     alpha: float = 16.0
@@ -101,8 +115,10 @@ class LoraConfig:
 class ValidationConfig:
     """Losses on records that are not trained on: the same ones with the same noise each time, no prompt dropped.
 
-    sources: as `DataConfig.sources`, read in their order; empty for no validation.
-    every: steps from one to the next. batches: micro-batches, of as many rows as in training, from the first record.
+    Attributes:
+        sources: as `DataConfig.sources`, read in their order; empty for no validation.
+        every: steps from one to the next.
+        batches: micro-batches, of as many rows as in training, from the first record.
     """
 
     sources: tuple[tuple[str, float], ...] = ()
@@ -119,16 +135,24 @@ class ValidationConfig:
 class TrainConfig:
     """A run.
 
-    model: a preset of `presets.PRESETS`, made up at random.
-    start: a checkpoint to start from in place of that: a directory in either layout, another run's work directory or a
-        step of it (WORKDIR/checkpoints/STEP), or a Hub id.
-    seed: from 0 to 4294967295.
-    head_sources: what the head gets of source pictures (`HeadConfig.sources`); None is what the model says. It becomes
-        part of the model, in training and when it draws.
-    accumulate: micro-batches of one step; their losses are pooled before the one update.
-    keep_last, keep_every: checkpoints that stay: the last so many, and those at multiples of that many steps.
-    report: a tracker of experiments that the metrics go to, too.
-    sample_prompts: drawn every `sample_every` steps from fixed noise; sample_steps: steps of the sampler.
+    Attributes:
+        name: of the configuration; it stands in the work directory's config.json.
+        steps: after which the run is done; one that goes on may have another number.
+        model: a preset of `presets.PRESETS`, made up at random.
+        start: a checkpoint to start from in place of that: a directory in either layout, another run's work directory
+            or a step of it (WORKDIR/checkpoints/STEP), or a Hub id.
+        head_sources: what the head gets of source pictures (`HeadConfig.sources`); None is what the model says. It
+            becomes part of the model, in training and when it draws.
+        seed: from 0 to 4294967295.
+        accumulate: micro-batches of one step; their losses are pooled before the one update.
+        executor: how the devices share the work: a `mesh`, `pmap`, or one device alone.
+        save_every: steps from one checkpoint to the next; the last step has one too.
+        keep_last: checkpoints that stay: the last so many.
+        keep_every: checkpoints that stay besides: those at multiples of so many steps.
+        report: a tracker of experiments that the metrics go to, too.
+        sample_every: steps from one sheet of pictures to the next; None draws none.
+        sample_prompts: what is drawn on it, from fixed noise.
+        sample_steps: steps of the sampler.
     """
 
     name: str
