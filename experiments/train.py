@@ -116,9 +116,10 @@ def _run(arguments: Arguments, command: str | None) -> int:
     except ValueError as error:
         return failed("error", one_line(error), 2)
     cluster, stopped = arguments.cluster, interrupted(workdir)
+    joins = (cluster.coordinator, cluster.processes, cluster.process)
     try:
-        if cluster.distributed or cluster.coordinator is not None:
-            initialise(cluster.coordinator, cluster.processes, cluster.process)
+        if cluster.distributed or any(value is not None for value in joins):
+            initialise(*joins)
         check_accelerator()
         enable_cache()
         with second_interrupt_ends(stopped):

@@ -5,7 +5,7 @@ import pytest
 
 from experiments import train
 from experiments.configs import CONFIGS
-from experiments.train import Arguments, main, run
+from experiments.train import Arguments, Cluster, main, run
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,9 @@ def test_of_several_processes_one_that_fails_leaves_when_it_has_said_so(
     with pytest.raises(SystemExit) as ended:
         run(Arguments(tmp_path, CONFIGS["debug"]))
     assert ended.value.code == status
+
+
+def test_a_process_that_does_not_know_where_the_others_are_does_not_train_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train, "train", lambda *_, **__: pytest.fail("trains"))
+    assert run(Arguments(tmp_path, CONFIGS["debug"], Cluster(processes=2, process=1))) == 2
+    assert "coordinator None, processes 2, process 1: give all three" in capsys.readouterr().err
