@@ -163,6 +163,8 @@ class _Run:
         self._first = jax.process_index() == 0
         self._pictures, self._work, self._peak = Rate(), Rate(), peak_operations()
         self._waiting = Waiting()
+        # From the rows that this process loads to those of the run.
+        self._of_all = cfg.data.batch_size / len(executor.rows(cfg.data.batch_size))
         self._operations = Operations(step, jax.eval_shape(step.init, initial.shapes))
 
     def go(self, state: TrainState, done: int) -> Outcome:
@@ -226,7 +228,8 @@ class _Run:
             )
         values.pop("finite")
         values |= ended.valid
-        self._pictures.add(sum(b.picture.weight.shape[0] for b in ended.batches if b.picture is not None))
+        own = sum(b.picture.weight.shape[0] for b in ended.batches if b.picture is not None)
+        self._pictures.add(own * self._of_all)
         records.write(ended.step, values, self._speed(ended.batches))
         return values
 
@@ -237,11 +240,12 @@ class _Run:
         return self._validation(state)
 
     def _speed(self, batches: tuple[Batch, ...]) -> str:
-        """Pictures a second, the share of the time that was spent waiting and, where it is known, of the peak."""
+        """Pictures a second of all processes, the share of the time that was spent waiting and, where it is known, of
+        the peak."""
         words = f"{self._pictures.per_second() or 0:.3g} images/s, {self._waiting.words()}"
         if self._peak is None:
             return words
-        self._work.add(self._operations.of(batches) * jax.process_count())
+        self._work.add(self._operations.of(batches) * self._of_all)
         share = self._work.per_second()
         return words if share is None else f"{words}, {share / self._peak:.0%} of peak"
 

@@ -1,7 +1,12 @@
 """How a run says how fast it goes."""
 
-from internvlu_jax.training import throughput
+from types import SimpleNamespace
+
+import numpy as np
+
+from internvlu_jax.training import loop, throughput
 from internvlu_jax.training.throughput import Waiting
+from tests.helpers.training import TINY, with_data
 
 
 def test_the_share_of_waiting_counts_from_the_first_wait(monkeypatch):
@@ -13,3 +18,19 @@ def test_the_share_of_waiting_counts_from_the_first_wait(monkeypatch):
         with waiting:
             pass
     assert waiting.words() == "30% waiting for data"
+
+
+def test_the_speed_is_that_of_all_processes(tmp_path, monkeypatch):
+    """Each loads 6 of 24 rows: of 8 processes, say, of which two share each row and its work."""
+    monkeypatch.setattr(throughput.time, "perf_counter", iter(range(10)).__next__)
+    monkeypatch.setattr(loop, "Operations", lambda *_: SimpleNamespace(of=lambda batches: 5.0 * len(batches)))
+    monkeypatch.setattr(loop, "peak_operations", lambda: 100.0)
+    monkeypatch.setattr("jax.process_count", lambda: 8)
+    executor = SimpleNamespace(rows=lambda rows: range(rows // 4), replica=lambda values: values)
+    model, step = SimpleNamespace(shapes={}), SimpleNamespace(init=lambda shapes: shapes)
+    run = loop._Run(with_data(TINY, batch_size=24), tmp_path, model, step, executor, None, None, None, True)
+    said, batch = [], SimpleNamespace(picture=SimpleNamespace(weight=np.zeros(6)))
+    records = SimpleNamespace(write=lambda step, values, speed: said.append(speed))
+    for number in range(3):  # two seconds each, of two micro-batches
+        run._record(records, loop._Ended(number, {"loss": 1.0, "finite": True}, (batch, batch), {}))
+    assert said[-1].startswith("24 images/s") and said[-1].endswith("20% of peak")
