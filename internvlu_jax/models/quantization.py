@@ -31,6 +31,7 @@ from flax import linen as nn
 
 from internvlu_jax.config import Quantization
 from internvlu_jax.models.layers import OutputsFirst, is_linear_call, kernel_axes
+from internvlu_jax.utils.devices import cuda_capability
 
 SCALE = "kernel_scale"
 _TYPES: dict[str, Any] = {"int8": jnp.int8, "int8xint8": jnp.int8, "fp8": jnp.float8_e4m3fn}
@@ -62,7 +63,7 @@ def _has_fp8(device: jax.Device) -> bool:
     if device.platform == "tpu":
         generation = re.search(r"\d+", device.device_kind)
         return generation is not None and int(generation[0]) >= _FP8_TPU
-    return device.platform == "gpu" and float(getattr(device, "compute_capability", None) or 0) >= _FP8_NVIDIA
+    return cuda_capability(device) >= _FP8_NVIDIA
 
 
 def _qwix() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Any
 
 import jax
 
@@ -28,6 +29,12 @@ def bfloat16_peak(kind: str | None = None) -> float | None:
     """
     kind = jax.devices()[0].device_kind if kind is None else kind
     return next((peak for name, peak in _PEAK.items() if kind.startswith(name)), None)
+
+
+def cuda_capability(device: Any) -> float:
+    """Compute capability of a `jax.Device`; 0 where it is no CUDA device."""
+    capability = str(getattr(device, "compute_capability", ""))  # ROCm says "gfx942" here
+    return float(capability) if device.platform == "gpu" and re.fullmatch(r"\d+\.\d+", capability) else 0.0
 
 
 _SIMULATED, _CONCURRENT = "--xla_force_host_platform_device_count", "--xla_cpu_enable_concurrency_optimized_scheduler"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -183,6 +184,25 @@ def test_what_cannot_be_is_said():
     with pytest.raises(ValueError, match="'fp8', which cpu does not compute with; expected int8"):
         quantization.check_quantization("fp8", device)
     quantization.check_quantization("int8", device)
+
+
+@pytest.mark.parametrize(
+    ("platform", "kind", "capability", "can"),
+    [
+        ("gpu", "NVIDIA H100", "9.0", True),
+        ("gpu", "NVIDIA L4", "8.9", True),
+        ("gpu", "NVIDIA A100", "8.0", False),
+        ("gpu", "AMD Instinct MI300X", "gfx942", False),
+        ("tpu", "TPU v7x", None, True),
+        ("tpu", "TPU v5 lite", None, False),
+    ],
+)
+def test_who_computes_with_fp8(platform, kind, capability, can):
+    device = SimpleNamespace(platform=platform, device_kind=kind, compute_capability=capability)
+    if can:
+        return quantization.check_quantization("fp8", device)
+    with pytest.raises(ValueError, match=f"'fp8', which {kind} does not compute with; expected int8"):
+        quantization.check_quantization("fp8", device)
 
 
 def test_spread_keeps_the_rest():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, get_args
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 
 from internvlu_jax.config import Attention
 from internvlu_jax.ops.attention.blocks import CHUNKED_KEYS, CHUNKED_SCORES, SPLASH_KEYS
+from internvlu_jax.utils.devices import cuda_capability
 
 _MASK = "it takes lengths, segments and causal order, and this call has an explicit mask"
 
@@ -85,8 +85,4 @@ def _on_tpu() -> bool:
 
 
 def _cuda_capability() -> float:
-    """Compute capability of the default device; 0 where it is no CUDA device."""
-    if jax.default_backend() != "gpu":
-        return 0.0
-    capability = str(getattr(jax.devices()[0], "compute_capability", ""))  # ROCm says "gfx942" here
-    return float(capability) if re.fullmatch(r"\d+\.\d+", capability) else 0.0
+    return cuda_capability(jax.devices()[0])
