@@ -20,6 +20,7 @@ from internvlu_jax.checkpoints.model_directory import is_model, load_model, save
 from internvlu_jax.checkpoints.run_directory import hub_id, is_run, load_run, split_step
 from internvlu_jax.config import InternVLUConfig
 from internvlu_jax.models import lora
+from internvlu_jax.processing.tokenizer import Tokenizer
 from internvlu_jax.utils.buckets import in_bucket, on_disk, path_of
 from internvlu_jax.utils.files import check_free
 from internvlu_jax.utils.tree import from_paths, paths
@@ -100,8 +101,26 @@ def load(
 
     Raises:
         ValueError: it does not exist, is incomplete, is of another model, or holds NaN or infinities; all problems are
-            named together.
+            named together. Or its tokenizer cannot be read, or makes tokens of text that have no embedding; see
+            `Tokenizer.beyond`.
     """
+    model = _read(name, max_dtype, place, finish)
+    rows = model.config.vlm.llm_config.vocab_size
+    lost = Tokenizer.from_directory(model.assets / "processor").beyond(rows)
+    if lost:
+        raise CheckpointError(
+            f"{name}: the table of tokens has {rows} rows, and none for {len(lost)} of the tokens in processor/: "
+            f"{listed(lost)}; expected a table resized to the tokenizer, or a tokenizer without them"
+        )
+    return model
+
+
+def _read(
+    name: str | Path | None,
+    max_dtype: str | None = None,
+    place: Callable[[str, np.ndarray], Any] | None = None,
+    finish: Callable[[str, Any], Any] = unchanged,
+) -> LoadedModel:
     root = resolve(name)
     workdir, step = split_step(root)
     if is_run(workdir) or is_model(root):
@@ -167,7 +186,7 @@ def convert(
         FileExistsError: `target` exists and is not empty.
     """
     check_free(target)
-    model = load(source)
+    model = _read(source)
     params = model.params if change is None else change(model.config, model.params)
     if to == "orbax":
         save_model(target, model.config, params, model.extras, model.assets)

@@ -140,6 +140,18 @@ class Tokenizer:
             raise ValueError(f"the tokenizer has no token {token!r}")
         return index
 
+    def beyond(self, rows: int) -> list[str]:
+        """Tokens that text can have and for which a table of `rows` embeddings has none, in the order of ids.
+
+        Those of the special-token table have theirs there. Left out are entries of the vocabulary to which no text of
+        their own leads: fillings, and parts of characters.
+        """
+        names = self._backend.get_vocab(with_added_tokens=True)
+        high = sorted((index, name) for name, index in names.items() if index >= rows and name not in SPECIAL_TABLE)
+        added = self._backend.get_added_tokens_decoder()
+        texts = {name: name if index in added else self.decode([index]) for index, name in high}
+        return [name for index, name in high if index in self.encode(texts[name])]
+
     def pieces(self) -> list[bytes]:
         """The bytes that each id adds to a decoded text: none for special tokens and ids that stand for nothing."""
         added = self._backend.get_added_tokens_decoder()

@@ -12,15 +12,20 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+import tokenizers
 
 from converters.checkpoint import PARTS, export_released, load_released, summary
 from converters.engine import ConversionError, on_host
 from converters.tensors import all_finite, read_header, write_part
 from internvlu_jax.checkpoints import loading
+from internvlu_jax.checkpoints.arrays import CheckpointError
 from internvlu_jax.checkpoints.model_directory import save_model
 from internvlu_jax.config import CheckpointWarning
 from internvlu_jax.config_files import read_config
+from internvlu_jax.inference.pipeline import InternVLUPipeline
 from internvlu_jax.processing.tokenizer import Tokenizer
+from internvlu_jax.training.config import TrainConfig
+from internvlu_jax.training.setup import initial_model
 from internvlu_jax.utils.tree import paths
 from tests.conftest import GOLDENS
 from tests.helpers.tensor_files import assert_same_bits, lazy, read_all
@@ -128,6 +133,19 @@ def test_a_larger_table_of_tokens_is_taken_whole(copy, tmp_path):
     rewrite(copy / VLM, lambda arrays: arrays.update({EMBED: arrays[EMBED][:9]}))
     with pytest.raises(ConversionError, match=r"wrong shape: language_model.model.embed_tokens.weight is \(9, "):
         load(copy)
+
+
+def test_tokens_without_a_row_are_refused_by_name(copy, tmp_path):
+    """Such a row would be NaN, silently. The table has 11 rows more than the tokenizer has tokens."""
+    file = copy / "processor/tokenizer.json"
+    backend = tokenizers.Tokenizer.from_file(str(file))
+    backend.add_tokens([f"zz{n}zz" for n in range(12)])
+    backend.save(str(file))
+    said = "c: the table of tokens has 916 rows, and none for 1 of the tokens in processor/: zz11zz; expected"
+    for use in (InternVLUPipeline.from_pretrained, lambda name: initial_model(TrainConfig("a", 1, start=str(name)))):
+        with pytest.raises(CheckpointError, match=said):
+            use(copy)
+    loading.convert(copy, tmp_path / "ours", "orbax")
 
 
 # --- dtypes

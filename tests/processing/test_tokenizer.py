@@ -63,6 +63,23 @@ def test_tokenizer_round_trip_and_special_tokens(base):
         tokenizer.id_of("<nothing>")
 
 
+def test_tokens_beyond_a_table(base, tmp_path):
+    """888 to 890 are those of turns, 891 to 894 of added words, and then come the ten of the special-token table."""
+    assert base.beyond(905) == base.beyond(895) == []
+    words = ["<|vision_start|>", "<|vision_end|>", "<think>", "</think>"]
+    assert base.beyond(889) == ["<|im_start|>", "<|im_end|>", *words]
+    source = GOLDENS / "base/checkpoint/processor"
+    whole = json.loads((source / "tokenizer.json").read_text())
+    whole["model"]["vocab"] |= {"[PAD905]": 905, "[PAD906]": 906}  # no merges lead to them
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+    assert Tokenizer.from_directory(tmp_path).beyond(900) == []
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    backend.add_tokens(["añadido", tokenizers.AddedToken("<new>", special=True)])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    added = Tokenizer.from_directory(tmp_path)
+    assert [added.beyond(rows) for rows in (907, 908, 909)] == [["añadido", "<new>"], ["<new>"], []]
+
+
 def test_tokenizer_ignores_padding_and_truncation_of_the_file(base, tmp_path):
     backend = tokenizers.Tokenizer.from_file(str(GOLDENS / "base/checkpoint/processor/tokenizer.json"))
     backend.enable_truncation(3)
