@@ -42,11 +42,11 @@ from internvlu_jax.training.autoencoder import (
     with_statistics,
 )
 from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig, TrainConfig
-from internvlu_jax.training.loop import train
+from internvlu_jax.training.loop import NotFiniteError, train
 from internvlu_jax.training.resuming import Stopped
 from internvlu_jax.utils.compilation import enable_cache
-from internvlu_jax.utils.failures import interrupted
-from internvlu_jax.utils.files import write_json
+from internvlu_jax.utils.failures import failed, interrupted, one_line
+from internvlu_jax.utils.files import check_writable, write_json
 from internvlu_jax.utils.sheets import save_sheet, sheet
 
 
@@ -152,11 +152,12 @@ def examine(directory: Path) -> tuple[dict[str, Any], Image.Image]:
 
 
 def main(arguments: Arguments) -> int:
-    """The command: status 0 where it passed or a signal stopped it, 1 where it did not pass."""
+    """The command: status 0 where it passed or a signal stopped it, 2 for what a user can put right, 1 for the rest."""
     enable_cache()
     started = time.time()
     losses = {}
     try:
+        check_writable(arguments.workdir / "start")
         configs = stages(arguments, start_model(arguments, arguments.workdir))
         for cfg in configs:
             workdir = arguments.workdir / cfg.name
@@ -170,6 +171,10 @@ def main(arguments: Arguments) -> int:
     except KeyboardInterrupt:
         print(interrupted(arguments.workdir), file=sys.stderr)
         return 130
+    except (ValueError, FileExistsError) as error:
+        return failed("error", one_line(error), 2)
+    except (NotFiniteError, OSError) as error:
+        return failed("error", one_line(error), 1)
     figures, pictures = examine(arguments.workdir / configs[-1].name)
     ratios = [*figures["psnr_drawn"], *figures["psnr_edited"]]
     figures |= {

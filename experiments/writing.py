@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 import time
@@ -180,7 +181,15 @@ def transformers_side(python: Path, args: Arguments) -> Iterator[Callable[[], fl
 
 
 def measure(args: Arguments) -> tuple[dict[str, Least], float, int]:
-    """By side what was measured; bytes a second of a product; bytes of weights a token."""
+    """By side what was measured; bytes a second of a product; bytes of weights a token.
+
+    Raises ValueError if the other side's Python is none.
+    """
+    if args.transformers is not None and shutil.which(args.transformers) is None:
+        raise ValueError(
+            f"--transformers {args.transformers} is no program; expected the Python of an environment that has torch "
+            "and transformers, such as ENV/bin/python"
+        )
     params = random_params(args.model)
     read = bytes_read(params)
     apart = {**params, "layers": as_list(jax.tree.map(jnp.copy, params["layers"]))}

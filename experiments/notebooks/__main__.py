@@ -15,15 +15,16 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import nbformat
 import tyro
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 from PIL import Image
 
+from internvlu_jax.utils.failures import failed, one_line
 from internvlu_jax.utils.files import write_text
+
+if TYPE_CHECKING:
+    import nbformat
 
 HERE = Path(__file__).parent
 _COLOURS = 128  # of a picture that is kept
@@ -43,6 +44,9 @@ def executed(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.Notebook
     Raises:
         ValueError: a cell failed; says which, with its source and the error.
     """
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+
     client = NotebookClient(
         notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(folder)}},
         record_timing=False, coalesce_streams=True,
@@ -65,6 +69,8 @@ def _failed(notebook: nbformat.NotebookNode) -> tuple[int, str]:
 
 def as_stored(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """With a small PNG of each picture alone, and nothing that says which Python made it."""
+    import nbformat
+
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
             if "image/png" in output.get("data", ()):
@@ -85,6 +91,14 @@ def _small(png: str) -> str:
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    try:
+        import ipykernel
+        import nbclient
+        import nbformat
+    except ImportError as error:
+        missing = f"notebooks need {error.name}, which is not installed; pip install 'internvlu-jax[notebook]'"
+        return failed("error", missing, 2)
+    del ipykernel, nbclient
     for path in arguments.files:
         before = time.monotonic()
         try:
@@ -92,6 +106,8 @@ def main(argv: list[str] | None = None) -> int:
         except ValueError as error:
             print(f"error: {path}: {error}", file=sys.stderr)
             return 1
+        except OSError as error:
+            return failed("error", one_line(error), 2)
         if arguments.write:
             write_text(path, nbformat.writes(as_stored(notebook)) + "\n")
         print(f"{path}: {len(notebook.cells)} cells in {time.monotonic() - before:.0f} s")

@@ -19,7 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 from internvlu_jax.small_world import WorldSource
 from internvlu_jax.small_world.scenes.scene import Drawable
 from internvlu_jax.small_world.tasks.example import Example
-from internvlu_jax.utils.files import written_whole
+from internvlu_jax.utils.failures import failed, one_line
+from internvlu_jax.utils.files import check_writable, written_whole
 
 SHEETS: Mapping[str, tuple[str, ...]] = {
     "general": ("general/picture", "general/question", "general/description"),
@@ -116,13 +117,22 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
 
 
 def main(arguments: Arguments) -> int:
+    """The command; returns its exit status."""
+    try:
+        _save(arguments)
+    except (ValueError, OSError) as error:
+        return failed("error", one_line(error), 2)
+    return 0
+
+
+def _save(arguments: Arguments) -> None:
+    check_writable(arguments.out / "sheet.png")
     for name, tasks in SHEETS.items():
         path = arguments.out / f"world_{name}.png"
         picture = sheet(examples(arguments.world, tasks, arguments.seed), arguments.side)
         with written_whole(path) as partial:
             picture.save(partial, optimize=True)
         print(f"{path}: {picture.width} x {picture.height} pixels, {path.stat().st_size // 1000} kB")
-    return 0
 
 
 if __name__ == "__main__":

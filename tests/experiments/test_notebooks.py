@@ -4,6 +4,7 @@ import ast
 import base64
 import io
 import os
+import sys
 from itertools import chain
 
 import nbformat
@@ -42,6 +43,20 @@ def test_what_cells_gave_is_kept(tmp_path, capsys):
     kept = Image.open(io.BytesIO(base64.b64decode(shown.data["image/png"]))).convert("RGB")
     assert kept.size == (3, 2) and kept.getpixel((2, 1)) == (255, 0, 0)
     assert "version" not in stored.metadata.language_info
+
+
+@pytest.mark.parametrize("library", ["ipykernel", "nbclient", "nbformat"])
+def test_what_is_not_installed_is_named(library, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, library, None)
+    assert main(["a.ipynb"]) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: notebooks need {library}, which is not installed; pip install 'internvlu-jax[notebook]'\n"
+
+
+def test_a_notebook_that_is_not_there_is_named(tmp_path, capsys):
+    assert main([str(tmp_path / "a.ipynb")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "a.ipynb" in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("path", sorted(HERE.glob("*.ipynb")), ids=lambda path: path.name)

@@ -46,6 +46,12 @@ def test_a_python_without_transformers_is_named(tmp_path, monkeypatch):
         main(Arguments(MODEL, prompt=8, tokens=4, rounds=1, transformers=sys.executable))
 
 
+def test_a_python_that_is_none_is_named_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.writing.random_params", lambda _: 1 / 0)
+    with pytest.raises(ValueError, match=r"--transformers .*python is no program; expected the Python of an env"):
+        main(Arguments(MODEL, transformers=tmp_path / "python"))
+
+
 def test_a_token_reads_all_weights_but_the_table():
     params = random_params(MODEL)
     size = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
