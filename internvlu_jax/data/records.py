@@ -6,9 +6,9 @@ Three forms of JSON object:
     {"task": "edit", "prompt": str, "source": [file, ...], "image": file, "reasoning"?: str}
     {"image"?: file or [file, ...], "conversations": [{"from": "human", "value": str}, {"from": "gpt", ...}, ...]}
 
-The last is that of InternVL and LLaVA (`images` is taken for `image`, and "task": "understanding" may stand there);
-`messages` and a system turn are taken too, see `conversations`. An optional "sizes": {file: [height, width]}, upright,
-spares reading the header of each picture. Further fields are left alone.
+The last is that of InternVL and LLaVA (`images` is taken for `image`, and "task": "understanding", null or empty text
+may stand there); `messages` and a system turn are taken too, see `conversations`. An optional "sizes":
+{file: [height, width]}, upright, spares reading the header of each picture. Further fields are left alone.
 """
 
 from __future__ import annotations
@@ -138,7 +138,9 @@ def parse(data: Any, where: str, opener: Callable[[str], Open]) -> Record:
     if not isinstance(data, dict):
         raise BrokenRecord(where, f"the line holds {shown(data)}; expected a JSON object")
     fields = _Fields(data, where, opener)
-    task = data.get("task", "understanding" if any(field in data for field in FORMS) else None)
+    task = data.get("task")
+    if task in (None, "") and any(field in data for field in FORMS):
+        task = "understanding"
     if task == "understanding":
         return fields.conversation()
     if task not in ("t2i", "edit"):

@@ -104,6 +104,14 @@ def test_a_conversation_without_a_picture(nothing):
     assert parse({**TALK, "image": nothing, "video": ""}, "x:1", no_files).sources == ()
 
 
+@pytest.mark.parametrize("task", [None, ""])
+def test_a_conversation_of_a_table_that_has_a_task_for_other_rows(task):
+    record = parse({"prompt": None, "source": None, **ASK, "task": task}, "x:1", no_files)
+    assert (record.task, record.turns) == ("understanding", (("<image>\nwhat?", "一个球"),))
+    with pytest.raises(BrokenRecord, match=f'task is {task!r}; expected "t2i", "edit" or "understanding"'):
+        parse({**T2I, "task": task}, "x:1", no_files)
+
+
 @pytest.mark.parametrize("reasoning", [None, ""])
 def test_no_reasoning(reasoning):
     assert parse({**T2I, "reasoning": reasoning}, "x:1", no_files).reasoning is None
