@@ -11,6 +11,13 @@ from internvlu_jax.evaluation.rules.risebench import Judged
 from internvlu_jax.evaluation.task import Benchmark, Item, Report
 
 _FIELDS = ("index", "category", "instruction", "image")
+# Columns of the official script's table, and what `judgements.jsonl` calls them.
+_JUDGED = {
+    "category": "category",
+    "Reasoning": "reasoning",
+    "ApprConsistency": "consistency",
+    "VisualPlausibility": "plausibility",
+}
 PUBLISHED = {"accuracy": 3.6, "accuracy with reasoning": 9.4}
 
 
@@ -30,10 +37,19 @@ def items(data: Path, pictures: Path | None = None) -> Iterator[Item]:
 def score(folder: Path) -> Report:
     """Of `judgements.jsonl`: "category", "reasoning", and "consistency" and "plausibility" or null.
 
-    The official script keeps its judgements in a pickle, which is not read; the file is for judges of one's own.
+    The official script keeps its judgements in a pickle, which is not read, and in an Excel table, of which the pandas
+    that wrote it makes the file. It may as well come from a judge of one's own.
     """
-    command = f"python gpt_eval.py --data data/datav2_total_w_subtask.json --input data --output {folder}"
-    rows = reading.json_lines(reading.judged(folder / "judgements.jsonl", command))
+    file, table = folder / "judgements.jsonl", folder / f"{folder.name}_judge.xlsx"
+    command = (
+        f"python gpt_eval.py --data data/datav2_total_w_subtask.json --input data --output {folder}\n"
+        f"python -c \"import pandas; pandas.read_excel('{table}')[{list(_JUDGED)}].rename(columns={_JUDGED})"
+        f".to_json('{file}', orient='records', lines=True)\"\n"
+        "or write it with a judge of your own, a line for each picture: "
+        '{"category": "causal_reasoning", "reasoning": 4, "consistency": 5, "plausibility": 3}, '
+        "from 1 to 5, consistency null where the edit is free of it, plausibility null for logical_reasoning"
+    )
+    rows = reading.json_lines(reading.judged(file, command))
     rows = list(reading.expect(rows, ("category", "reasoning"), folder, "judgements"))
     judged = (
         Judged(row["category"], row["reasoning"], row.get("consistency"), row.get("plausibility")) for row in rows

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 
@@ -174,6 +175,24 @@ def test_risebench(tmp_path):
     lines(tmp_path / "judgements.jsonl", rows)
     assert _values("risebench", tmp_path)[0] == pytest.approx(
         {"accuracy": 50, "score": 75, "logical_reasoning": 100, "causal_reasoning": 0}
+    )
+
+
+def test_what_judgements_of_risebench_are(tmp_path):
+    """The official script writes no file of that name: how its table becomes one, and what a judge of one's own writes,
+    which counts."""
+    folder = tmp_path / "run"
+    with pytest.raises(NeedsJudge) as caught:
+        BENCHMARKS["risebench"].score(folder)
+    said = str(caught.value)
+    (command,) = re.findall(r'^python -c "(.*)"$', said, re.MULTILINE)
+    compile(command, "command", "exec")
+    assert f"{folder}/run_judge.xlsx" in command and f"{folder}/judgements.jsonl" in command
+    assert all(f"'{name}'" in command for name in ("category", "Reasoning", "ApprConsistency", "VisualPlausibility"))
+    (row,) = re.findall(r"{\"category.*?}", said)
+    lines(folder / "judgements.jsonl", [json.loads(row)])
+    assert _values("risebench", folder)[0] == pytest.approx(
+        {"accuracy": 0, "score": 25 * (0.3 * 5 + 0.5 * 4 + 0.2 * 3 - 1), "causal_reasoning": 0}
     )
 
 
