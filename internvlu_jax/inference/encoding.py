@@ -182,7 +182,7 @@ class WithEncoding:
 
 def source_size(prompt: ProcessedPrompt) -> SourceSize | None:
     """Of the first source of a prompt that is drawn from; None without one."""
-    if prompt.size is None:
+    if prompt.size is None or not prompt.sources:
         return None
     height, width = prompt.sources[0].shape[:2]
     return SourceSize(prompt.size, (height, width))
