@@ -47,9 +47,11 @@ def _floor(value: float, multiple: int) -> int:
 
 
 def choose(size: Size, sides: Sequence[int], max_aspect: float, multiple: int) -> Size:
-    """The bucket of a picture: the largest side that does not enlarge it, else the smallest; then the nearest ratio."""
+    """The bucket of a picture: of the largest side whose square has no more pixels than what `max_aspect` leaves of it,
+    else of the smallest; then the nearest ratio."""
     height, width = size
-    fitting = [side for side in sides if side * side <= height * width]
+    kept = min(height, width * max_aspect) * min(width, height * max_aspect)
+    fitting = [side for side in sides if side * side <= kept]
     options = buckets(max(fitting, default=min(sides)), max_aspect, multiple)
     return min(options, key=lambda o: abs(math.log(o[0] / o[1]) - math.log(height / width)))
 

@@ -19,8 +19,9 @@ class DataConfig:
         batch_size: rows of a micro-batch, over all devices and hosts; with `TrainConfig.accumulate` micro-batches a
             step.
         packed_rows: rows of a micro-batch of packed understanding samples; None is `batch_size`.
-        sides: each picture to be drawn goes to the largest of these sizes that does not enlarge it (else the smallest).
-            A size is the side of a square with the area of all its buckets.
+        sides: each picture to be drawn goes to the largest of these sizes whose square has no more pixels than what is
+            left of it within max_aspect (else the smallest). A size is the side of a square with the area of all its
+            buckets; one of a ratio nearby may enlarge the picture by up to 8%.
         max_aspect: buckets have aspect ratios from 1 / max_aspect to max_aspect; 1 is squares only.
         text_lengths: lengths to which the part of a prompt that conditions the head is padded; a record whose prompt is
             longer than the last is broken.

@@ -194,6 +194,27 @@ def test_choice_of_a_bucket(size, bucket):
     assert buckets.choose(size, (32, 64), 2.5, 16) == bucket
 
 
+@pytest.mark.parametrize(
+    ("size", "bucket"),
+    [
+        ((512, 2048), (352, 704)),  # 512 x 1024 are kept, fewer pixels than 768 x 768
+        ((1640, 640), (1056, 528)),
+        ((300, 4000), (352, 704)),
+        ((768, 1400), (720, 1440)),  # within the ratio the area of all of it counts
+    ],
+)
+def test_choice_beyond_the_largest_ratio(size, bucket):
+    """What is cut off beyond it is no reason for a larger bucket."""
+    assert buckets.choose(size, (512, 768, 1024), 2.0, 16) == bucket
+
+
+def test_no_panorama_is_enlarged():
+    for long in range(1100, 6000, 37):
+        for short in range(363, long // 2, 29):
+            height, width = buckets.choose((short, long), (512, 768, 1024), 2.0, 16)
+            assert height <= short and width <= long, (short, long)
+
+
 def test_fit_keeps_the_middle():
     picture = np.zeros((40, 100, 3), np.uint8)
     picture[:, 24:76] = 255
