@@ -153,6 +153,8 @@ def _messages(given: Any, max_pixels: int) -> list[dict[str, Any]]:
         pictures += sum(part["type"] == "image" for part in own)
         if pictures > MOST_PICTURES:
             raise Refused(400, f"there are over {MOST_PICTURES} pictures in messages; send fewer", param=name)
+        if role == "user" and not any(part["type"] == "image" or part["text"].strip() for part in own):
+            raise Refused(400, f"{name} is empty; expected a text or a picture", param=name)
         messages.append({"role": role, "content": own})
     return messages
 

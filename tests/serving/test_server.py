@@ -262,6 +262,19 @@ def test_what_is_wrong_is_said(server, path, body, status, said):
     assert not server.pipe.calls
 
 
+PICTURE = {"type": "image_url", "image_url": {"url": data_url(png())}}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("content", ["", " \n", [], [{"type": "text", "text": ""}]])
+def test_an_empty_message_is_refused(server, content, stream):
+    for before in ([], ["a", {"role": "assistant", "content": ""}], [{"role": "system", "content": ""}]):
+        reply = server.chat(*before, {"role": "user", "content": content}, stream=stream)
+        assert reply.status == 400 and reply.error["message"].startswith(f"messages[{len(before)}] is empty; expected")
+    assert not server.pipe.calls
+    assert server.chat({"role": "user", "content": [{"type": "text", "text": ""}, PICTURE]}).status == 200
+
+
 @pytest.mark.parametrize(
     "url",
     ["/etc/passwd", "file:///etc/passwd", "http://localhost/a.png", "data:text/plain;base64,YQ==", None, 3,
