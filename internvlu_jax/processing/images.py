@@ -43,10 +43,16 @@ def load_image(path: str | Path) -> Image.Image:
     """Reads a picture file as upright 8-bit RGB, so that its `width` and `height` are those one sees.
 
     Raises:
-        ValueError: the file is missing, is not a picture, is truncated, or cannot be used (see `to_rgb`); names it.
+        ValueError: the file is missing or out of reach, is not a picture, is truncated, or cannot be used (see
+            `to_rgb`); names it.
     """
     path = Path(path)
-    if not path.exists() or path.is_dir():
+    try:
+        is_there = path.exists() and not path.is_dir()
+    except OSError as error:  # a folder that may not be entered; a name that is too long for any file
+        name = str(path)
+        raise ValueError(f"{name if len(name) <= 200 else name[:200] + '...'}: {error.strerror}") from error
+    if not is_there:
         raise ValueError(f"{path}: no such picture file")
     with opened_picture(path, str(path)) as image:
         return Image.fromarray(to_rgb(image))

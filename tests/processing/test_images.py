@@ -369,6 +369,8 @@ def test_load_image(tmp_path):
     np.testing.assert_array_equal(to_rgb(image), np.rot90(noise(4, 6), -1))
     with pytest.raises(ValueError, match=r"none\.png: no such picture"):
         load_image(tmp_path / "none.png")
+    with pytest.raises(ValueError, match=r"^/x{199}\.\.\.: File name too long$"):
+        load_image("/" + "x" * 5000)  # as a picture in base64 is
     (tmp_path / "text.png").write_text("not a picture")
     with pytest.raises(ValueError, match=r"text\.png: not a picture"):
         load_image(tmp_path / "text.png")
