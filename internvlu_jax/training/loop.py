@@ -26,6 +26,7 @@ from internvlu_jax.data.loader import check_named
 from internvlu_jax.data.prefetch import Prefetcher
 from internvlu_jax.data.sources import check_source
 from internvlu_jax.parallel.executors import Executor, make_executor
+from internvlu_jax.parallel.together import next_step
 from internvlu_jax.training import overview, setup
 from internvlu_jax.training.config import TrainConfig
 from internvlu_jax.training.reporting import Records, check_tracker
@@ -174,8 +175,7 @@ class _Run:
         with self._records(done) as records, interruption() as is_interrupted:
             while done < self._cfg.steps and not stopped:
                 try:
-                    with self._waiting:
-                        batches = next(self._loader)
+                    batches = next_step(self._loader, self._waiting)
                     state, metrics = self._executor.step(state, tuple(self._executor.put(b) for b in batches), key)
                     done += 1
                     # The step before is read while this one runs, so that the devices need not wait for the host.
@@ -184,7 +184,7 @@ class _Run:
                     waiting = dataclasses.replace(waiting, valid=self._valid(done, state))
                 except DataError:  # of what is trained on, or held out
                     self._record(records, waiting)
-                    # Of several processes the others may have data, and would not come to save.
+                    # Of several processes some have taken a step of data that none has made.
                     if done > saved and jax.process_count() == 1:
                         records.flush()
                         self._saved.save(done, self._executor.savable(state), self._loader.state())

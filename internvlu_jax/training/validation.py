@@ -10,6 +10,7 @@ import numpy as np
 from internvlu_jax.data.loader import Loader
 from internvlu_jax.data.sources import open_source
 from internvlu_jax.parallel.executors import Executor
+from internvlu_jax.parallel.together import next_step
 from internvlu_jax.training.config import TrainConfig
 from internvlu_jax.training.losses import Objective
 from internvlu_jax.training.setup import InitialModel
@@ -35,7 +36,7 @@ class Validation:
         )  # fmt: skip
         self._sources = [open_source(path, self._data.allow_outside) for path, _ in self._data.sources]
         with self._loader() as loader:
-            next(loader)
+            next_step(loader)
 
     def _loader(self) -> Loader:
         initial = self._initial
@@ -48,7 +49,7 @@ class Validation:
         sums, totals = dict.fromkeys(self._objective.weights, 0.0), dict.fromkeys(self._objective.weights, 0.0)
         with self._loader() as loader:
             for number in range(self._batches):
-                (batch,) = next(loader)
+                (batch,) = next_step(loader)
                 key = jax.random.fold_in(jax.random.key(_SEED), number)
                 measured = self._executor.measure(state, self._executor.put(batch), key)
                 for pooled, values in zip((sums, totals), measured, strict=True):
