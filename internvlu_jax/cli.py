@@ -217,10 +217,10 @@ class Serve:
     limits: tyro.conf.OmitArgPrefixes[Limits] = Limits()
 
     def run(self) -> None:
-        from internvlu_jax.serving.server import check_host, serve
+        from internvlu_jax.serving.server import check_address, serve
 
         self.limits.check()
-        key, local = check_host(self.host)
+        key, local = check_address(self.host, self.port)
         serve(self.model.load(), self.host, self.port, self.limits, key, local)
 
 

@@ -15,12 +15,14 @@ KEY = "INTERNVLU_API_KEY"
 _CLOSING = 10  # seconds that requests have when the server is stopped
 
 
-def check_host(host: str) -> tuple[str | None, bool]:
+def check_address(host: str, port: int) -> tuple[str | None, bool]:
     """The token of the environment, and whether a host is this machine alone.
 
     Raises:
-        ValueError: others would reach it, and there is no token; or a library is missing.
+        ValueError: there is no such port; others would reach the host, and there is no token; or a library is missing.
     """
+    if not 0 < port < 1 << 16:  # of a larger one uvicorn takes the last 16 bits
+        raise ValueError(f"--port is {port}; expected one from 1 to 65535")
     try:
         import fastapi
         import gradio
@@ -38,7 +40,7 @@ def check_host(host: str) -> tuple[str | None, bool]:
 
 
 def serve(pipe: InternVLUPipeline, host: str, port: int, limits: Limits, key: str | None, local: bool) -> None:
-    """Serves until it is stopped. Arguments after `limits`: see `check_host`."""
+    """Serves until it is stopped, and says where. Arguments after `limits`: see `check_address`."""
     import uvicorn
 
     from internvlu_jax.serving.app import make_app
@@ -56,7 +58,7 @@ def serve(pipe: InternVLUPipeline, host: str, port: int, limits: Limits, key: st
             worker, metrics, limits, partial(check, pipe), key=key, local=host if local else None, uploads=uploads.name
         )
         uvicorn.run(
-            with_page(app, worker, limits, key), host=host, port=port, log_level="warning",
+            with_page(app, worker, limits, key), host=host, port=port, log_level="info", access_log=False,
             timeout_graceful_shutdown=_CLOSING, server_header=False,
         )  # fmt: skip
     finally:
