@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import http.client
+import inspect
 import io
 import json
 import os
@@ -26,6 +27,7 @@ from PIL import Image
 
 from internvlu_jax.inference.chat import ChatOutput
 from internvlu_jax.inference.outputs import PipelineOutput
+from internvlu_jax.inference.pipeline import InternVLUPipeline
 from internvlu_jax.inference.stream import TextStream
 from internvlu_jax.serving.app import make_app
 from internvlu_jax.serving.limits import Limits
@@ -54,9 +56,11 @@ def data_url(data: bytes) -> str:
 
 @dataclass
 class StandIn:
-    """Calls in the order of their coming, as (mode, prompts, seeds). `free` holds every call while it is not set."""
+    """Calls in the order of their coming, as (mode, prompts, seeds), and the settings of each, which the pipeline must
+    know by these names. `free` holds every call while it is not set."""
 
     calls: list[tuple[str, list[str], list[int]]] = field(default_factory=list)
+    settings: list[dict[str, Any]] = field(default_factory=list)
     free: threading.Event = field(default_factory=threading.Event)
     steps: int = 3
 
@@ -71,7 +75,7 @@ class StandIn:
     stop_ids = (STOP,)
 
     def __call__(self, prompt, *, image, generation_mode, seed, callback=None, **settings) -> PipelineOutput:
-        self.calls.append((generation_mode, prompt, seed))
+        self._called(InternVLUPipeline.__call__, (generation_mode, prompt, seed), settings)
         assert self.free.wait(20)
         if "bad" in prompt:
             raise ValueError("bad is no prompt")
@@ -88,7 +92,7 @@ class StandIn:
 
     def stream_chat(self, messages, *, seed, **settings) -> TextStream:
         said = [part["text"] for m in messages for part in m["content"] if part["type"] == "text"]
-        self.calls.append(("chat", said, [seed]))
+        self._called(InternVLUPipeline.stream_chat, ("chat", said, [seed]), settings)
 
         def writing():
             for word in ("one ", "two ", "three"):
@@ -100,6 +104,11 @@ class StandIn:
             return lambda: ChatOutput("one two three", np.array([1, 2, 3]), True, 11, 11, seed)
 
         return TextStream(writing())
+
+    def _called(self, by: Callable, call: tuple[str, list[str], list[int]], settings: dict[str, Any]) -> None:
+        inspect.signature(by).bind_partial(**settings)
+        self.settings.append(settings)
+        self.calls.append(call)
 
 
 def events(body: str) -> list[str]:

@@ -30,6 +30,7 @@ def idle(request):
         server.pipe.free.set()
         server.until(lambda: server.worker.waiting == 0)
         server.pipe.calls.clear()
+        server.pipe.settings.clear()
 
 
 def picture(entry: dict) -> Image.Image:
@@ -48,6 +49,21 @@ def test_pictures_with_their_seeds(server):
     assert picture(server.draw("a cat", output_format="webp").json["data"][0]).format == "WEBP"
     reasoned = server.draw("a cat", reasoning=True, seed=1).json["data"][0]
     assert reasoned["revised_prompt"] == "thought" and server.pipe.calls[-1] == ("text_image", ["a cat"], [1])
+
+
+def test_settings_reach_the_pipeline(server):
+    server.draw("a cat", n=2, size="64x32", steps=4, guidance_scale=2.5, negative_prompt="a dog")
+    server.draw("a cat", size="auto")
+    written = {"temperature": 0.5, "top_p": 0.9, "max_tokens": 7, "stop": ["two", "three"]}
+    server.chat({"role": "system", "content": "Be brief."}, "How many?", **written)
+    server.chat("How many?", **written, stream=True)
+    server.chat("How many?", top_p=0.9)
+    drawn_so = {"width": 64, "height": 32, "num_inference_steps": 4, "guidance_scale": 2.5, "negative_prompt": "a dog"}
+    sampled = {"do_sample": True, "temperature": 0.5, "top_p": 0.9, "max_new_tokens": 7}
+    sampled["stop_strings"] = ("two", "three")
+    drawings = [own for own, (mode, *_) in zip(server.pipe.settings, server.pipe.calls, strict=True) if mode == "image"]
+    assert drawings[-1] == {} and drawings[:-1] == [drawn_so] * len(drawings[:-1])
+    assert server.pipe.settings[len(drawings) :] == [{**sampled, "system_prompt": "Be brief."}, sampled, {}]
 
 
 def form(*parts: tuple[str, bytes, bool]) -> tuple[bytes, str]:
