@@ -74,7 +74,9 @@ def _with_adapters(
 
 def _alpha(workdir: str | Path, settings: dict[str, Any]) -> float:
     if settings["lora"] is None:
-        raise ValueError(f"{workdir} trained no adapters; expected one of the configuration finetune, or of another with `lora`")
+        raise ValueError(
+            f"{workdir} trained no adapters; expected a run of finetune, or of another configuration with lora"
+        )
     return settings["lora"]["alpha"]
 
 
