@@ -74,9 +74,7 @@ def _with_adapters(
 
 def _alpha(workdir: str | Path, settings: dict[str, Any]) -> float:
     if settings["lora"] is None:
-        raise ValueError(
-            f"{workdir} trained no adapters; expected a run of finetune, or of another configuration with lora"
-        )
+        raise ValueError(f"{workdir} trained no adapters; expected a run of a configuration with lora, as finetune")
     return settings["lora"]["alpha"]
 
 
