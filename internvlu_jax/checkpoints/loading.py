@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,11 @@ class LoadedModel:
     params: dict[str, Any]
     extras: dict[str, Any]
     assets: Path
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Raises ValueError as `Tokenizer.from_directory`."""
+        return Tokenizer.from_directory(self.assets / "processor")
 
 
 def resolve(name: str | Path | None) -> Path:
@@ -106,7 +111,7 @@ def load(
     """
     model = _read(name, max_dtype, place, finish)
     rows = model.config.vlm.llm_config.vocab_size
-    lost = Tokenizer.from_directory(model.assets / "processor").beyond(rows)
+    lost = model.tokenizer.beyond(rows)
     if lost:
         raise CheckpointError(
             f"{name}: the table of tokens has {rows} rows, and none for {len(lost)} of the tokens in processor/: "

@@ -115,7 +115,7 @@ class InternVLUPipeline(WithChat, WithAdapters):
         place = on.place if quantize is None else partial(placed, quantize, on.place)
         model = loading.load(path, max_dtype=compute.dtype, place=place, finish=partial(_finished, on))
         _check_attention(model.config, compute)
-        processor = Processor.from_pretrained(model.assets, model.config.processor)
+        processor = Processor(model.config.processor, model.tokenizer)
         compute = dataclasses.replace(compute, layers=layers_of(model.params))
         return cls(model.config, model.params, processor, compute, on, quantize)
 

@@ -36,7 +36,6 @@ from internvlu_jax.data.batch import Batch
 from internvlu_jax.data.config import DataConfig
 from internvlu_jax.data.loader import Loader
 from internvlu_jax.models.internvlu import InternVLU, Params
-from internvlu_jax.processing.tokenizer import Tokenizer
 from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig
 from internvlu_jax.training.losses import Forward, Objective, text_term
 from internvlu_jax.training.optimizer import factors, make_optimizer
@@ -98,7 +97,7 @@ def distill_context(
     if is_model(target):
         return target
     own, other = (loading.load(name, place=on_host) for name in (backbone, head))
-    tokenizer, theirs = (Tokenizer.from_directory(model.assets / "processor") for model in (own, other))
+    tokenizer, theirs = own.tokenizer, other.tokenizer
     if tokenizer.encode(_SAMPLE) != theirs.encode(_SAMPLE):
         raise ConfigError(f"{backbone} and {head} have different tokenizers; expected backbones that read the same ids")
     config = dataclasses.replace(other.config, vlm=own.config.vlm)

@@ -76,9 +76,8 @@ def _resumed(workdir: Path) -> InitialModel:
 def _started(cfg: TrainConfig) -> InitialModel:
     if cfg.start is not None:
         model = loading.load(cfg.start, place=on_host)
-        tokenizer = Tokenizer.from_directory(model.assets / "processor")
         shapes = _adapted_shapes(cfg, jax.eval_shape(lambda: model.params))
-        return InitialModel(model.config, tokenizer, shapes, model.params, model.extras, model.assets)
+        return InitialModel(model.config, model.tokenizer, shapes, model.params, model.extras, model.assets)
     if cfg.model not in PRESETS:
         raise ConfigError(f"model is {cfg.model!r}; expected one of {', '.join(PRESETS)}, or a checkpoint as `start`")
     config = PRESETS[cfg.model]()
