@@ -127,8 +127,7 @@ class ValidationConfig:
 
     def __post_init__(self) -> None:
         for name in ("every", "batches"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"validation.{name} is {getattr(self, name)}; expected at least 1")
+            _check(f"validation.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1")
 
 
 @dataclass(frozen=True)
@@ -180,8 +179,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "accumulate", "save_every", "keep_last", "sample_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+            _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         if self.compute.layers != "scan":
             raise ConfigError(f"compute.layers is {self.compute.layers!r}; training runs with 'scan'")
         check_seed(self.seed)
