@@ -6,7 +6,8 @@ Takes the configuration of the run that is to read the result, and gives for eac
 shards DST/0, DST/1, ..., in the order of the sources and of their records: train with `--data.sources DST/0 4 DST/1 1`,
 the weights as before. Every record keeps its prompt; its pictures become latents, and its prompt the hidden states of
 the backbone, whole and in the forms that guidance drops. They have the precision of `--compute.dtype`; in float32
-training on them gives the same losses as training on the pictures. Runs that train more than the head are refused.
+training on them gives the same losses as training on the pictures. Runs that train more than the head are refused,
+here and where they would read the result.
 """
 
 from __future__ import annotations
@@ -40,9 +41,7 @@ from internvlu_jax.training import setup
 from internvlu_jax.training.config import TrainConfig
 from internvlu_jax.training.losses import Forward, Objective
 from internvlu_jax.training.optimizer import factors
-from internvlu_jax.training.tree import group
 from internvlu_jax.utils.files import write_json
-from internvlu_jax.utils.tree import paths
 
 log = logging.getLogger("internvlu_jax.data")
 _BRANCHES: dict[str, tuple[BranchName, ...]] = {"t2i": ("cond", "uncond"), "edit": ("cond", "text_dropped", "uncond")}
@@ -125,9 +124,7 @@ class Precomputer:
 
 def _check_frozen(cfg: TrainConfig, initial: setup.InitialModel) -> None:
     """Raises ConfigError if anything but the head is trained: what is stored would be of a model that is no more."""
-    given = factors(initial.shapes, cfg.optimizer)
-    trained = {group(path) for path in paths(initial.shapes) if given.is_trained(path)}
-    moving = sorted(part for part in trained if not part.startswith("head/"))
+    moving = factors(initial.shapes, cfg.optimizer).trained_beside_head()
     if moving:
         raise ConfigError(
             f"{cfg.name} trains {', '.join(moving)}, on which latents and contexts depend; expected a run that trains "

@@ -16,6 +16,7 @@ import threading
 import zlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -106,6 +107,20 @@ def check_source(path: str | Path) -> None:
         )
     if path.suffix == SHARD_SUFFIX and not path.is_dir():
         raise ValueError(f"{path} is one shard; name its directory, {path.parent}")
+
+
+def is_precomputed(path: str | Path) -> bool:
+    """Whether the first usable record of a source that `check_source` takes holds what was computed from it beforehand.
+
+    Raises:
+        ValueError: a shard is damaged.
+    """
+    directory = Path(path).expanduser()
+    source = Shards(directory) if any(directory.glob(f"*{SHARD_SUFFIX}")) else ()
+    for index in range(len(source)):
+        with suppress(BrokenRecord):
+            return bool(source[index].stored)
+    return False
 
 
 def _folder(path: Path, allow_outside: bool) -> Source:

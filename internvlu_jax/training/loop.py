@@ -93,6 +93,7 @@ def _train(cfg: TrainConfig, workdir: Path, quiet: bool, command: str | None) ->
         check_source(path)
     initial = setup.initial_model(cfg, None if last is None else workdir)
     step = setup.make_step(cfg, initial, executor.shards)
+    setup.check_computed(cfg, step.factors)
     validation = Validation(cfg, initial, executor, step.objective) if cfg.validation.sources else None
     with (
         setup.make_loader(cfg, initial, executor) as loader,

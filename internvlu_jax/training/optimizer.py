@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from internvlu_jax.config import ConfigError
 from internvlu_jax.training.config import OptimizerConfig
 from internvlu_jax.training.muon import beside, scale_by_muon
-from internvlu_jax.training.tree import numbers
+from internvlu_jax.training.tree import group, numbers
 from internvlu_jax.utils.tree import Tree, from_paths, paths
 
 
@@ -26,6 +26,10 @@ class Factors(NamedTuple):
 
     def is_trained(self, path: str) -> bool:
         return self.rates[path] != 0
+
+    def trained_beside_head(self) -> list[str]:
+        """The trained parts that latents and contexts depend on, such as vlm/llm."""
+        return sorted({group(path) for path in self.rates if self.is_trained(path) and not path.startswith("head/")})
 
 
 def factors(params: Tree, cfg: OptimizerConfig) -> Factors:

@@ -17,6 +17,7 @@ from internvlu_jax.config import Compute, ConfigError, InternVLUConfig
 from internvlu_jax.config_files import read_config
 from internvlu_jax.data.loader import Loader
 from internvlu_jax.data.prefetch import Prefetcher
+from internvlu_jax.data.sources import is_precomputed
 from internvlu_jax.data.workers import WorkerLoader
 from internvlu_jax.models import lora
 from internvlu_jax.models.internvlu import InternVLU, modules, param_shapes
@@ -112,6 +113,18 @@ def make_step(cfg: TrainConfig, initial: InitialModel, shards: int) -> Step:
     model = InternVLU(initial.config, initial.tokenizer.special_table_ids, cfg.compute, scale)
     objective = Objective(model, cfg.objective, _CHUNK * shards)
     return Step(objective, cfg.optimizer, factors(initial.shapes, cfg.optimizer), cfg.steps)
+
+
+def check_computed(cfg: TrainConfig, rules: Factors) -> None:
+    """Raises ConfigError where a source holds latents and contexts (`experiments.precompute`) of parts that the run
+    changes: it would go on drawing from what they were."""
+    moving = rules.trained_beside_head()
+    for path, _ in (*cfg.data.sources, *cfg.validation.sources) if moving else ():
+        if is_precomputed(path):
+            raise ConfigError(
+                f"{path} holds what was computed beforehand, and {cfg.name} trains {', '.join(moving)}, on which that "
+                "depends; expected the records themselves, or --optimizer.rates 'head/.*' 1 '.*' 0"
+            )
 
 
 def make_loader(cfg: TrainConfig, initial: InitialModel, executor: Executor) -> Prefetcher:

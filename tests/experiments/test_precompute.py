@@ -2,12 +2,19 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from experiments.configs import CONFIGS
 from experiments.precompute import Precomputer, main
 from internvlu_jax.config import ConfigError
-from internvlu_jax.training.config import LoraConfig
+from internvlu_jax.data.sources import entry, write_shards
+from internvlu_jax.models.internvlu import param_shapes
+from internvlu_jax.presets import debug_config
+from internvlu_jax.training.config import LoraConfig, OptimizerConfig
+from internvlu_jax.training.loop import train
+from internvlu_jax.training.optimizer import factors
+from internvlu_jax.training.setup import check_computed
 
 
 @pytest.mark.parametrize(
@@ -30,6 +37,23 @@ def test_adapters_of_the_head_are_not(monkeypatch):
     monkeypatch.setattr("internvlu_jax.training.setup.random_params", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         Precomputer(dataclasses.replace(cfg, lora=LoraConfig(2, 2.0, "head/mmdit/.*/q")))
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_runs_that_train_more_do_not_read_what_is_there(tmp_path, held_out):
+    """Written for a run of stage 1, read by one of stage 3; a first record that is damaged tells nothing."""
+    record = {"task": "t2i", "prompt": "a", "image": "a.png", "sizes": {"a.png": [64, 64]}}
+    stored = entry(record, arrays={"target": np.zeros((4, 4, 4), np.float32)})
+    write_shards(tmp_path / "stored", [b"damaged", stored], 2)
+    write_shards(tmp_path / "plain", [entry(record, {"a.png": b""})], 1)
+    plain, other = ((str(tmp_path / name), 1.0) for name in ("plain", "stored"))
+    sources = {"data": plain, "validation": other} if held_out else {"data": other}
+    run = dataclasses.replace(CONFIGS["stage3"], start=None, model="debug", executor="single")
+    for name, source in sources.items():
+        run = dataclasses.replace(run, **{name: dataclasses.replace(getattr(run, name), sources=(source,))})
+    with pytest.raises(ConfigError, match=r"stored holds .* and stage3 trains vlm/llm, vlm/projector, .*--optimizer"):
+        train(run, tmp_path / "run", quiet=True)
+    check_computed(run, factors(param_shapes(debug_config()), OptimizerConfig(rates=(("head/.*", 1.0), (".*", 0.0)))))
 
 
 def test_help_is_no_error(capsys):
