@@ -173,22 +173,23 @@ class _Run:
         """From step `done` to the end."""
         key = jax.random.key(self._cfg.seed)
         last, waiting, stopped, saved = None, None, False, done
+        place = self._loader.state()  # of the last step that all processes have: some may have read on, and others not
         with self._records(done) as records, interruption() as is_interrupted:
             while done < self._cfg.steps and not stopped:
                 try:
                     batches = next_step(self._loader, self._waiting)
+                    place = self._loader.state()
                     state, metrics = self._executor.step(state, tuple(self._executor.put(b) for b in batches), key)
                     done += 1
                     # The step before is read while this one runs, so that the devices need not wait for the host.
                     last = self._record(records, waiting) or last
                     waiting = _Ended(done, metrics, batches, {})
                     waiting = dataclasses.replace(waiting, valid=self._valid(done, state))
-                except DataError:  # of what is trained on, or held out
+                except DataError:  # of what is trained on, or held out; on all processes
                     self._record(records, waiting)
-                    # Of several processes some have taken a step of data that none has made.
-                    if done > saved and jax.process_count() == 1:
+                    if done > saved:
                         records.flush()
-                        self._saved.save(done, self._executor.savable(state), self._loader.state())
+                        self._saved.save(done, self._executor.savable(state), place)
                         self._saved.wait()
                     raise
                 stopped = is_interrupted(done)
@@ -198,7 +199,7 @@ class _Run:
                     last, waiting = self._record(records, waiting) or last, None
                 if saves:
                     records.flush()
-                    self._saved.save(done, self._executor.savable(state), self._loader.state())
+                    self._saved.save(done, self._executor.savable(state), place)
                     saved = done
                 if samples:
                     self._sample(done, state)
