@@ -77,6 +77,8 @@ def main(arguments: Arguments) -> int:
         variants = arguments.of.chosen(arguments.arms)
         if arguments.together < 1 or arguments.judges < 0:
             raise ConfigError(f"--together {arguments.together} --judges {arguments.judges}; expected at least 1 and 0")
+        if arguments.seeds is not None and arguments.seeds < 1:
+            raise ConfigError(f"--seeds {arguments.seeds}; expected at least 1, how many of those planned are run")
         if arguments.status:
             print(status(arguments, variants))
             return 0
@@ -117,7 +119,7 @@ class _Processes(ProcessPoolExecutor):
 def run(arguments: Arguments, variants: tuple[Variant, ...], judges: Executor) -> None:
     """All that is missing of some arms of a study. Raises as `bench`, `tune` and `train` do."""
     names = needed(variant.arm for variant in arguments.of.all())
-    parts = make_parts(arguments.workdir, arguments.size.parts, arguments.of.size, names)
+    parts = make_parts(arguments.workdir, arguments.size.parts, arguments.of.size, names, arguments.of.lessons)
     for mixture in dict.fromkeys(variant.mixture for variant in variants):
         drawn(arguments.of.world, mixture, arguments.size.examples, arguments.workdir)
     if arguments.until == "parts":

@@ -84,8 +84,9 @@ def _interval(draw: ImageDraw.ImageDraw, row: ForestRow, y: int, reach: float, e
     low, value, high = ends
     colour, score = _colour(row.colour), row.difference
     draw.line((low, y, high, y), colour, 3)
-    for x, end, way in ((low, score.low, -1), (high, score.high, 1)):
+    for x, end in ((low, score.low), (high, score.high)):
         if abs(end) > reach:
+            way = math.copysign(1, end)
             draw.polygon(((x, y - 6), (x + 9 * way, y), (x, y + 6)), colour)
         else:
             draw.line((x, y - 5, x, y + 5), colour, 2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,10 @@ def interference(
     knobs, batches = knobs_of(step, members), [steps(first), steps(first + 1)]
     (drawing,) = step.objective.weights.keys() - {"text"}
     text, drawn = (
-        [_vectors(gradients_together(step, states, batch, _only(knobs, term)).of) for batch in batches]
+        [
+            _vectors(gradients_together(step, _later(states, n), batch, _only(knobs, term)).of)
+            for n, batch in enumerate(batches)
+        ]
         for term in ("text", drawing)
     )
     told = []
@@ -88,6 +92,11 @@ def endpoints(told: Mapping[int, Mapping[str, Any]]) -> dict[str, float]:
 def curves(told: Mapping[int, Mapping[str, Any]], a_step: float) -> dict[str, Curve]:
     """Of all checkpoints. a_step: operations of a step."""
     return {name: tuple((a_step * step, told[step][name]) for step in sorted(told)) for name in NAMES if told}
+
+
+def _later(states: TrainState, steps: int) -> TrainState:
+    """Whose next batch gets the noise of that step: two batches of one noise would agree too well."""
+    return replace(states, step=states.step + steps)
 
 
 def _only(knobs: Knobs, term: str) -> Knobs:

@@ -1,14 +1,14 @@
 """What the runs of all arms start from, made once for all seeds.
 
-    python -m experiments.ablations.parts --workdir DIR [--smoke]
+    python -m experiments.ablations.parts --workdir DIR [--pictures xs-all] [--questions xs-transfer] [--smoke]
 
     vae0, vae1                  two VAEs; the second is for the twin, which reads its latents and draws none
     vision, vision-random       a vision encoder trained on questions (`understanding`), and a random one
     semantic, semantic-random   a decoder of the features of each; its statistics are measured before it is trained
     vae-quantized               a VAE with quantized latents, the codec of shared-discrete, trained as vae0
 
-Those of the studies at XS are in kept_parts/, and are not made again. In DIR/parts/NAME, or DIR/parts-SIZE/NAME for
-another size than XS, small enough to be copied to another machine:
+Those of the studies at XS are in kept_parts/, and are not made again. In DIR/parts/NAME, or DIR/parts-WHAT/NAME where
+the size is not XS or they learn from something else (`Lessons`), small enough to be copied to another machine:
 
     config.json     all that the part depends on; where that differs, the part is refused
     part.npz        its parameters, and what normalises its latents
@@ -21,17 +21,17 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 import tyro
 
 from experiments.ablations.arms import TINY, XS, Arm, Size, arms_of, check_frozen_parts, with_frozen_parts
-from experiments.ablations.ceilings import RENDERS, Ceiling, ceiling
+from experiments.ablations.ceilings import RENDERS, Ceiling, ceiling, drawn_at_best
 from experiments.ablations.codes import draws_codes
 from experiments.ablations.understanding import UnderstandingConfig, initial, train_vision, understanding_settings
 from experiments.ablations.world import MEASURED, autoencoder, semantic_autoencoder
@@ -58,6 +58,8 @@ KEPT = Path(__file__).parent / "kept_parts"
 _STATISTICS = ("latents_mean", "latents_std")
 _QUANTIZED = "vae-quantized"
 _RANDOM = 0  # key of the random vision encoder
+CASES = 500
+"""Of each set that a codec draws at best, as many as counted scores have."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,18 @@ class PartSizes:
 
 SMOKE = PartSizes(2, UnderstandingConfig(steps=2, rows=1, examples=60), measured=0, renders=20)
 """As little as runs, with one scale of latents for all, so that arms share what is compiled."""
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What parts learn from. pictures: autoencoders, of `world.PICTURES`. questions: the vision encoder, of a world."""
+
+    pictures: str = "xs"
+    questions: str = "xs"
+
+
+USUAL_LESSONS = Lessons()
+"""Of the study `representations` and those that are tuned in it."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +113,11 @@ def needed(arms: Iterable[Arm]) -> tuple[str, ...]:
 
 
 def make_parts(
-    workdir: Path, sizes: PartSizes = PartSizes(), size: Size = XS, names: Sequence[str] = NAMES
+    workdir: Path,
+    sizes: PartSizes = PartSizes(),
+    size: Size = XS,
+    names: Sequence[str] = NAMES,
+    lessons: Lessons = USUAL_LESSONS,
 ) -> dict[str, Part]:
     """Parts of models of a size by name, those taken that are there.
 
@@ -111,45 +129,54 @@ def make_parts(
         Stopped: a signal ended a training; the same call goes on.
     """
     parts: dict[str, Part] = {}
-    folder = Path(workdir) / ("parts" if size == XS else f"parts-{size.name}")
+    special = (size.name, XS.name), (lessons.pictures, "xs"), (lessons.questions, "xs")
+    folder = Path(workdir) / "-".join(["parts", *(one for one, usual in special if one != usual)])
     for name in names:
-        parts[name] = _taken_or_made(name, folder / name, sizes, size, parts)
+        parts[name] = _taken_or_made(name, folder / name, sizes, size, lessons, parts)
     return parts
 
 
-def _taken_or_made(name: str, directory: Path, sizes: PartSizes, size: Size, parts: Mapping[str, Part]) -> Part:
-    told = settings(name, sizes, size)
+def _taken_or_made(
+    name: str, directory: Path, sizes: PartSizes, size: Size, lessons: Lessons, parts: Mapping[str, Part]
+) -> Part:
+    told = settings(name, sizes, size, lessons)
     if has_settings(directory):
         check_settings(directory, told)
     else:
         write_json(directory / "config.json", told)
-    if not (directory / "part.npz").is_file() and _is_kept(name, told):
-        shutil.copytree(KEPT / name, directory, dirs_exist_ok=True)
     if not (directory / "part.npz").is_file():
-        save(directory, _made(name, sizes, size, directory / "loop", parts))
+        for kept in _kept(name, told):
+            shutil.copytree(kept, directory, dirs_exist_ok=True)
+    if not (directory / "part.npz").is_file():
+        save(directory, _made(name, sizes, size, lessons, directory / "loop", parts))
     part = load(name, directory, size)
-    if part.ceiling is not None or "renders" not in told:
+    if (part.ceiling is not None and part.ceiling.drawn) or "renders" not in told:
         return part
     scores = _ceiling(part, sizes.renders, size)
     write_json(directory / "ceiling.json", dataclasses.asdict(scores))
     return dataclasses.replace(part, ceiling=scores)
 
 
-def _is_kept(name: str, told: dict[str, Any]) -> bool:
-    return has_settings(KEPT / name) and not config_differences(KEPT / name, told)
+def _kept(name: str, told: dict[str, Any]) -> Iterator[Path]:
+    """The directory of the part that is kept with these settings, if one is."""
+    for directory in KEPT.rglob(name):
+        if has_settings(directory) and not config_differences(directory, told):
+            yield directory
+            return
 
 
-def settings(name: str, sizes: PartSizes, size: Size = XS) -> dict[str, Any]:
+def settings(name: str, sizes: PartSizes, size: Size = XS, lessons: Lessons = USUAL_LESSONS) -> dict[str, Any]:
     """Everything that a part depends on, as JSON."""
     if name == "vision":
-        return understanding_settings(sizes.understanding, size)
+        return understanding_settings(sizes.understanding, size, lessons.questions)
     config = dataclasses.asdict(_base(name, size))
     if name == "vision-random":
         return {"config": config, "key": _RANDOM}
-    encoder = {"encoder": settings(_VISION[name], sizes, size)} if name in _VISION else {}
+    encoder = {"encoder": settings(_VISION[name], sizes, size, lessons)} if name in _VISION else {}
+    pictures = {} if lessons.pictures == "xs" else {"pictures": lessons.pictures}
     measured = {} if name == _QUANTIZED else {"measured": sizes.measured}
     how = {"autoencoder": dataclasses.asdict(_how(name, sizes)), **measured, "renders": sizes.renders}
-    return {"config": config, **how, **encoder}
+    return {"config": config, **how, **pictures, **encoder}
 
 
 def _base(name: str, size: Size = XS) -> Any:
@@ -168,17 +195,17 @@ def _how(name: str, sizes: PartSizes) -> AutoencoderConfig:
     return AutoencoderConfig(sizes.autoencoder_steps, seed=int(name in ("vae0", _QUANTIZED)))
 
 
-def _made(name: str, sizes: PartSizes, size: Size, loop: Path, parts: Mapping[str, Part]) -> Part:
+def _made(name: str, sizes: PartSizes, size: Size, lessons: Lessons, loop: Path, parts: Mapping[str, Part]) -> Part:
     """Makes a part out of those before it."""
-    config = _base(name, size)
+    config, how, pictures = _base(name, size), _how(name, sizes), lessons.pictures
     if name == "vision":
-        return Part(config, train_vision(sizes.understanding, loop, size))
+        return Part(config, train_vision(sizes.understanding, loop, size, lessons.questions))
     if name == "vision-random":
         return Part(config, _random(config))
     if name in _VISION:
         encoder = parts[_VISION[name]].params
-        return Part(*semantic_autoencoder(config, _how(name, sizes), encoder, loop, sizes.measured))
-    return Part(*autoencoder(config, _how(name, sizes), loop, 0 if name == _QUANTIZED else sizes.measured))
+        return Part(*semantic_autoencoder(config, how, encoder, loop, sizes.measured, pictures))
+    return Part(*autoencoder(config, how, loop, 0 if name == _QUANTIZED else sizes.measured, pictures))
 
 
 def _random(config: Any) -> Params:
@@ -190,7 +217,8 @@ def _ceiling(part: Part, renders: int, size: Size) -> Ceiling:
     drawn_by = {QuantizedCodec: "shared-discrete", VAEConfig: "decoupled", SemanticCodec: "shared-semantic"}
     arm = arms_of(size)[drawn_by[type(part.config)]]
     model = InternVLU(dataclasses.replace(arm.config, vae=part.config), tuple(range(NUM_SPECIAL_TOKENS)))
-    return ceiling(model, {"vae": part.params}, WORLDS["xs"], renders)
+    measured = part.ceiling or ceiling(model, {"vae": part.params}, WORLDS["xs"], renders)
+    return dataclasses.replace(measured, drawn=drawn_at_best(model, {"vae": part.params}, "xs", min(renders, CASES)))
 
 
 def save(directory: Path, part: Part) -> None:
@@ -209,7 +237,8 @@ def load(name: str, directory: Path, size: Size = XS) -> Part:
     params = from_paths({path.removeprefix("params/"): leaf for path, leaf in arrays.items()})
     measured, scores = directory / "ceiling.json", None
     if measured.is_file():
-        scores = Ceiling(**{key: Score(**value) for key, value in read_json(measured).items()})
+        said = read_json(measured)
+        scores = Ceiling(Score(**said["psnr"]), Score(**said["right"]), said.get("drawn", {}))
     return Part(dataclasses.replace(_base(name, size), **statistics), params, scores)
 
 
@@ -243,6 +272,10 @@ def arm_start(arm: Arm, parts: Mapping[str, Part], seed: int) -> tuple[InternVLU
 @dataclass(frozen=True)
 class Arguments:
     workdir: Path
+    pictures: Literal["xs", "xs-all"] = "xs"
+    """What autoencoders learn from, of `world.PICTURES`."""
+    questions: Literal["xs", "xs-transfer"] = "xs"
+    """The world whose questions the vision encoder learns from."""
     smoke: bool = False
     """As little as runs every line, at size TINY, in place of what studies use."""
 
@@ -251,9 +284,11 @@ def main(arguments: Arguments) -> int:
     """Makes the parts, and prints the ceilings."""
     enable_cache()
     how = (SMOKE, TINY) if arguments.smoke else (PartSizes(), XS)
-    for name, part in make_parts(arguments.workdir, *how).items():
+    lessons = Lessons(arguments.pictures, arguments.questions)
+    for name, part in make_parts(arguments.workdir, *how, lessons=lessons).items():
         if part.ceiling is not None:
-            print(f"{name}: {part.ceiling.psnr.value:.2f} dB, {part.ceiling.right.value:.1%} right")
+            best = ", ".join(f"{key} {value:.1%}" for key, value in part.ceiling.drawn.items())
+            print(f"{name}: {part.ceiling.psnr.value:.2f} dB, {part.ceiling.right.value:.1%} right; at best {best}")
     return 0
 
 

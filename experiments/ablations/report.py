@@ -104,6 +104,8 @@ def _section(sample: Sample, out_dir: Path) -> list[str]:
         named = ", ".join(f"{r.run.arm} seed {r.run.seed}" for r in extra)
         parts.append(f"Beyond the plan, and in no score or test below: {named}.")
     parts.append(_machines(sample))
+    if sample.design.found:
+        parts.append("**Found afterwards**\n\n" + "\n".join(f"- {one}" for one in sample.design.found))
     if gaps := missing(sample):
         parts.append("**Missing**\n\n" + "\n".join(f"- {gap}" for gap in gaps))
     parts += _verdicts(sample)

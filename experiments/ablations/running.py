@@ -122,7 +122,7 @@ def bench(study: Study, variant: Variant, budget: Budget, parts: Mapping[str, Pa
     assert limits is not None, "an autoencoder has a ceiling"
     return Bench(
         study, variant, budget, workdir, model, step, start, read, row,
-        {"reader": limits.right.value, "psnr": limits.psnr.value},
+        {"reader": limits.right.value, "psnr": limits.psnr.value, **limits.drawn},
     )  # fmt: skip
 
 

@@ -70,11 +70,6 @@ def sign_flip(differences: Sequence[float] | Differences) -> float:
     return float(np.mean(sums >= least))
 
 
-def least_p(pairs: int) -> float:
-    """The smallest p that equation (1) can give."""
-    return 2.0 ** (1 - pairs)
-
-
 def holm(p: Sequence[float]) -> list[float]:
     """Equation (2): p values of a family, adjusted, in their order. A test is passed where its own is at most alpha.
 

@@ -195,12 +195,14 @@ def _parity(sample: Sample, arm: str) -> dict[str, list[float]]:
 
 def ceilings(sample: Sample) -> str:
     """What each arm's autoencoder allows."""
+    made = {name: {arm: _ceiling(sample, arm, name) for arm in sample.arms} for name in CEILINGS}
+    known = {name: sizes for name, sizes in made.items() if any(size is not None for size in sizes.values())}
     rows = []
     for arm in sample.arms:
-        sizes = {name: _ceiling(sample, arm, name) for name in CEILINGS}
-        if any(size is not None for size in sizes.values()):
-            rows.append([arm, *(NOTHING if size is None else f"{size:.3f}" for size in sizes.values())])
-    return table(["arm", *CEILINGS.values()], rows)
+        sizes = [own[arm] for own in known.values()]
+        if any(size is not None for size in sizes):
+            rows.append([arm, *(NOTHING if size is None else f"{size:.3f}" for size in sizes)])
+    return table(["arm", *(CEILINGS[name] for name in known)], rows)
 
 
 def _ceiling(sample: Sample, arm: str, name: str) -> float | None:
@@ -242,12 +244,18 @@ def rates_at_an_end(sample: Sample) -> list[str]:
     def rates(records: Sequence[Record]) -> list[float]:
         return sorted({r.run.settings["learning_rate"] for r in records if "learning_rate" in r.run.settings})
 
-    tried = {arm: rates([r for r in sample.tuning if r.run.arm == arm]) for arm in sample.arms}
+    def grid(arm: str) -> list[float]:
+        """What was tried first, at one weight: the others are tried at the best rate and its half."""
+        own = [r for r in sample.tuning if r.run.arm == arm]
+        weights = [r.run.settings.get("flow_weight") for r in own]
+        return rates([r for r, weight in zip(own, weights, strict=True) if weight == weights[0]])
+
+    tried = {arm: grid(arm) for arm in sample.arms}
     return [
         f"{arm}: of the learning rates tried the best, {rate}, is at an end; better ones may lie beyond."
-        for arm, grid in tried.items()
+        for arm, rated in tried.items()
         for rate in rates(sample.of(arm))
-        if len(grid) > 1 and rate in (grid[0], grid[-1])
+        if len(rated) > 1 and not rated[0] < rate < rated[-1]
     ]
 
 

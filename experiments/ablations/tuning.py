@@ -86,7 +86,8 @@ def chosen(path: Path, study: str, arm: str, budget: Budget, sampled_by: str = "
     }
     if len(tried) < len(budget.tuning.guidance) * len(budget.tuning.third(sampled_by)):
         raise ValueError(f"{path}: arm {arm} of {study} is not tuned at budget {budget.name}; run that arm first")
-    best = max(tried, key=lambda key: (tried[key], -key[2], -abs(math.log(key[3] * key[4]))))
+    # Rounded: means of one value by other ways differ in the last bit.
+    best = max(tried, key=lambda key: (round(tried[key], 9), -key[2], -abs(math.log(key[3] * key[4]))))
     return Settings(*best)
 
 

@@ -20,6 +20,7 @@ from experiments.ablations.design import PILOT_SEEDS
 from experiments.ablations.pool import PoolConfig, PooledSteps, collated, draw
 from experiments.ablations.together import Member, final_params, train_together
 from experiments.ablations.world import DATA, tokenizer
+from experiments.small_world.mixtures import Mixture
 from internvlu_jax.config import Compute, InternVLUConfig
 from internvlu_jax.models.internvlu import InternVLU, Params, modules, param_shapes
 from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig
@@ -28,10 +29,7 @@ from internvlu_jax.training.optimizer import factors
 from internvlu_jax.training.step import Step
 
 _ARM = "decoupled"
-_QUESTIONS = tuple(
-    (f"world:xs/general/{task}", weight)
-    for task, weight in {"conversation": 3.0, "question": 1.0, "description": 0.5}.items()
-)
+_QUESTIONS = {"conversation": 3.0, "question": 1.0, "description": 0.5}
 _POOL_SEED = 7  # not that of the studies' pools: these questions are further ones of the same world
 
 
@@ -50,17 +48,23 @@ class UnderstandingConfig:
     save_every: int = 250
 
 
-def understanding_settings(how: UnderstandingConfig, size: Size = XS) -> dict[str, Any]:
-    """Everything that the encoder depends on, as JSON."""
+def _sources(world: str) -> Mixture:
+    return tuple((f"world:{world}/general/{task}", weight) for task, weight in _QUESTIONS.items())
+
+
+def understanding_settings(how: UnderstandingConfig, size: Size = XS, world: str = "xs") -> dict[str, Any]:
+    """Everything that the encoder depends on, as JSON. world: whose questions it learns from."""
     return {
         "understanding": dataclasses.asdict(how),
-        "sources": _QUESTIONS,
+        "sources": _sources(world),
         "pool_seed": _POOL_SEED,
         "vision": dataclasses.asdict(arms_of(size)[_ARM].config.vlm.vision_config),
     }
 
 
-def train_vision(how: UnderstandingConfig, workdir: Path, size: Size = XS, quiet: bool = False) -> Params:
+def train_vision(
+    how: UnderstandingConfig, workdir: Path, size: Size = XS, world: str = "xs", quiet: bool = False
+) -> Params:
     """Trains the encoder of models of a size in `workdir`, or goes on with it; returns its averaged parameters.
 
     Raises:
@@ -71,7 +75,7 @@ def train_vision(how: UnderstandingConfig, workdir: Path, size: Size = XS, quiet
     model = InternVLU(config, words.special_table_ids, Compute(attention="xla"))
     objective = Objective(model, ObjectiveConfig((("text", 1.0),)))
     step = Step(objective, how.optimizer, factors(param_shapes(config), how.optimizer), how.steps)
-    pool = draw(PoolConfig(_QUESTIONS, how.examples, _POOL_SEED))
+    pool = draw(PoolConfig(_sources(world), how.examples, _POOL_SEED))
     steps = PooledSteps(collated(pool, config, words, DATA), {"questions": how.rows})
     states = train_together(
         step,
@@ -79,7 +83,7 @@ def train_vision(how: UnderstandingConfig, workdir: Path, size: Size = XS, quiet
         (Member(how.seed),),
         steps,
         workdir,
-        understanding_settings(how, size),
+        understanding_settings(how, size, world),
         save_every=how.save_every,
         quiet=quiet,
     )

@@ -21,7 +21,7 @@ from internvlu_jax.data.config import DataConfig
 from internvlu_jax.models.internvlu import InternVLU, Params, init_params
 from internvlu_jax.processing import chat
 from internvlu_jax.processing.tokenizer import Tokenizer
-from internvlu_jax.small_world import WorldSource
+from internvlu_jax.small_world import XS, World, WorldSource
 from internvlu_jax.training.autoencoder import (
     AutoencoderConfig,
     latent_statistics,
@@ -52,6 +52,12 @@ _GENERAL = {
     "general/conversation": 3.0, "general/question": 1.0, "general/description": 0.5,
 }  # fmt: skip
 
+PICTURES: Mapping[str, World] = {"xs": XS, "xs-all": replace(XS, held_pairs=(), held_counts=())}
+"""What autoencoders learn from: pictures of what training draws, or with those combinations that it never draws.
+
+Those of "xs" cannot draw what is held out of training, whatever arm gives them latents of it.
+"""
+
 MIXTURES: Mapping[str, Mapping[str, float]] = {
     "general": _GENERAL,
     "reasoning": {**_GENERAL, "reasoning/picture": 2.0, "reasoning/steps": 2.0},
@@ -79,9 +85,9 @@ def _texts() -> Iterator[str]:
 
 
 def autoencoder(
-    cfg: VAEConfig, how: AutoencoderConfig, workdir: Path, measured: int = MEASURED
+    cfg: VAEConfig, how: AutoencoderConfig, workdir: Path, measured: int = MEASURED, pictures: str = "xs"
 ) -> tuple[VAEConfig, Params]:
-    """A VAE for pictures of XS, trained in `workdir` or taken from there; and its config, with the latents' scale.
+    """A VAE for `PICTURES`, trained in `workdir` or taken from there; and its config, with the latents' scale.
 
     All channels have one scale: those that say little would be blown up, and cost the head as much as others. Where no
     pictures are `measured` latents stay as they are.
@@ -90,16 +96,21 @@ def autoencoder(
         ConfigError: the one in `workdir` began under other settings.
         Stopped: a signal ended the training; the same call goes on.
     """
-    params = train_autoencoder(cfg, how, lambda step: _crops(how.seed, step), workdir)
+    params = train_autoencoder(cfg, how, lambda step: _crops(pictures, how.seed, step), workdir)
     if not measured:
         return cfg, params
-    mean, std = latent_statistics(cfg, params, _measured(how.seed, measured))
+    mean, std = latent_statistics(cfg, params, _measured(pictures, how.seed, measured))
     scale = float(np.sqrt(np.mean(np.square(std))))
     return replace(cfg, latents_mean=tuple(map(float, mean)), latents_std=(scale,) * cfg.z_dim), params
 
 
 def semantic_autoencoder(
-    cfg: SemanticCodec, how: AutoencoderConfig, encoder: Params, workdir: Path, measured: int = MEASURED
+    cfg: SemanticCodec,
+    how: AutoencoderConfig,
+    encoder: Params,
+    workdir: Path,
+    measured: int = MEASURED,
+    pictures: str = "xs",
 ) -> tuple[SemanticCodec, Params]:
     """An autoencoder whose latents are features of a frozen encoder, its decoder trained in `workdir` or from there.
 
@@ -114,30 +125,34 @@ def semantic_autoencoder(
         Stopped: a signal ended the training; the same call goes on.
     """
     if measured:
-        mean, std = latent_statistics(cfg, {"encoder": encoder}, _measured(how.seed, measured))
+        mean, std = latent_statistics(cfg, {"encoder": encoder}, _measured(pictures, how.seed, measured))
         cfg = replace(cfg, latents_mean=tuple(map(float, mean)), latents_std=tuple(map(float, std)))
-    return cfg, train_decoder(cfg, how, encoder, lambda step: _whole(how.seed, step), workdir)
+    return cfg, train_decoder(cfg, how, encoder, lambda step: _whole(pictures, how.seed, step), workdir)
 
 
-def _measured(seed: int, count: int) -> list[UInt8[np.ndarray, "b y x 3"]]:
+def _measured(pictures: str, seed: int, count: int) -> list[UInt8[np.ndarray, "b y x 3"]]:
     """Pictures that training with this seed does not read, in 16 batches."""
-    source = WorldSource("xs", {"general/picture": 1.0}, seed=seed + 1)
+    source = _pictures(pictures, seed + 1)
     return np.split(np.stack([_drawn(source, n) for n in range(count)]), 16)
 
 
-def _whole(seed: int, step: int) -> UInt8[np.ndarray, "b y x 3"]:
+def _whole(pictures: str, seed: int, step: int) -> UInt8[np.ndarray, "b y x 3"]:
     """Pictures for one step."""
-    source = WorldSource("xs", {"general/picture": 1.0}, seed=seed)
+    source = _pictures(pictures, seed)
     return np.stack([_drawn(source, step * _PICTURES + n) for n in range(_PICTURES)])
+
+
+def _pictures(pictures: str, seed: int) -> WorldSource:
+    return WorldSource(PICTURES[pictures], {"general/picture": 1.0}, seed=seed)
 
 
 def _drawn(source: WorldSource, n: int) -> UInt8[np.ndarray, "y x 3"]:
     return source.example(n).image.draw(SIDE)  # type: ignore[union-attr]
 
 
-def _crops(seed: int, step: int) -> UInt8[np.ndarray, "b y x 3"]:
+def _crops(pictures: str, seed: int, step: int) -> UInt8[np.ndarray, "b y x 3"]:
     """Parts of pictures with something in them, for one step."""
-    source = WorldSource("xs", {"general/picture": 1.0}, seed=seed)
+    source = _pictures(pictures, seed)
     rng = np.random.default_rng([seed, step])
     return np.stack([crop(source.example(step * _PICTURES + n).image, rng) for n in range(_PICTURES)])
 

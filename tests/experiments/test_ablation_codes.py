@@ -12,6 +12,7 @@ import pytest
 
 from experiments.ablations import results
 from experiments.ablations.arms import TINY, arms_of
+from experiments.ablations.ceilings import DRAWN
 from experiments.ablations.codes import (
     code_losses,
     drawing_term,
@@ -228,7 +229,11 @@ def test_a_smoke_run_is_a_whole_study(tmp_path):
     assert headed.endpoints.keys() - discrete.endpoints.keys() == {"flow_loss", "flow_loss_seen"}
     assert abs(discrete.parity["parameters"] / headed.parity["parameters"] - 1) <= 0.01
     assert abs(discrete.parity["operations"] / headed.parity["operations"] - 1) <= 0.02
-    assert set(discrete.curves) >= {"text_loss", "codes_loss"} and discrete.ceilings.keys() == {"reader", "psnr"}
+    assert set(discrete.curves) >= {"text_loss", "codes_loss"} and discrete.ceilings.keys() == {
+        "reader",
+        "psnr",
+        *DRAWN,
+    }
     settings = counted["shared-discrete"].run.settings
     assert settings["temperature"] == 1.0 and "shift" not in settings and "shift" in counted["decoupled"].run.settings
     report = (tmp_path / "report.md").read_text(encoding="utf-8")

@@ -9,6 +9,7 @@ from experiments.ablations import interference as module
 from experiments.ablations.interference import LOOKS, curves, endpoints, interference, looks, told
 from experiments.ablations.together import Member
 from internvlu_jax.training.config import OptimizerConfig
+from internvlu_jax.training.step import TrainState
 
 MEMBERS = (Member(3), Member(4, 1e-3))
 STEP = SimpleNamespace(
@@ -16,15 +17,22 @@ STEP = SimpleNamespace(
 )
 
 
+STATES = TrainState(np.full(2, 4), {}, {}, None, None)
+
+
 @pytest.fixture
 def made_up(monkeypatch):
-    """Gradients [member, layer, entries] by (loss, batch); others, which are not shared, would spoil every cosine."""
+    """Gradients [member, layer, entries] by (loss, batch); others, which are not shared, would spoil every cosine.
+
+    Each batch has to have the noise of its own step.
+    """
     rng = np.random.default_rng(0)
     vectors = {(term, n): rng.normal(size=(2, 3, 7)) for term in ("text", "flow") for n in (4, 5)}
 
     def gradients(step, states, batches, knobs):
         (term,) = [name for name, weight in knobs.weights.items() if np.all(weight == 1)]
         assert all(np.all(weight == 0) for name, weight in knobs.weights.items() if name != term)
+        np.testing.assert_array_equal(states.step, [batches] * 2)
         vector = vectors[term, batches]
         layers = {"a": {"kernel": vector[..., :4].reshape(2, 3, 2, 2)}, "b": {"scale": vector[..., 4:]}}
         rest = rng.normal(size=(2, 5)) * 1e3
@@ -39,7 +47,7 @@ def cosine(a, b) -> float:
 
 
 def test_means_over_layers_and_pairs_of_batches(made_up):
-    both = interference(STEP, None, lambda number: number, 4, MEMBERS)
+    both = interference(STEP, STATES, lambda number: number, 4, MEMBERS)
     for member, one in enumerate(both):
         text, flow = ([made_up[term, n][member] for n in (4, 5)] for term in ("text", "flow"))
         each = [np.mean([cosine(t[layer], f[layer]) for t in text for f in flow]) for layer in range(3)]
@@ -58,7 +66,7 @@ def test_checkpoints_are_even_and_the_last_is_the_end(made_up, tmp_path):
     when = looks(STEP, lambda number: 4 + number % 2, 20, MEMBERS, path)
     assert sorted(when) == [4, 8, 12, 16, 20] and len(when) == LOOKS
     for number in (4, 20, 20):  # a run that was stopped before it saved comes by again
-        when[number](None)
+        when[number](STATES)
     assert len(path.read_text().splitlines()) == 3
     own = told(path, 1)
     assert sorted(own) == [4, 20]

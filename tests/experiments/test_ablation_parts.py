@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.ablations import ceilings, world
 from experiments.ablations import parts as parts_module
-from experiments.ablations import world
 from experiments.ablations.arms import ARMS, TINY, arms_of
-from experiments.ablations.ceilings import Ceiling
+from experiments.ablations.ceilings import DRAWN, Ceiling, drawn_at_best
 from experiments.ablations.parts import (
     KEPT,
     NAMES,
     SMOKE,
+    Lessons,
     Part,
     PartSizes,
     arm_start,
@@ -26,21 +27,24 @@ from experiments.ablations.parts import (
     main,
     make_parts,
     needed,
+    settings,
 )
 from experiments.ablations.world import semantic_autoencoder
+from internvlu_jax.checkpoints.run_directory import config_differences
 from internvlu_jax.config import ConfigError, VisionConfig
 from internvlu_jax.evaluation.scores import Score
 from internvlu_jax.models.internvlu import param_shapes
 from internvlu_jax.models.semantic import SemanticAutoencoder
 from internvlu_jax.models.vit import VisionTransformer
-from internvlu_jax.small_world import WorldSource
+from internvlu_jax.small_world import XS, WorldSource
 from internvlu_jax.training.autoencoder import AutoencoderConfig
 from internvlu_jax.training.config import OptimizerConfig
 from internvlu_jax.training.optimizer import factors
 from internvlu_jax.training.resuming import Stopped
+from internvlu_jax.utils.files import write_json
 from internvlu_jax.utils.tree import paths
 
-CEILING = Ceiling(Score(30.0, 29.0, 31.0, 20), Score(0.9, 0.8, 0.95, 20))
+CEILING = Ceiling(Score(30.0, 29.0, 31.0, 20), Score(0.9, 0.8, 0.95, 20), {"geneval_heldout": 0.1})
 
 
 def random_tree(shapes, seed: int):
@@ -51,7 +55,7 @@ def random_tree(shapes, seed: int):
 shapes_of = functools.cache(param_shapes)  # tracing takes seconds
 
 
-def made_up(name, sizes, size, loop, parts):
+def made_up(name, sizes, size, lessons, loop, parts):
     """A part in no time: random numbers; a decoder's encoder is the part before it, as it has to be."""
     seed, base = NAMES.index(name), parts_module._base(name, size)
     shapes = shapes_of(arms_of(size)["decoupled" if name.startswith("vae") else "shared-semantic"].config)
@@ -113,10 +117,10 @@ def test_parts_that_were_stopped_go_on(quick, tmp_path, monkeypatch):
     quick.clear()
     noting = parts_module._made
 
-    def stopping(name, sizes, size, loop, parts):
+    def stopping(name, *rest):
         if name == "vision-random":
-            raise Stopped(loop, 3)
-        return noting(name, sizes, size, loop, parts)
+            raise Stopped(rest[-2], 3)
+        return noting(name, *rest)
 
     monkeypatch.setattr(parts_module, "_made", stopping)
     with pytest.raises(Stopped):
@@ -153,6 +157,48 @@ def test_a_decoder_depends_on_what_its_encoder_depends_on():
     assert differing == ["vision", "semantic"]
     first, second = (parts_module.settings(name, PartSizes()) for name in ("vae0", "vae1"))
     assert (first["autoencoder"].pop("seed"), second["autoencoder"].pop("seed")) == (1, 0) and first == second
+
+
+def test_parts_that_learn_from_something_else_stand_beside(quick, tmp_path):
+    """What does not depend on it is the same."""
+    usual, other = (make_parts(tmp_path, lessons=one) for one in (Lessons(), Lessons("xs-all", "xs-transfer")))
+    assert list(usual) == list(other) and quick == [*NAMES, *NAMES]
+    folder = tmp_path / "parts-xs-all-xs-transfer"
+    assert {path.name for path in folder.iterdir()} == set(NAMES)
+    differing = [name for name in NAMES if config_differences(folder / name, settings(name, PartSizes()))]
+    assert differing == [name for name in NAMES if name != "vision-random"]
+    make_parts(tmp_path, lessons=Lessons("xs-all"))
+    differing = [
+        name for name in NAMES if settings(name, PartSizes(), lessons=Lessons("xs-all")) != settings(name, PartSizes())
+    ]
+    assert differing == [name for name in NAMES if not name.startswith("vision")]
+
+
+@pytest.mark.parametrize("seen", ["xs", "xs-all"])
+def test_autoencoders_learn_from_what_is_held_out_where_they_are_to(seen):
+    world.PICTURES[seen]
+    source = world._pictures(seen, 3)
+    held = sum(XS.holds(source.example(n).image) for n in range(200))
+    assert held > 20 if seen == "xs-all" else held == 0
+
+
+def test_what_a_codec_draws_at_best_is_scored_as_runs_are(monkeypatch):
+    """One that loses nothing draws all of it, one that gives white nothing."""
+    for lost, share in ((False, 1.0), (True, 0.0)):
+        monkeypatch.setattr(
+            ceilings,
+            "_there_and_back",
+            lambda model, params, pictures, lost=lost: np.full_like(pictures, 255) if lost else pictures,
+        )
+        assert drawn_at_best(None, {"vae": {}}, "xs", 30, batch=8) == dict.fromkeys(DRAWN, share)
+
+
+def test_a_part_of_before_gets_what_it_draws_at_best(quick, tmp_path):
+    make_parts(tmp_path, names=("vae0",))
+    before = dataclasses.asdict(CEILING)
+    del before["drawn"]
+    write_json(tmp_path / "parts/vae0/ceiling.json", before)
+    assert make_parts(tmp_path, names=("vae0",))["vae0"].ceiling == CEILING and quick == ["vae0"]
 
 
 def test_parts_that_a_study_needs(quick, tmp_path):

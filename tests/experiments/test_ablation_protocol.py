@@ -90,7 +90,8 @@ def test_protocol_and_the_longer_study_say_the_same():
     (budget,) = long.counted_budgets
     steps, tuning = BUDGETS[budget].steps, BUDGETS[budget].tuning_steps
     assert f"{steps:,} steps a run, and tuning for {tuning:,} (budget `{budget}`)" in section
-    assert replace(long, families=(), counted_budgets=()) == replace(REPRESENTATIONS, families=(), counted_budgets=())
+    other = {"families": (), "counted_budgets": (), "found": ()}
+    assert replace(long, **other) == replace(REPRESENTATIONS, **other)
     instead = {"geneval_heldout": "geneval_seen", "flow_loss": "flow_loss_seen"}
     for old, new in zip(REPRESENTATIONS.families, long.families, strict=True):
         assert [instead.get(c.endpoint, c.endpoint) for c in old.comparisons] == [c.endpoint for c in new.comparisons]
@@ -100,6 +101,17 @@ def test_protocol_and_the_longer_study_say_the_same():
     for variant, usual in zip(study.all(), STUDIES["representations"].all(), strict=True):
         drawn = ("flow_loss_seen",) if "pictures" in variant.kinds else ()
         assert replace(variant, scores=usual.scores) == usual and variant.scores == (*usual.scores, *drawn)
+
+
+def test_what_was_found_is_what_the_kept_parts_have():
+    """Of the true pictures of what is held out."""
+    said = REPRESENTATIONS.found[0]
+    for endpoint, words in (
+        ("geneval_heldout", "{vae0:.1%} would be read right after the VAE and {semantic:.1%} after the decoder"),
+        ("transfer_pictures", "of `transfer_pictures` {vae0:.1%} and {semantic:.1%}"),
+    ):
+        best = {name: read_json(KEPT / name / "ceiling.json")["drawn"][endpoint] for name in ("vae0", "semantic")}
+        assert words.format(**best) in said and f"`{endpoint}`" in said
 
 
 def test_protocol_and_the_discrete_study_say_the_same():

@@ -196,6 +196,13 @@ def test_an_arm_that_draws_codes_is_tuned_by_their_loss_and_sampled_by_temperatu
     assert set(outcome.curves) == {"text_loss", "codes_loss"}
 
 
+def test_shares_that_are_equal_but_for_rounding_tie(machine, judges, tmp_path):
+    """The same right pictures in other categories: then the lower guidance, and the shift of training."""
+    machine.right = lambda arm, member, sampling: 0.1 + 0.2 if sampling.guidance > 1 else 0.3
+    settings = tune(at(tmp_path), judges, together=4, quiet=True)
+    assert (settings.guidance, settings.shift) == (1.0, 1.0)
+
+
 def test_a_run_of_tuning_that_is_not_finite_is_not_chosen(machine, judges, tmp_path):
     machine.loss = lambda arm, member: 1.0 / member.learning_rate  # the highest rates would be the best
     machine.broken = {1.6e-2, 3.2e-2}
@@ -303,6 +310,8 @@ def test_what_a_user_can_put_right_is_said(tmp_path, capsys):
     assert "study representations has no arm 'shared'; expected some of decoupled, " in capsys.readouterr().err
     assert command.main(Arguments("representations", tmp_path, together=0)) == 2
     assert "--together 0 --judges 0; expected at least 1 and 0" in capsys.readouterr().err
+    assert command.main(Arguments("representations", tmp_path, seeds=0)) == 2
+    assert "--seeds 0; expected at least 1" in capsys.readouterr().err
     assert command.main(Arguments("representations", tmp_path, status=True)) == 0
     assert "48 runs are left" not in capsys.readouterr().out and not list(tmp_path.iterdir())
 

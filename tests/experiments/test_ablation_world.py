@@ -83,5 +83,5 @@ def test_ceilings_of_codecs_whose_loss_is_known():
     assert ceiling_of(Blank).right.value == 0.0
     darker = ceiling_of(Darkening, share=1.0)
     assert 24.0 <= darker.psnr.value <= 24.4 and darker.psnr.value < best.psnr.value
-    with pytest.raises(ValueError, match="nothing to score"):
+    with pytest.raises(ValueError, match="0 renders; expected at least 1"):
         ceiling_of(Copying, 0)

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from experiments.ablations.arms import Arm
-from experiments.ablations.studies.study import Study, Variant
+from experiments.ablations.parts import Lessons
+from experiments.ablations.studies.study import DRAWING, READING, Study, Variant
 
 
 def _variants(arms: Mapping[str, Arm]) -> tuple[Variant, ...]:
-    adam = Variant("decoupled", arms["decoupled"])
+    adam = Variant("decoupled", arms["decoupled"], scores=(*READING, *DRAWING, "flow_loss_seen"))
     return adam, replace(adam, name="muon", matrices="muon")
 
 
-OPTIMIZER = Study("optimizer", "xs", _variants, matched=False)
+OPTIMIZER = Study("optimizer", "xs", _variants, matched=False, lessons=Lessons("xs-all"), flow="flow_loss_seen")

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from experiments.ablations.arms import Arm, S
 from experiments.ablations.design import DESIGNS, JOINT, single_arms
+from experiments.ablations.parts import Lessons
 from experiments.ablations.pool import KINDS
 from experiments.ablations.studies.study import DRAWING, READING, Study, Variant
 
@@ -42,6 +43,8 @@ def _long(arms: Mapping[str, Arm]) -> tuple[Variant, ...]:
 
 
 REPRESENTATIONS = Study("representations", "xs", _all)
-TRANSFER = Study("transfer", "xs-transfer", _joint, tuned_in=DESIGNS["transfer"].tuned_in)
-LONG = Study("representations-long", "xs", _long, flow="flow_loss_seen")
-LARGER = Study("representations-s", "xs", _joint, size=S)
+TRANSFER = Study(
+    "transfer", "xs-transfer", _joint, DESIGNS["transfer"].tuned_in, lessons=Lessons("xs-all", "xs-transfer")
+)
+LONG = Study("representations-long", "xs", _long, lessons=Lessons("xs-all"), flow="flow_loss_seen")
+LARGER = Study("representations-s", "xs", _joint, size=S, lessons=Lessons("xs-all"))

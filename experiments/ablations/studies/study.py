@@ -10,6 +10,7 @@ from typing import Any, Literal
 from experiments.ablations.arms import XS, Arm, Size, arms_of
 from experiments.ablations.codes import drawing_term
 from experiments.ablations.matching import Sizes
+from experiments.ablations.parts import USUAL_LESSONS, Lessons
 from experiments.ablations.pool import KINDS
 from internvlu_jax.config import ConfigError
 from internvlu_jax.training.config import ObjectiveConfig
@@ -75,6 +76,7 @@ class Study:
     tuned_in: the study whose tuning holds here, too; None is its own.
     matched: as in `Design`; where it is so, a run does not start of an arm that is not like the reference.
     sizes: of what is read, but for the number of noises.
+    lessons: what its parts learn from.
     flow: the flow loss that tuning goes by, of the endpoints; for an arm that draws codes it goes by `code_loss`.
     """
 
@@ -85,6 +87,7 @@ class Study:
     size: Size = XS
     matched: bool = True
     sizes: Sizes = USUAL_SIZES
+    lessons: Lessons = USUAL_LESSONS
     flow: str = "flow_loss"
 
     def drawing_loss(self, variant: Variant) -> str:
@@ -115,12 +118,17 @@ class Study:
 def exploratory(name: str, variants: Callable[[Arm], tuple[Variant, ...]], sizes: Sizes = USUAL_SIZES) -> Study:
     """A study of changes to decoupled, all with its settings, of which parameters and operations are listed alone.
 
+    Drawing is measured on seen combinations, too: its autoencoder cannot draw those that are held out.
+
     Args:
         variants: from the arm decoupled.
     """
 
     def of(arms: Mapping[str, Arm]) -> tuple[Variant, ...]:
-        return tuple(replace(variant, tuned_as="decoupled") for variant in variants(arms["decoupled"]))
+        return tuple(
+            replace(variant, tuned_as="decoupled", scores=(*variant.scores, "flow_loss_seen"))
+            for variant in variants(arms["decoupled"])
+        )
 
     return Study(name, "xs", of, tuned_in="representations", matched=False, sizes=sizes)
 
