@@ -9,6 +9,7 @@ from such figures.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import tyro
 from experiments.rows import Row, show
 from internvlu_jax.config import Attention
 from internvlu_jax.ops.attention import attention, resolve_implementation
+from internvlu_jax.utils.failures import failed, one_line
 
 
 class Shape(NamedTuple):
@@ -131,9 +133,14 @@ def rows(args: Arguments) -> list[Row]:
 
 
 def main(args: Arguments) -> None:
+    if args.repeats < 1:
+        raise ValueError(f"--repeats is {args.repeats}; expected at least 1")
     print(f"{jax.devices()[0].device_kind}, {args.dtype}")
     show(rows(args))
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    try:
+        main(tyro.cli(Arguments, description=__doc__))
+    except ValueError as error:
+        sys.exit(failed("attention", one_line(error), 2))

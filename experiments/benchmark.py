@@ -157,6 +157,8 @@ def print_table(timings: Sequence[Timing], args: Arguments) -> None:
 
 
 def main(args: Arguments) -> None:
+    if args.repeats < 1:
+        raise ValueError(f"--repeats is {args.repeats}; expected at least 1")
     prepare_cpu()
     for name in args.cases:
         parse_case(name, args.preset)

@@ -7,7 +7,7 @@ shards DST/0, DST/1, ..., in the order of the sources and of their records: trai
 the weights as before. Every record keeps its prompt; its pictures become latents, and its prompt the hidden states of
 the backbone, whole and in the forms that guidance drops. They have the precision of `--compute.dtype`; in float32
 training on them gives the same losses as training on the pictures. Runs that train more than the head are refused,
-here and where they would read the result.
+here and where they would read the result. The same command goes on with the source at which it was stopped.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ import tyro
 from rich.progress import track
 
 from experiments.configs import CONFIGS, not_named
+from internvlu_jax.checkpoints.run_directory import config_differences
 from internvlu_jax.config import ConfigError
 from internvlu_jax.data.batch import Batch
 from internvlu_jax.data.collate import Collator
 from internvlu_jax.data.examples import BranchName, Draft, ExampleBuilder, Kind
+from internvlu_jax.data.loader import check_named
 from internvlu_jax.data.records import BrokenRecord, Record
 from internvlu_jax.data.sources import Source, entry, open_source, write_shards
 from internvlu_jax.models.internvlu import InternVLU
@@ -41,12 +43,16 @@ from internvlu_jax.training import setup
 from internvlu_jax.training.config import TrainConfig
 from internvlu_jax.training.losses import Forward, Objective
 from internvlu_jax.training.optimizer import factors
-from internvlu_jax.utils.files import write_json
+from internvlu_jax.utils.failures import failed, one_line
+from internvlu_jax.utils.files import check_free, write_json
 
 log = logging.getLogger("internvlu_jax.data")
 _BRANCHES: dict[str, tuple[BranchName, ...]] = {"t2i": ("cond", "uncond"), "edit": ("cond", "text_dropped", "uncond")}
 _BLOCK = 256  # records that are looked at together, so that rows of one kind fill a batch
 _PER_SHARD = 1000
+# What the result depends on, of a run's configuration; and of that, what it does not.
+_DEPENDS = ("model", "start", "seed", "head_sources", "compute", "data")
+_MAY_CHANGE = ("data.threads", "data.prefetch", "data.workers", "data.max_broken", "data.allow_outside")
 
 
 class Precomputer:
@@ -151,20 +157,37 @@ def usable(source: Source) -> Iterator[Record]:
 
 
 def precompute(cfg: TrainConfig, target: Path) -> list[Path]:
-    """Writes the shards of every source; returns their directories.
+    """Writes the shards of every source that is not there yet; returns the directories of all.
 
     Raises:
-        ValueError, FileExistsError: configuration, checkpoint or data cannot be used; or the target is there already.
+        ValueError, OSError: configuration, checkpoint or data cannot be used, or something else is at the target:
+            before anything is computed.
+        RuntimeError: the disk is full.
     """
-    if not cfg.data.sources:
-        raise ValueError("data.sources is empty; expected the sources that the run is to read")
-    computer = Precomputer(cfg)
-    written = []
-    for n, (path, _) in enumerate(cfg.data.sources):
-        write_shards(target / str(n), computer.entries(usable(open_source(path, cfg.data.allow_outside))), _PER_SHARD)
-        written.append(target / str(n))
-    write_json(target / "data.json", dataclasses.asdict(cfg.data))
-    return written
+    check_named(cfg.data)
+    sources = [open_source(path, cfg.data.allow_outside) for path, _ in cfg.data.sources]
+    directories = [target / str(n) for n in range(len(sources))]
+    told = {name: value for name, value in dataclasses.asdict(cfg).items() if name in _DEPENDS}
+    goes_on = _was_begun(target, told)
+    left = [n for n, directory in enumerate(directories) if not (goes_on and directory.is_dir())]
+    for n in left:
+        check_free(directories[n])
+    if left:
+        computer = Precomputer(cfg)
+        write_json(target / "config.json", told)
+        for n in left:
+            write_shards(directories[n], computer.entries(usable(sources[n])), _PER_SHARD)
+    return directories
+
+
+def _was_begun(target: Path, told: dict[str, Any]) -> bool:
+    """Whether the same was begun at the target before. Raises ValueError if something else was."""
+    if not (target / "config.json").is_file():
+        return False
+    differences = config_differences(target, told, _MAY_CHANGE)
+    if differences:
+        raise ValueError(f"{target} holds what was computed otherwise: {'; '.join(differences)}. Choose another name")
+    return True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,9 +213,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     try:
         written = precompute(arguments.run, arguments.target)
-    except (ValueError, FileExistsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (ValueError, OSError, RuntimeError) as error:
+        return failed("error", one_line(error), 2)
     weights = [weight for _, weight in arguments.run.data.sources]
     print("--data.sources " + " ".join(f"{path} {weight:g}" for path, weight in zip(written, weights, strict=True)))
     return 0

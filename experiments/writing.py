@@ -183,8 +183,10 @@ def transformers_side(python: Path, args: Arguments) -> Iterator[Callable[[], fl
 def measure(args: Arguments) -> tuple[dict[str, Least], float, int]:
     """By side what was measured; bytes a second of a product; bytes of weights a token.
 
-    Raises ValueError if the other side's Python is none.
+    Raises ValueError if there are no rounds, or the other side's Python is none.
     """
+    if args.rounds < 1:
+        raise ValueError(f"--rounds is {args.rounds}; expected at least 1")
     if args.transformers is not None and shutil.which(args.transformers) is None:
         raise ValueError(
             f"--transformers {args.transformers} is no program; expected the Python of an environment that has torch "

@@ -127,7 +127,11 @@ def main(arguments: Arguments) -> int:
 
 def _save(arguments: Arguments) -> None:
     check_writable(arguments.out / "sheet.png")
-    for name, tasks in SHEETS.items():
+    without = WorldSource(arguments.world).world.without
+    for name, every in SHEETS.items():
+        tasks = tuple(task for task in every if set(task.split("/")).isdisjoint(without))
+        if not tasks:
+            continue
         path = arguments.out / f"world_{name}.png"
         picture = sheet(examples(arguments.world, tasks, arguments.seed), arguments.side)
         with written_whole(path) as partial:

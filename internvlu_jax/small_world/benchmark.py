@@ -1,4 +1,4 @@
-"""The scores of the small world as a benchmark: cases that training has not seen become items, and what a run made of
+"""The scores of the small world as a benchmark: cases with a seed of their own become items, and what a run made of
 them is judged from its folder.
 
 The noise of a case is that of its number and the cases' seed, with or without reasoning before the picture.

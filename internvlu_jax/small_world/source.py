@@ -50,7 +50,7 @@ class WorldSource:
         seed: another seed is another sequence of examples.
         split: one of `SPLITS`.
         side: of the pictures, in pixels.
-        length: how many records there are said to be; all are different.
+        length: how many records there are said to be.
 
     Raises:
         ValueError: there is no such world, task or split, or a weight is not over 0.

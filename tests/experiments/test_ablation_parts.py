@@ -176,7 +176,6 @@ def test_parts_that_learn_from_something_else_stand_beside(quick, tmp_path):
 
 @pytest.mark.parametrize("seen", ["xs", "xs-all"])
 def test_autoencoders_learn_from_what_is_held_out_where_they_are_to(seen):
-    world.PICTURES[seen]
     source = world._pictures(seen, 3)
     held = sum(XS.holds(source.example(n).image) for n in range(200))
     assert held > 20 if seen == "xs-all" else held == 0

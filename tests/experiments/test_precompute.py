@@ -1,14 +1,17 @@
 """What is computed beforehand is of parts that stay as they are."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
+from experiments import precompute
 from experiments.configs import CONFIGS
 from experiments.precompute import Precomputer, main
 from internvlu_jax.config import ConfigError
-from internvlu_jax.data.sources import entry, write_shards
+from internvlu_jax.data.config import DataConfig
+from internvlu_jax.data.sources import entry, open_source, write_shards
 from internvlu_jax.models.internvlu import param_shapes
 from internvlu_jax.presets import debug_config
 from internvlu_jax.training.config import LoraConfig, OptimizerConfig
@@ -54,6 +57,55 @@ def test_runs_that_train_more_do_not_read_what_is_there(tmp_path, held_out):
     with pytest.raises(ConfigError, match=r"stored holds .* and stage3 trains vlm/llm, vlm/projector, .*--optimizer"):
         train(run, tmp_path / "run", quiet=True)
     check_computed(run, factors(param_shapes(debug_config()), OptimizerConfig(rates=(("head/.*", 1.0), (".*", 0.0)))))
+
+
+@pytest.fixture
+def two(tmp_path, monkeypatch):
+    """A run with two sources, and a list of the prompts that were computed; "stop" ends it as Ctrl-C does."""
+    computed = []
+
+    class Quick:
+        def __init__(self, cfg):
+            pass
+
+        def entries(self, records):
+            for record in records:
+                if record.prompt == "stop":
+                    raise KeyboardInterrupt
+                computed.append(record.prompt)
+                yield entry({"task": "t2i", "prompt": record.prompt, "image": "a"})
+
+    monkeypatch.setattr(precompute, "Precomputer", Quick)
+    for name, prompt in (("a", "first"), ("b", "stop")):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"task": "t2i", "prompt": prompt, "image": "a.png"}))
+    data = DataConfig(sources=tuple((str(tmp_path / f"{name}.jsonl"), 1.0) for name in "ab"))
+    return dataclasses.replace(CONFIGS["stage1"], data=data), computed
+
+
+def test_the_same_command_goes_on_with_the_source_that_is_missing(two, tmp_path):
+    run, computed = two
+    with pytest.raises(KeyboardInterrupt):
+        precompute.precompute(run, tmp_path / "out")
+    (tmp_path / "b.jsonl").write_text(json.dumps({"task": "t2i", "prompt": "second", "image": "a.png"}))
+    more = dataclasses.replace(run, steps=7, data=dataclasses.replace(run.data, threads=3))  # nothing depends on these
+    directories = precompute.precompute(more, tmp_path / "out")
+    assert computed == ["first", "second"] and [len(open_source(one)) for one in directories] == [1, 1]
+    other = dataclasses.replace(run, data=dataclasses.replace(run.data, sides=(32,)))
+    with pytest.raises(ValueError, match=r"out holds what was computed otherwise: data\.sides\.0: .* -> 32"):
+        precompute.precompute(other, tmp_path / "out")
+
+
+def test_what_is_wrong_with_a_later_source_is_said_first(two, tmp_path):
+    run, computed = two
+    (tmp_path / "b.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"b\.jsonl: there is no such file"):
+        precompute.precompute(run, tmp_path / "out")
+    (tmp_path / "b.jsonl").write_text("{}")
+    (tmp_path / "out/1").mkdir(parents=True)
+    (tmp_path / "out/1/mine").touch()
+    with pytest.raises(FileExistsError, match="out/1 exists and is not an empty directory"):
+        precompute.precompute(run, tmp_path / "out")
+    assert not computed
 
 
 def test_help_is_no_error(capsys):

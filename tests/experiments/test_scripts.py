@@ -1,6 +1,8 @@
 """Scripts that say in one line what a user can put right, with status 2 and before any work."""
 
-from experiments import overfit
+import pytest
+
+from experiments import attention, benchmark, overfit, writing
 from experiments.small_world import sheets
 
 
@@ -16,6 +18,26 @@ def test_overfit_in_no_directory(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").touch()
     assert overfit.main(overfit.Arguments(tmp_path / "file" / "run")) == 2
     assert "file is a file; expected a directory" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "said"),
+    [
+        (attention.main, attention.Arguments(repeats=0), "--repeats is 0"),
+        (benchmark.main, benchmark.Arguments(("text",), repeats=0), "--repeats is 0"),
+        (writing.measure, writing.Arguments(rounds=0), "--rounds is 0"),
+    ],
+)
+def test_nothing_is_timed_no_times(main, arguments, said):
+    with pytest.raises(ValueError, match=f"{said}; expected at least 1"):
+        main(arguments)
+
+
+def test_sheets_of_a_world_that_lacks_tasks(tmp_path):
+    """Those that it has."""
+    assert sheets.main(sheets.Arguments(tmp_path, world="xs", side=16)) == 0
+    assert {"world_general.png", "world_reasoning.png"} <= {path.name for path in tmp_path.iterdir()}
+    assert "world_text.png" not in {path.name for path in tmp_path.iterdir()}
 
 
 def test_sheets_of_no_world_or_to_no_directory(tmp_path, capsys):

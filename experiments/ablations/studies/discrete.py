@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from experiments.ablations import parts
 from experiments.ablations.arms import Arm
-from experiments.ablations.parts import Lessons
 from experiments.ablations.studies.study import DRAWING, READING, Study, Variant
 
 _SCORES = (*READING, "transfer_questions", *DRAWING, "transfer_pictures")
@@ -23,4 +23,4 @@ def _variants(arms: Mapping[str, Arm]) -> tuple[Variant, ...]:
     )
 
 
-DISCRETE = Study("discrete", "xs", _variants, lessons=Lessons("xs-all"), flow="flow_loss_seen")
+DISCRETE = Study("discrete", "xs", _variants, lessons=parts.ALL_PICTURES, flow="flow_loss_seen")

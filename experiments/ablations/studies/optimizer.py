@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from experiments.ablations import parts
 from experiments.ablations.arms import Arm
-from experiments.ablations.parts import Lessons
 from experiments.ablations.studies.study import DRAWING, READING, Study, Variant
 
 
@@ -18,4 +18,4 @@ def _variants(arms: Mapping[str, Arm]) -> tuple[Variant, ...]:
     return adam, replace(adam, name="muon", matrices="muon")
 
 
-OPTIMIZER = Study("optimizer", "xs", _variants, matched=False, lessons=Lessons("xs-all"), flow="flow_loss_seen")
+OPTIMIZER = Study("optimizer", "xs", _variants, matched=False, lessons=parts.ALL_PICTURES, flow="flow_loss_seen")

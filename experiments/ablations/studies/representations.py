@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from experiments.ablations import parts
 from experiments.ablations.arms import Arm, S
 from experiments.ablations.design import DESIGNS, JOINT, single_arms
-from experiments.ablations.parts import Lessons
 from experiments.ablations.pool import KINDS
 from experiments.ablations.studies.study import DRAWING, READING, Study, Variant
 
@@ -43,8 +43,6 @@ def _long(arms: Mapping[str, Arm]) -> tuple[Variant, ...]:
 
 
 REPRESENTATIONS = Study("representations", "xs", _all)
-TRANSFER = Study(
-    "transfer", "xs-transfer", _joint, DESIGNS["transfer"].tuned_in, lessons=Lessons("xs-all", "xs-transfer")
-)
-LONG = Study("representations-long", "xs", _long, lessons=Lessons("xs-all"), flow="flow_loss_seen")
-LARGER = Study("representations-s", "xs", _joint, size=S, lessons=Lessons("xs-all"))
+TRANSFER = Study("transfer", "xs-transfer", _joint, DESIGNS["transfer"].tuned_in, lessons=parts.TRANSFER)
+LONG = Study("representations-long", "xs", _long, lessons=parts.ALL_PICTURES, flow="flow_loss_seen")
+LARGER = Study("representations-s", "xs", _joint, size=S, lessons=parts.ALL_PICTURES)

@@ -43,6 +43,8 @@ def judge(edit: Edit, reading: Reading) -> tuple[Verdict, ReadItem | None]:
     rest = [item for item in edit.after.items if item != edit.new]
     missing = [item for item in rest if not _take(left, item, SAME)]
     target = _take(left, edit.new, _reach(edit), edit.sized) if edit.new is not None else None
+    if edit.kind == "move" and target is not None and _apart(target, edit.new) >= _apart(target, edit.old):
+        target = None  # a short way is within reach of where it began
     for reason, wrong in (
         ("malformed", bool(reading.malformed)),
         ("rest", bool(missing)),
@@ -63,6 +65,10 @@ def _same_word(word: Word | None, words: Sequence[ReadWord]) -> bool:
     (other,) = words
     near = max(abs(other.x - word.x), abs(other.y - word.y)) <= SAME
     return (other.text, other.colour) == (word.text, word.colour) and near
+
+
+def _apart(one: ReadItem, other: Item | None) -> float:
+    return np.inf if other is None else max(abs(one.x - other.x), abs(one.y - other.y))
 
 
 def _reach(edit: Edit) -> float:

@@ -90,6 +90,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
 """The keys of the reports of every set of cases."""
 
 _QUESTIONS = ("questions", "domain_questions", "transfer_questions")
+_READ = ("reading", "top", "bottom")  # topics of questions after words: of a picture, and of the lines of a meme
 
 
 def run(world: World, name: str, count: int, model: Responder, side: int = 64, seed: int = 0) -> Result:
@@ -182,7 +183,7 @@ def _words(world: World, examples: Sequence[Example], replies: Sequence[Reply]) 
 def _questions(name: str, examples: Sequence[Example], asked: Sequence[Query], replies: Sequence[Reply]) -> Result:
     outcomes = []
     for case, query, reply in zip(examples, asked, replies, strict=True):
-        right = answers.right(case.answer, reply.text, reading=case.topic == "reading")
+        right = answers.right(case.answer, reply.text, reading=case.topic in _READ)
         verdict = Verdict(right, "" if right else "answer")
         text = f"{_ascii(case.prompt)} {_ascii(reply.text)!r}" + ("" if right else f", not {case.answer!r}")
         assert query.source is not None

@@ -115,6 +115,9 @@ ADD = edits.Edit("add", "add a star", PAIR, replace(PAIR, items=(CIRCLE, SQUARE,
 MOVE = edits.Edit(
     "move", "move the square to the top", PAIR, changed(PAIR, 1, y=0.2), SQUARE, replace(SQUARE, y=0.2)
 )  # fmt: skip
+SHORT = edits.Edit(  # by less than what is taken for the place to go to
+    "move", "move the square up", PAIR, changed(PAIR, 1, y=SQUARE.y - 0.09), SQUARE, replace(SQUARE, y=SQUARE.y - 0.09)
+)
 NOTE = Scene((), "white", Word("CAT", "green", 0.4, 0.4))
 TEXT = edits.Edit("text", "change CAT to DOG", NOTE, replace(NOTE, word=Word("DOG", "green", 0.4, 0.4)))
 REMOVE = edits.Edit("remove", "remove the square", PAIR, Scene((CIRCLE,)), SQUARE)
@@ -146,6 +149,8 @@ def with_new(edit: edits.Edit, **changes) -> Scene:
         (replace(ADD, free=False, sized=True), with_new(ADD, size="large"), "target"),
         (MOVE, with_new(MOVE, y=0.3), ""),
         (MOVE, with_new(MOVE, y=0.4), "target"),
+        (SHORT, SHORT.after, ""),
+        (SHORT, SHORT.before, "target"),
         (REMOVE, Scene((SQUARE,)), "rest"),
         (REMOVE, Scene(), "rest"),
         (TEXT, replace(NOTE, word=Word("DOG", "red", 0.4, 0.4)), "text"),
