@@ -25,6 +25,8 @@ _OTHERS = 24
 _PROGRESSIVE = 8  # all coefficients wait for the last scan
 _KEYED = 10  # read twice, see `_low_bytes`
 _BAND = 2**22  # pixels
+# Formats that are not read: Pillow runs Ghostscript on the first, and opens what lies in the second by any decoder.
+_PROGRAMS = ("EPS", "IPTC")
 
 # XYZ of red, green and blue, under the white of profiles (D50).
 _SRGB_PRIMARIES = ((0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141))
@@ -36,9 +38,10 @@ def opened(file: BufferedReader | BytesIO) -> Image.Image:
     Pillow warns from 89 million pixels on and raises from 179 million on, by a number that all of a process share.
 
     Raises:
-        UnidentifiedImageError: no format of Pillow's takes the file. Others as the decoder of its format does.
+        UnidentifiedImageError: no format of Pillow's takes the file, but for those that are not read (`_PROGRAMS`).
+            Others as the decoder of its format does.
     """
-    start, tried = file.read(16), set[str]()
+    start, tried = file.read(16), set(_PROGRAMS)
     for register in (Image.preinit, Image.init):  # the frequent formats, then all
         register()
         for name in Image.ID:
@@ -87,8 +90,13 @@ def loaded(image: Image.Image) -> Image.Image | None:
     """Reads the pixels; of RGB with 16 bits and a transparent value the second bytes too, which it returns.
 
     Raises:
-        ValueError: they are truncated or damaged.
+        ValueError: they are truncated or damaged, or of a format that is not read.
     """
+    if image.format in _PROGRAMS and getattr(image, "tile", None):  # opened by the caller, and not loaded yet
+        raise ValueError(
+            f"the picture is in the format {image.format}, which is not read: it can hold a program that "
+            "would be run; save it as PNG or JPEG"
+        )
     try:
         low = _low_bytes(image) if _is_keyed(image) else None
         image.load()

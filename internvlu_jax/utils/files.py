@@ -167,6 +167,8 @@ _FOREIGN = {
     b"<html": "an HTML page, as a server sends in place of a file; download the file again",
     b"<svg": "an SVG drawing; save it as PNG or JPEG",
     b"%pdf-": "a PDF document; save its page as PNG or JPEG",
+    b"%!ps": "a PostScript program; save its page as PNG or JPEG",
+    b"\xc5\xd0\xd3\xc6": "a PostScript program; save its page as PNG or JPEG",
     b"pk\x03\x04": "a zip archive, as PyTorch's pickles are; what it holds is not read",
     b"\x1f\x8b": "compressed with gzip; unpack it first",
     b"par1": "a Parquet file; give it a name that ends in .parquet",
