@@ -1,7 +1,10 @@
 """Models in our own layout: what is changed is written, and what cannot be read is told from mistakes in code."""
 
 import json
+import os
 import shutil
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,6 +175,25 @@ def test_arrays_of_another_model(written):
 def test_arrays_are_not_written_over(written):
     with pytest.raises(CheckpointError, match=r"cannot be written: .* already exists"):
         write_arrays(written, TREE)
+
+
+def test_an_interrupt_waits_until_arrays_are_written(tmp_path, monkeypatch):
+    """Orbax's own threads would go on, while what is half written is removed below them."""
+    save = ocp.StandardCheckpointer.save
+
+    def interrupted(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(ocp.StandardCheckpointer, "save", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            write_arrays(tmp_path / "arrays", TREE)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert np.array_equal(read_arrays(tmp_path / "arrays", targets(shapes()))["c"], TREE["c"])
 
 
 def test_a_mistake_in_code_passes_through(written, tmp_path, monkeypatch):
