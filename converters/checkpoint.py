@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from converters.checks import find_problems, left_out, listed, raise_problems
+from converters.checks import find_problems, left_out, listed, raise_problems, wrong_shapes
 from converters.engine import ConversionError, Row, Rule, convert, export
 from converters.head import head_rules
 from converters.tensors import TensorReader, all_finite, byte_count, open_part, write_part
@@ -214,7 +214,7 @@ def export_released(
         FileExistsError: `directory` exists and is not empty.
     """
     check_released(config)
-    raise_problems(_wrong_shapes(released_template(config), params))
+    raise_problems(f"parameter {text}" for text in wrong_shapes(paths(released_template(config)), paths(params)))
     tensors = {
         name: export(part.rows(config), params.get(name, {}), (extras or {}).get(name)) for name, part in PARTS.items()
     }
@@ -232,15 +232,6 @@ def _name_inputs(path: Path) -> None:
     config = read_json(path) if path.is_file() else {}
     if config.get("tokenizer_class") == TOKENIZER_CLASS and "model_input_names" not in config:
         write_json(path, {**config, "model_input_names": MODEL_INPUTS})
-
-
-def _wrong_shapes(template: dict[str, Any], params: dict[str, Any]) -> list[str]:
-    expected = paths(template)
-    return [
-        f"parameter {path} is {tuple(leaf.shape)}, expected {tuple(expected[path].shape)}"
-        for path, leaf in paths(params).items()
-        if path in expected and tuple(leaf.shape) != tuple(expected[path].shape)
-    ]
 
 
 @dataclass(frozen=True)
