@@ -8,7 +8,7 @@ decoded), and what follows decoding goes band by band.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BufferedReader, BytesIO
 from typing import Any
 
@@ -27,6 +27,8 @@ _KEYED = 10  # read twice, see `_low_bytes`
 _BAND = 2**22  # pixels
 # Formats that are not read: Pillow runs Ghostscript on the first, and opens what lies in the second by any decoder.
 _PROGRAMS = ("EPS", "IPTC")
+_NOT_THEIRS = (SyntaxError, IndexError, TypeError, struct.error)  # as decoders say that a file is not theirs
+_SHARED = (b"mif1", b"msf1")  # brands with which AVIF begins, which is read, and HEIC, which is not
 
 # XYZ of red, green and blue, under the white of profiles (D50).
 _SRGB_PRIMARIES = ((0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141))
@@ -39,22 +41,43 @@ def opened(file: BufferedReader | BytesIO) -> Image.Image:
 
     Raises:
         UnidentifiedImageError: no format of Pillow's takes the file, but for those that are not read (`_PROGRAMS`).
-            Others as the decoder of its format does.
+        ValueError: it begins as one does, and that one's decoder fails on it. Others as decoders do.
     """
-    start, tried = file.read(16), set(_PROGRAMS)
+    start, tried, broken = file.read(16), set(_PROGRAMS), list[str]()
     for register in (Image.preinit, Image.init):  # the frequent formats, then all
         register()
         for name in Image.ID:
             factory, accepts = Image.OPEN[name]
-            try:
-                takes = name not in tried and (accepts is None or accepts(start))
-                if takes and not isinstance(takes, str):  # a reason why it cannot be read
-                    tried.add(name)
-                    file.seek(0)
-                    return factory(file, "")
-            except (SyntaxError, IndexError, TypeError, struct.error):  # as decoders say that a file is not theirs
+            if name in tried or not (accepts is None or _takes(accepts, start)):
                 continue
+            tried.add(name)
+            file.seek(0)
+            try:
+                return factory(file, "")
+            except _NOT_THEIRS as error:
+                if accepts is not None:
+                    broken.append(_broken(name, error))
+            except (OSError, ValueError) as error:
+                if accepts is None or getattr(error, "errno", None):  # of the disk
+                    raise
+                raise ValueError(_broken(name, error)) from error
+    if broken and start[8:12] not in _SHARED:
+        raise ValueError(broken[0])
     raise Image.UnidentifiedImageError("not a picture")
+
+
+def _takes(accepts: Callable[[bytes], bool | str], start: bytes) -> bool:
+    """Whether a file that begins so is one of a format's, and can be read."""
+    try:
+        takes = accepts(start)
+    except _NOT_THEIRS:
+        return False
+    return bool(takes) and not isinstance(takes, str)  # a reason why it cannot be read
+
+
+def _broken(name: str, error: Exception) -> str:
+    reason = str(error) or type(error).__name__
+    return f"it begins as {name} and is truncated, damaged or of a kind that is not read: {reason}"
 
 
 def check_size(image: Image.Image) -> None:

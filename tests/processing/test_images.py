@@ -346,6 +346,24 @@ def test_what_is_no_usable_picture_is_refused():
     assert to_rgb(Image.new("RGB", (2, 400))).shape == (400, 2, 3)
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("PNG", {}), ("JPEG", {}), ("WEBP", {}), ("AVIF", {}), ("GIF", {}), ("TIFF", {"compression": "tiff_lzw"}),
+        ("JPEG2000", {}), ("BMP", {}),
+    ],
+)  # fmt: skip
+def test_pictures_that_were_cut_short(tmp_path, kind, options):
+    """Wherever, but for the first bytes: no other format is named, nor none."""
+    buffer = io.BytesIO()
+    Image.fromarray(noise(64, 64)).save(buffer, kind, **options)
+    whole, path = buffer.getvalue(), tmp_path / "half.img"
+    for length in (20, 60, 100, len(whole) // 2, len(whole) * 3 // 5, len(whole) * 9 // 10):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"half\.img: (the picture|it begins as \w+ and) is truncated"):
+            load_image(path)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_truncated_pictures(tmp_path, kind):
     buffer = io.BytesIO()
