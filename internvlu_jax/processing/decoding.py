@@ -24,6 +24,7 @@ _BYTES = {"PNG": 6, "JPEG": 2, "MPO": 2, "BMP": 6, "DIB": 6, "PPM": 6, "TGA": 6,
 _OTHERS = 24
 _PROGRESSIVE = 8  # all coefficients wait for the last scan
 _KEYED = 10  # read twice, see `_low_bytes`
+_FEW_BITS = {"L;2": 3, "L;4": 15}  # the largest samples of grey PNGs, see `_png_samples`
 _BAND = 2**22  # pixels
 # Formats that are not read: Pillow runs Ghostscript on the first, and opens what lies in the second by any decoder.
 _PROGRAMS = ("EPS", "IPTC")
@@ -112,6 +113,8 @@ def reduce_while_decoding(image: Image.Image) -> None:
 def loaded(image: Image.Image) -> Image.Image | None:
     """Reads the pixels; of RGB with 16 bits and a transparent value the second bytes too, which it returns.
 
+    The transparent value of a grey PNG of 2 or 4 bits, which Pillow leaves as it is, is spread over 8 as its pixels.
+
     Raises:
         ValueError: they are truncated or damaged, or of a format that is not read.
     """
@@ -120,11 +123,14 @@ def loaded(image: Image.Image) -> Image.Image | None:
             f"the picture is in the format {image.format}, which is not read: it can hold a program that "
             "would be run; save it as PNG or JPEG"
         )
+    most = _FEW_BITS.get(_png_samples(image))
     try:
         low = _low_bytes(image) if _is_keyed(image) else None
         image.load()
     except Exception as error:  # a broken file can raise nearly anything in Pillow's decoders
         raise ValueError(f"the picture is truncated or damaged: {error}") from error
+    if most and isinstance(key := image.info.get("transparency"), int):
+        image.info["transparency"] = (key & most) * (255 // most)
     return low
 
 
@@ -142,9 +148,13 @@ def rows_of(image: Image.Image, top: int, bottom: int) -> Image.Image:
 
 def _is_keyed(image: Image.Image) -> bool:
     """Whether it is a PNG of RGB with 16 bits in which one value stands for transparent, not read yet."""
+    return _png_samples(image) == "RGB;16B" and isinstance(image.info.get("transparency"), tuple)
+
+
+def _png_samples(image: Image.Image) -> str:
+    """Pillow's name of how the samples of a PNG lie in its file; "" once they are read, and of other formats."""
     tiles = getattr(image, "tile", [])
-    is_rgb16 = image.format == "PNG" and bool(tiles) and tiles[0][3] == "RGB;16B"
-    return is_rgb16 and isinstance(image.info.get("transparency"), tuple)
+    return tiles[0][3] if image.format == "PNG" and tiles else ""
 
 
 def _low_bytes(image: Any) -> Image.Image:

@@ -276,3 +276,17 @@ def test_a_transparent_value_of_8_bits_is_read_from_its_lower_ones(colour, sampl
     expected = np.broadcast_to(values, (3, 4, 3)).copy()
     expected[1, 1] = 255
     np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_a_transparent_value_of_few_bits(bits):
+    """White, whatever its higher bits say. Pillow spreads the pixels over 8 bits, and not it."""
+    most = 2**bits - 1
+    row = bytes([sum((n & most) << (8 - bits * (n + 1)) for n in range(8 // bits))])
+    data = png(1, 8 // bits, bits, 0, b"\0" + row, chunk(b"tRNS", b"\1\1"))
+    for _ in range(2):
+        with opened_picture(io.BytesIO(data), "a") as image:
+            got = to_rgb(image)
+            np.testing.assert_array_equal(to_rgb(image), got)
+    levels = [(n & most) * 255 // most for n in range(8 // bits)]
+    assert got[0, :, 0].tolist() == [255 if level == 255 // most else level for level in levels]

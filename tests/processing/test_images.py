@@ -1,6 +1,7 @@
 """Pictures: resizing, tiling, generation sizes, and pictures of every kind."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -294,6 +295,17 @@ def test_16_bits_are_scaled_to_8(kind):
     got = to_rgb(image)
     np.testing.assert_array_equal(got[0, :, 0], [0, 0, 1, 1, 128, 255])
     np.testing.assert_array_equal(got[..., 0], got[..., 2])
+
+
+def test_12_bits_are_scaled_to_8(tmp_path):
+    """Of a TIFF, as microscopes write them; Pillow gives the numbers as they are, in a mode of 16 bits."""
+    fields = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 122), (277, 1), (278, 1), (279, 3)]
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields)
+    data = b"II*\0" + struct.pack("<IH", 8, len(fields)) + directory + bytes(4) + bytes.fromhex("fff7d0")
+    (tmp_path / "a.tif").write_bytes(data)
+    with Image.open(tmp_path / "a.tif") as image:
+        assert image.mode == "I;16" and np.asarray(image).tolist() == [[4095, 2000]]
+    assert np.asarray(load_image(tmp_path / "a.tif"))[0, :, 1].tolist() == [255, 125]
 
 
 def test_dark_16_bit_picture_stays_dark_but_8_bit_integers_keep_their_value():
