@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from converters.checks import find_problems, left_out, listed, raise_problems
+from converters.checks import find_problems, left_out, listed, raise_problems, wrong_shapes
 from converters.engine import ConversionError, Row, Rule, convert, export
 from converters.head import head_rules
 from converters.tensors import TensorReader, all_finite, byte_count, open_part, write_part
@@ -98,14 +98,11 @@ def load_released(
     Raises:
         ConversionError: all that is missing or does not fit, of all parts together, before any tensor is read; or
             tensors hold NaN or infinities, all of them named together.
-        ConfigError: a config describes a model that this code does not implement.
+        ConfigError: a config describes a model that this code does not implement, and no file is missing or damaged.
     """
     root = Path(directory)
-    readers, problems = _open_parts(root)
-    raise_problems([*_missing_configs(root), *(sentence for part in problems.values() for sentence in part)])
-    config = _with_table(read_config(root), readers, root)
+    config, readers = _checked(root)
     template = released_template(config)
-    raise_problems(_misfits(root, config, template, readers))
     params: dict[str, Any] = {}
     extras: dict[str, dict[str, np.ndarray]] = {}
     damaged: list[str] = []
@@ -122,6 +119,25 @@ def load_released(
             )
     raise_problems(damaged)
     return Loaded(config, params, extras)
+
+
+def _checked(root: Path) -> tuple[InternVLUConfig, dict[str, TensorReader]]:
+    """The config and the opened parts of a whole checkpoint. Raises all that is wrong, see `load_released`.
+
+    Tensors are not compared with a config that cannot be read.
+    """
+    readers, unopened = _open_parts(root)
+    problems = [sentence for part in unopened.values() for sentence in part]
+    if missing := _missing_configs(root):
+        raise_problems([*missing, *problems])
+    try:
+        config = _with_table(read_config(root), readers, root)
+    except ConfigError as error:
+        if problems:
+            raise ConversionError("; ".join([str(error), *problems])) from error
+        raise
+    raise_problems([*problems, *_misfits(root, config, released_template(config), readers)])
+    return config, readers
 
 
 def _placed(place: Callable[[str, np.ndarray], Any], part: str, path: str, array: np.ndarray) -> Any:
@@ -214,7 +230,7 @@ def export_released(
         FileExistsError: `directory` exists and is not empty.
     """
     check_released(config)
-    raise_problems(_wrong_shapes(released_template(config), params))
+    raise_problems(f"parameter {text}" for text in wrong_shapes(paths(released_template(config)), paths(params)))
     tensors = {
         name: export(part.rows(config), params.get(name, {}), (extras or {}).get(name)) for name, part in PARTS.items()
     }
@@ -232,15 +248,6 @@ def _name_inputs(path: Path) -> None:
     config = read_json(path) if path.is_file() else {}
     if config.get("tokenizer_class") == TOKENIZER_CLASS and "model_input_names" not in config:
         write_json(path, {**config, "model_input_names": MODEL_INPUTS})
-
-
-def _wrong_shapes(template: dict[str, Any], params: dict[str, Any]) -> list[str]:
-    expected = paths(template)
-    return [
-        f"parameter {path} is {tuple(leaf.shape)}, expected {tuple(expected[path].shape)}"
-        for path, leaf in paths(params).items()
-        if path in expected and tuple(leaf.shape) != tuple(expected[path].shape)
-    ]
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,26 @@ def find_problems(rows: Iterable[Row], infos: Mapping[str, TensorInfo], template
     return _sentences(problems)
 
 
+def find_differences(template: Mapping[str, Any], leaves: Mapping[str, Any]) -> list[str]:
+    """Where parameters are not those of a model, one sentence a kind; both by path, of anything with `.shape`."""
+    return _sentences(
+        {
+            "parameters missing": [path for path in template if path not in leaves],
+            "parameters that the model lacks": [path for path in leaves if path not in template],
+            "parameters of a wrong shape": wrong_shapes(template, leaves),
+        }
+    )
+
+
+def wrong_shapes(template: Mapping[str, Any], leaves: Mapping[str, Any]) -> list[str]:
+    """ "PATH is (2, 3), expected (2, 4)" of each parameter that both have and that has another shape."""
+    return [
+        f"{path} is {tuple(leaf.shape)}, expected {tuple(template[path].shape)}"
+        for path, leaf in leaves.items()
+        if path in template and tuple(leaf.shape) != tuple(template[path].shape)
+    ]
+
+
 def left_out(rows: Iterable[Row], infos: Mapping[str, TensorInfo]) -> list[str]:
     """Names of tensors that no row has and that no number depends on: buffers, remains of adapters, a tied head."""
     return _strangers(list(rows), infos)["rest"]

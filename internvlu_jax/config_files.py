@@ -114,7 +114,7 @@ def _unknown_type(slot: str, name: Any) -> str:
 
 
 def check_types(directory: str | Path) -> None:
-    """Refuses a model of our own layout with a part of a type that is not known, for its arrays have no other check.
+    """Refuses a model of our own layout with a part of a type that is not known; else it would be read as another.
 
     Raises:
         ConfigError: naming the file, the type and those that are known.

@@ -187,6 +187,22 @@ def test_info_takes_a_hub_id(capsys, monkeypatch):
     assert asked == ["InternVL-U/InternVL-U"] and "286,992" in capsys.readouterr().out
 
 
+def test_a_connection_that_breaks_is_one_line(capsys, monkeypatch):
+    """What the Hub's client raises then is no OSError, nor an error of the Hub's own."""
+
+    class ReadError(Exception):
+        pass
+
+    def snapshot(repository, **options):
+        raise ReadError("[Errno 104] Connection reset by peer\nmore")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert main(["info", "ORG/NAME"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "ORG/NAME" in line and "cannot be had: [Errno 104] Connection reset by peer. " in line
+    assert "the same command fetches the files that have not come" in line
+
+
 def test_info_says_what_is_missing(capsys, elsewhere):
     (elsewhere / "empty").mkdir()
     assert main(["info", "empty"]) == 2

@@ -50,7 +50,7 @@ def test_readme_is_short_and_names_what_is_there():
 DIFFERENCES = {
     "photos": "EXIF",
     "transparency": "white",
-    "16-bit grey": "8 bits",
+    "12 and 16-bit grey": "8 bits",
     "short prompts in `text_image`": "attends to the padding",
     "a tokenizer's token that one file alone flags as special": "left out of text",
     "`flow_shift`": "3, whatever the checkpoint says",

@@ -33,7 +33,7 @@ from internvlu_jax.config import ConfigError
 from internvlu_jax.training.resuming import Stopped
 from internvlu_jax.utils.compilation import compile_quickly, enable_cache
 from internvlu_jax.utils.devices import prepare_cpu
-from internvlu_jax.utils.signals import interrupts_held
+from internvlu_jax.utils.signals import children_spared
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class _Processes(ProcessPoolExecutor):
     """That are not interrupted themselves; one is started when it has something to do."""
 
     def submit(self, *call: Any, **named: Any) -> Future:
-        with interrupts_held():
+        with children_spared():
             return super().submit(*call, **named)
 
 

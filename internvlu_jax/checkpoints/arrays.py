@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from internvlu_jax.utils.buckets import is_of_client
+from internvlu_jax.utils.signals import interrupts_held
 
 
 class CheckpointError(ValueError):
@@ -21,8 +22,12 @@ class CheckpointError(ValueError):
 
 
 def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
-    """Writes nested dicts of arrays. Raises CheckpointError if they cannot be written."""
-    with orbax_errors(f"{path} cannot be written"), ocp.StandardCheckpointer() as checkpointer:
+    """Writes nested dicts of arrays. Raises CheckpointError if they cannot be written.
+
+    Ctrl-C waits until they are: threads of Orbax's would write on below whoever removes what is half written.
+    """
+    failed = orbax_errors(f"{path} cannot be written")
+    with interrupts_held(), failed, ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path, arrays)
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from converters.checkpoint import summary
 from internvlu_jax.checkpoints import run_directory
 from internvlu_jax.checkpoints.loading import resolve
-from internvlu_jax.checkpoints.model_directory import is_model, stored_shapes
+from internvlu_jax.checkpoints.model_directory import is_model, misfits, stored_shapes
 
 GIB = 2**30
 
@@ -53,12 +53,15 @@ def _released(root: Path) -> tuple[list[list[str]], list[str]]:
 
 
 def _own(root: Path) -> tuple[list[list[str]], list[str]]:
-    """A model directory, or a run's checkpoint: complete, for it is none before all of it is written."""
+    """A model directory, or a run's checkpoint: complete, for it is none before all of it is written.
+
+    Of the first the small files may have been edited.
+    """
     workdir, step = run_directory.split_step(root)
     is_run = run_directory.is_run(workdir)
     params, extras = run_directory.run_shapes(workdir, step) if is_run else stored_shapes(root)
     named = {**params, **{f"{name} (unused)": tree for name, tree in extras.items() if tree}}
-    return [_row(name, 1, *_measure(tree)) for name, tree in named.items()], []
+    return [_row(name, 1, *_measure(tree)) for name, tree in named.items()], [] if is_run else misfits(root)
 
 
 def _measure(tree: Any) -> tuple[int, int, list[str], int]:

@@ -77,15 +77,15 @@ def resolve(name: str | Path | None) -> Path:
 
 def _download(repository: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(repository, allow_patterns=HUB_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # of the client's transport, whose errors have nothing in common
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"there is no directory {repository}, and the Hub repository of that name cannot be had: {reason}. "
-            "Check the name, the network and, for a private repository, `hf auth login`; or pass a directory"
+            "Check the name, the network and, for a private repository, `hf auth login`; the same command fetches "
+            "the files that have not come. Or pass a directory"
         ) from error
 
 

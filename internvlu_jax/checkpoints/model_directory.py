@@ -3,7 +3,7 @@
     DIR/internvlu_jax.json   format and version
     DIR/released/            the small files of the released layout: configs, tokenizer, scheduler
     DIR/arrays/              {"params", "extras"}, written by Orbax
-    DIR/checksums.json       of the arrays (see `seals`); the small files may be edited
+    DIR/checksums.json       of the arrays (see `seals`); the small files may be edited, as long as the arrays fit
 
 `extras` are tensors of the released checkpoint that no computation on single pictures uses; they are kept so that the
 way back is bit-exact (see `converters`).
@@ -14,12 +14,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from internvlu_jax.checkpoints.arrays import array_shapes, read_arrays, targets, write_arrays
+from converters.checkpoint import released_template
+from converters.checks import find_differences
+from internvlu_jax.checkpoints.arrays import CheckpointError, array_shapes, read_arrays, targets, write_arrays
 from internvlu_jax.checkpoints.seals import check_seal, seal
 from internvlu_jax.config import InternVLUConfig
 from internvlu_jax.config_files import check_types, read_config, write_assets
 from internvlu_jax.utils.buckets import on_disk, path_of
 from internvlu_jax.utils.files import new_directory, read_json, write_json
+from internvlu_jax.utils.tree import paths
 
 MARKER = "internvlu_jax.json"
 FORMAT = {"format": "internvlu_jax model", "version": 1}
@@ -64,14 +67,15 @@ def load_model(
         on_host: parameters are numpy arrays instead of arrays on the default device.
 
     Raises:
-        ValueError: not such a directory, of a version that this code does not know, or damaged.
+        ValueError: not such a directory, of a version that this code does not know, or damaged; or its arrays are not
+            of the model that its small files describe.
     """
     root = checked(directory, FORMAT)
-    files = on_disk(root / "released")
-    check_types(files)
-    config = read_config(files)
+    config = _config(root)
     check_seal(root, "arrays")
     stored = array_shapes(root / "arrays")
+    if problems := _misfits(config, stored["params"]):
+        raise CheckpointError(f"{root}: {'; '.join(problems)}")
     specs = {"params": targets(stored["params"], max_dtype, on_host), "extras": targets(stored.get("extras", {}))}
     arrays = read_arrays(root / "arrays", specs)
     return config, arrays["params"], arrays["extras"]
@@ -81,6 +85,26 @@ def stored_shapes(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]
     """(params, extras) of a model directory as `jax.ShapeDtypeStruct`, without reading an array."""
     stored = array_shapes(checked(directory, FORMAT) / "arrays")
     return stored["params"], stored.get("extras", {})
+
+
+def misfits(directory: str | Path) -> list[str]:
+    """Where the arrays of a model directory are not of the model that its small files describe, without reading one.
+
+    Raises:
+        ValueError: as `load_model`, of what is damaged elsewhere.
+    """
+    return _misfits(_config(checked(directory, FORMAT)), stored_shapes(directory)[0])
+
+
+def _misfits(config: InternVLUConfig, params: dict[str, Any]) -> list[str]:
+    found = find_differences(paths(released_template(config)), paths(params))
+    return [f"the arrays are not of the model in released/: {'; '.join(found)}"] if found else []
+
+
+def _config(root: Path) -> InternVLUConfig:
+    files = on_disk(root / "released")
+    check_types(files)
+    return read_config(files)
 
 
 def checked(directory: str | Path, expected: dict[str, Any]) -> Path:

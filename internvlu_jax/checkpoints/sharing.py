@@ -35,10 +35,9 @@ def push_to_hub(
         The address of the commit.
 
     Raises:
-        ValueError: the source cannot be written so, or the Hub refuses.
+        ValueError: the source cannot be written so, or the Hub refuses or cannot be reached.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import validate_repo_id
 
     validate_repo_id(repo_id)
@@ -62,7 +61,7 @@ def push_to_hub(
                 own.write_text(card, encoding="utf-8")
             message = commit_message or f"Upload of {root.name}"
             return str(api.upload_folder(repo_id=repo_id, folder_path=files, commit_message=message).commit_url)
-        except (HfHubHTTPError, OSError) as error:
+        except Exception as error:  # of the client's transport, whose errors have nothing in common
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(
                 f"{repo_id} cannot be written on the Hub: {reason}. Check the name, the network and `hf auth login`"

@@ -23,7 +23,7 @@ from internvlu_jax.data.loader import Loader, Rows
 from internvlu_jax.data.plan import check_records
 from internvlu_jax.data.prefetch import Prefetcher
 from internvlu_jax.processing.tokenizer import Tokenizer
-from internvlu_jax.utils.signals import interrupts_held
+from internvlu_jax.utils.signals import children_spared
 
 _WAITING = 2  # steps that are received ahead, besides those that the workers hold
 
@@ -87,7 +87,7 @@ class WorkerLoader(Prefetcher):
             ours, theirs = context.Pipe(duplex=False)
             job = self._job(share=(w, len(states)), state=state)
             process = context.Process(target=_work, args=(job, theirs), daemon=True)
-            with interrupts_held():  # which are the run's own
+            with children_spared():  # which are the run's own
                 process.start()
             theirs.close()  # so that the end of the worker is the end of the pipe
             self._workers.append((process, ours))

@@ -8,7 +8,7 @@ decoded), and what follows decoding goes band by band.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BufferedReader, BytesIO
 from typing import Any
 
@@ -24,7 +24,12 @@ _BYTES = {"PNG": 6, "JPEG": 2, "MPO": 2, "BMP": 6, "DIB": 6, "PPM": 6, "TGA": 6,
 _OTHERS = 24
 _PROGRESSIVE = 8  # all coefficients wait for the last scan
 _KEYED = 10  # read twice, see `_low_bytes`
+_FEW_BITS = {"L;2": 3, "L;4": 15}  # the largest samples of grey PNGs, see `_png_samples`
 _BAND = 2**22  # pixels
+# Formats that are not read: Pillow runs Ghostscript on the first, and opens what lies in the second by any decoder.
+_PROGRAMS = ("EPS", "IPTC")
+_NOT_THEIRS = (SyntaxError, IndexError, TypeError, struct.error)  # as decoders say that a file is not theirs
+_SHARED = (b"mif1", b"msf1")  # brands with which AVIF begins, which is read, and HEIC, which is not
 
 # XYZ of red, green and blue, under the white of profiles (D50).
 _SRGB_PRIMARIES = ((0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141))
@@ -36,22 +41,44 @@ def opened(file: BufferedReader | BytesIO) -> Image.Image:
     Pillow warns from 89 million pixels on and raises from 179 million on, by a number that all of a process share.
 
     Raises:
-        UnidentifiedImageError: no format of Pillow's takes the file. Others as the decoder of its format does.
+        UnidentifiedImageError: no format of Pillow's takes the file, but for those that are not read (`_PROGRAMS`).
+        ValueError: it begins as one does, and that one's decoder fails on it. Others as decoders do.
     """
-    start, tried = file.read(16), set[str]()
+    start, tried, broken = file.read(16), set(_PROGRAMS), list[str]()
     for register in (Image.preinit, Image.init):  # the frequent formats, then all
         register()
         for name in Image.ID:
             factory, accepts = Image.OPEN[name]
-            try:
-                takes = name not in tried and (accepts is None or accepts(start))
-                if takes and not isinstance(takes, str):  # a reason why it cannot be read
-                    tried.add(name)
-                    file.seek(0)
-                    return factory(file, "")
-            except (SyntaxError, IndexError, TypeError, struct.error):  # as decoders say that a file is not theirs
+            if name in tried or not (accepts is None or _takes(accepts, start)):
                 continue
+            tried.add(name)
+            file.seek(0)
+            try:
+                return factory(file, "")
+            except _NOT_THEIRS as error:
+                if accepts is not None:
+                    broken.append(_broken(name, error))
+            except (OSError, ValueError) as error:
+                if accepts is None or getattr(error, "errno", None):  # of the disk
+                    raise
+                raise ValueError(_broken(name, error)) from error
+    if broken and start[8:12] not in _SHARED:
+        raise ValueError(broken[0])
     raise Image.UnidentifiedImageError("not a picture")
+
+
+def _takes(accepts: Callable[[bytes], bool | str], start: bytes) -> bool:
+    """Whether a file that begins so is one of a format's, and can be read."""
+    try:
+        takes = accepts(start)
+    except _NOT_THEIRS:
+        return False
+    return bool(takes) and not isinstance(takes, str)  # a reason why it cannot be read
+
+
+def _broken(name: str, error: Exception) -> str:
+    reason = str(error) or type(error).__name__
+    return f"it begins as {name} and is truncated, damaged or of a kind that is not read: {reason}"
 
 
 def check_size(image: Image.Image) -> None:
@@ -86,14 +113,24 @@ def reduce_while_decoding(image: Image.Image) -> None:
 def loaded(image: Image.Image) -> Image.Image | None:
     """Reads the pixels; of RGB with 16 bits and a transparent value the second bytes too, which it returns.
 
+    The transparent value of a grey PNG of 2 or 4 bits, which Pillow leaves as it is, is spread over 8 as its pixels.
+
     Raises:
-        ValueError: they are truncated or damaged.
+        ValueError: they are truncated or damaged, or of a format that is not read.
     """
+    if image.format in _PROGRAMS and getattr(image, "tile", None):  # opened by the caller, and not loaded yet
+        raise ValueError(
+            f"the picture is in the format {image.format}, which is not read: it can hold a program that "
+            "would be run; save it as PNG or JPEG"
+        )
+    most = _FEW_BITS.get(_png_samples(image))
     try:
         low = _low_bytes(image) if _is_keyed(image) else None
         image.load()
     except Exception as error:  # a broken file can raise nearly anything in Pillow's decoders
         raise ValueError(f"the picture is truncated or damaged: {error}") from error
+    if most and isinstance(key := image.info.get("transparency"), int):
+        image.info["transparency"] = (key & most) * (255 // most)
     return low
 
 
@@ -111,9 +148,13 @@ def rows_of(image: Image.Image, top: int, bottom: int) -> Image.Image:
 
 def _is_keyed(image: Image.Image) -> bool:
     """Whether it is a PNG of RGB with 16 bits in which one value stands for transparent, not read yet."""
+    return _png_samples(image) == "RGB;16B" and isinstance(image.info.get("transparency"), tuple)
+
+
+def _png_samples(image: Image.Image) -> str:
+    """Pillow's name of how the samples of a PNG lie in its file; "" once they are read, and of other formats."""
     tiles = getattr(image, "tile", [])
-    is_rgb16 = image.format == "PNG" and bool(tiles) and tiles[0][3] == "RGB;16B"
-    return is_rgb16 and isinstance(image.info.get("transparency"), tuple)
+    return tiles[0][3] if image.format == "PNG" and tiles else ""
 
 
 def _low_bytes(image: Any) -> Image.Image:

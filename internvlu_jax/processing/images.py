@@ -117,7 +117,7 @@ def to_rgb(image: Any) -> UInt8[np.ndarray, "y x 3"]:
     """Upright RGB values of a PIL picture of any kind.
 
     EXIF orientation is applied, colours of a profile with other primaries than sRGB's become sRGB's, transparency is
-    laid on white, 16-bit grey is scaled to 8 bits, a picture of over 67 million pixels is halved.
+    laid on white, 12 and 16-bit grey is scaled to 8 bits, a picture of over 67 million pixels is halved.
 
     Raises:
         ValueError: `image` is not a PIL picture, is truncated or damaged, has no pixels, has sides in a ratio over 200,
@@ -128,11 +128,11 @@ def to_rgb(image: Any) -> UInt8[np.ndarray, "y x 3"]:
     _check_sides(image.height, image.width)
     low = decoding.loaded(image)
     step, to_srgb = decoding.step(image), decoding.srgb_transform(image)
-    scale = _grey_scale(image) if image.mode.startswith("I") else 1
+    most = _most_grey(image) if image.mode.startswith("I") else 255
     pixels = np.empty((-(-image.height // step), -(-image.width // step), 3), np.uint8)
     for top, bottom in decoding.bands(image):
         low_rows = low and decoding.rows_of(low, top, bottom)
-        band = _rgb_band(decoding.rows_of(image, top, bottom), low_rows, to_srgb, scale)
+        band = _rgb_band(decoding.rows_of(image, top, bottom), low_rows, to_srgb, most)
         small = band if step == 1 else np.asarray(Image.fromarray(band).reduce(step))
         pixels[top // step : -(-bottom // step)] = small
     upright = _UPRIGHT.get(_orientation(image))
@@ -140,12 +140,12 @@ def to_rgb(image: Any) -> UInt8[np.ndarray, "y x 3"]:
 
 
 def _rgb_band(
-    band: Image.Image, low: Image.Image | None, to_srgb: ImageCms.ImageCmsTransform | None, scale: int
+    band: Image.Image, low: Image.Image | None, to_srgb: ImageCms.ImageCmsTransform | None, most: int
 ) -> UInt8[np.ndarray, "y x 3"]:
-    """RGB values of some rows as they are stored. `low`: see `decoding.loaded`; `scale`: see `_grey_scale`."""
+    """RGB values of some rows as they are stored. `low`: see `decoding.loaded`; `most`: see `_most_grey`."""
     if band.mode.startswith("I"):
         values = np.asarray(band).astype(np.int32)
-        grey = ((values + scale // 2) // scale).astype(np.uint8)
+        grey = ((values * 255 + most // 2) // most).astype(np.uint8)
         if isinstance(transparent := band.info.get("transparency"), int):
             grey[values == transparent] = 255
         return np.repeat(grey[..., None], 3, axis=-1)
@@ -189,18 +189,18 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _grey_scale(image: Image.Image) -> int:
-    """What takes the integers of a picture, of 16 bits (modes I;16...) or 32 (mode I), to 8 bits: 257 or 1.
+def _most_grey(image: Image.Image) -> int:
+    """Which integer of a picture of 16 bits (modes I;16...) or 32 (mode I) is white; a TIFF of the first may have 12.
 
     Mode I says nothing of its range: it holds 16-bit values from files, 8-bit ones after `convert("I")`. Up to 255 they
     are taken for 8-bit ones.
     """
     if image.mode != "I":
-        return 257
+        return 4095 if getattr(image, "tag_v2", {}).get(ExifTags.Base.BitsPerSample) == (12,) else 65535
     low, high = cast(tuple[int, int], image.getextrema())
     if low < 0 or high > 65535:
         raise ValueError(f"the picture holds integers from {low} to {high}; convert it to 8 or 16 bits first")
-    return 1 if high <= 255 else 257
+    return 255 if high <= 255 else 65535
 
 
 def _opaque(image: Image.Image) -> Image.Image:

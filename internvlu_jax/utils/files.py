@@ -55,15 +55,16 @@ def _partial_name(path: Path) -> tuple[str, str]:
 
 @contextmanager
 def new_directory(target: str | Path) -> Iterator[Path]:
-    """A directory to fill, which becomes `target` when the block ends; see `written_whole`.
+    """A directory to fill, which becomes `target`, or what that links to, when the block ends; see `written_whole`.
 
     What processes that were killed had begun of the same directory is removed first.
 
     Raises:
-        FileExistsError: `target` exists and is not an empty directory.
+        FileExistsError: see `check_free`.
     """
     check_free(target)
-    _remove_leftovers(Path(target).absolute())
+    target = Path(target).resolve()
+    _remove_leftovers(target)
     with written_whole(target) as partial:
         partial.mkdir()
         file = os.open(partial, os.O_RDONLY)
@@ -72,8 +73,8 @@ def new_directory(target: str | Path) -> Iterator[Path]:
             yield partial
         finally:
             os.close(file)
-        if Path(target).exists():
-            Path(target).rmdir()
+        if target.exists():
+            target.rmdir()
 
 
 def _remove_leftovers(target: Path) -> None:
@@ -93,13 +94,19 @@ def check_free(target: str | Path) -> None:
     """Raises unless `target` can be a new directory.
 
     Raises:
-        FileExistsError: there is something, other than an empty directory.
+        FileExistsError: there is something, other than an empty directory; or that is the current one or a mount
+            point, neither of which can be replaced.
         ValueError: see `check_writable`.
     """
-    target = Path(target)
     check_writable(target)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    check_writable(target := Path(target).resolve())  # where a link leads
+    if not target.exists():
+        return
+    if not target.is_dir() or any(target.iterdir()):
         raise FileExistsError(f"{target} exists and is not an empty directory; choose another name or remove it")
+    kind = "the current directory" if target.samefile(".") else "a mount point" if os.path.ismount(target) else None
+    if kind is not None:
+        raise FileExistsError(f"{target} is {kind}, and is not replaced; choose a new name, such as {target / 'model'}")
 
 
 def check_writable(path: str | Path) -> None:
@@ -167,6 +174,8 @@ _FOREIGN = {
     b"<html": "an HTML page, as a server sends in place of a file; download the file again",
     b"<svg": "an SVG drawing; save it as PNG or JPEG",
     b"%pdf-": "a PDF document; save its page as PNG or JPEG",
+    b"%!ps": "a PostScript program; save its page as PNG or JPEG",
+    b"\xc5\xd0\xd3\xc6": "a PostScript program; save its page as PNG or JPEG",
     b"pk\x03\x04": "a zip archive, as PyTorch's pickles are; what it holds is not read",
     b"\x1f\x8b": "compressed with gzip; unpack it first",
     b"par1": "a Parquet file; give it a name that ends in .parquet",

@@ -6,12 +6,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
 
 _PATIENCE = 2.0  # seconds that handlers of Python's are given
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 _SHOW_CURSOR = "\x1b[?25h"  # which bars and spinners hide
 
 
@@ -111,15 +113,38 @@ def second_interrupt_ends(said: str) -> Iterator[None]:
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Within, Ctrl-C and SIGTERM wait; processes that are started leave both, from their first moment on, to this one.
+    """Within, Ctrl-C and SIGTERM wait, as far as Python has handlers for them; for the main thread.
+
+    A mask alone is not enough: the kernel gives a signal of the process to another thread, JAX has many, and Python
+    runs the handler in the main one at once. Where the system's default is set, SIGTERM ends the process as always.
+    """
+    held: dict[int, Callable[[int, FrameType | None], Any]] = {}
+    came: list[int] = []
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for stop in _STOPS:
+                if callable(handler := signal.getsignal(stop)):
+                    held[stop] = handler
+                    signal.signal(stop, lambda number, frame: came.append(number))
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in held.items():
+            signal.signal(number, handler)
+        for number in came:  # not raised anew, which would count as a second one, see `second_interrupt_ends`
+            held[number](number, None)
+
+
+@contextmanager
+def children_spared() -> Iterator[None]:
+    """Within, processes that are started leave Ctrl-C and SIGTERM, from their first moment on, to this one, where both
+    wait (`interrupts_held`).
 
     They come to all of a group: from a terminal, `timeout`, a service's stop. Such processes end by `kill` alone.
     """
     from multiprocessing.resource_tracker import ensure_running
 
     ensure_running()  # else the first process of multiprocessing starts it, and that lets both signals through
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
+    with interrupts_held():
         yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,7 +1,11 @@
 """Models in our own layout: what is changed is written, and what cannot be read is told from mistakes in code."""
 
 import json
+import os
+import re
 import shutil
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +19,10 @@ from converters.engine import on_host
 from internvlu_jax.checkpoints import loading
 from internvlu_jax.checkpoints.arrays import CheckpointError, array_shapes, read_arrays, targets, write_arrays
 from internvlu_jax.checkpoints.model_directory import load_model, save_model
-from internvlu_jax.config import SLOTS, ConfigError
+from internvlu_jax.cli import main
+from internvlu_jax.config import SLOTS, ConfigError, VisionConfig
 from internvlu_jax.config_files import CONFIG_FILES, read_config
+from internvlu_jax.models.slots import MODULES
 from tests.conftest import GOLDENS
 from tests.test_config import Colours, changed, with_colours
 
@@ -86,6 +92,7 @@ def test_one_change_leaves_all_other_files(tmp_path, model):
 
 def test_what_the_released_code_does_not_know_is_kept_in_our_layout(tmp_path, model, monkeypatch):
     monkeypatch.setitem(SLOTS["vision_config"], "colours", Colours)
+    monkeypatch.setitem(MODULES, Colours, MODULES[VisionConfig])
     head = replace(model.config.generation_decoder, sources="context")
     config = replace(with_colours(model.config), generation_decoder=head)
     with pytest.raises(
@@ -174,6 +181,25 @@ def test_arrays_are_not_written_over(written):
         write_arrays(written, TREE)
 
 
+def test_an_interrupt_waits_until_arrays_are_written(tmp_path, monkeypatch):
+    """Orbax's own threads would go on, while what is half written is removed below them."""
+    save = ocp.StandardCheckpointer.save
+
+    def interrupted(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(ocp.StandardCheckpointer, "save", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            write_arrays(tmp_path / "arrays", TREE)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert np.array_equal(read_arrays(tmp_path / "arrays", targets(shapes()))["c"], TREE["c"])
+
+
 def test_a_mistake_in_code_passes_through(written, tmp_path, monkeypatch):
     def mistaken(*args, **kwargs):
         raise TypeError("of ours")
@@ -184,6 +210,36 @@ def test_a_mistake_in_code_passes_through(written, tmp_path, monkeypatch):
         write_arrays(tmp_path / "new", TREE)
     with pytest.raises(TypeError, match="of ours"):
         read_arrays(written, shapes())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("tie_word_embeddings", True, r"1 parameters that the model lacks: vlm/llm/lm_head/kernel"),
+        ("num_hidden_layers", 1, r"vlm/llm/layers/attn/k/kernel is \(3, .*\), expected \(1, "),
+        ("vocab_size", 1000, r"vlm/llm/embed/embedding is \(916, 64\), expected \(1000, 64\)"),
+    ],
+)
+def test_arrays_that_are_not_of_their_config(tmp_path, model, key, value, said, capsys):
+    """The small files may be edited, and `info` says it, too."""
+    save_model(tmp_path / "ours", model.config, model.params, {}, model.assets)
+    file = tmp_path / "ours/released/vlm/config.json"
+    edited = json.loads(file.read_text())
+    edited["llm_config"][key] = value
+    edited.pop("tie_word_embeddings", None)
+    file.write_text(json.dumps(edited))
+    with pytest.raises(CheckpointError, match=f"ours: the arrays are not of the model in released/: .*{said}"):
+        load_model(tmp_path / "ours")
+    assert main(["info", str(tmp_path / "ours")]) == 2
+    printed = capsys.readouterr()
+    assert re.search(said, printed.err) and "head" in printed.out
+
+
+def test_parameters_that_are_missing(tmp_path, model):
+    params = {**model.params, "vae": {"x": np.zeros(3)}}
+    save_model(tmp_path / "ours", model.config, params, {}, model.assets)
+    with pytest.raises(CheckpointError, match=r"parameters missing: vae/.*1 parameters that the model lacks: vae/x"):
+        load_model(tmp_path / "ours")
 
 
 def test_a_model_directory_without_its_arrays(tmp_path, model):

@@ -156,6 +156,13 @@ def test_what_cannot_be_uploaded(hub, tmp_path, capsys):
     assert main(["push", str(RELEASED), "ORG/NEW", "--to", "orbax"]) == 2
     assert "ORG/NEW cannot be written on the Hub: 401 Client Error. Check" in capsys.readouterr().err
 
+    class ConnectError(Exception):  # as of the Hub's client where there is no network
+        pass
+
+    hub.api.create_repo.side_effect = ConnectError("[Errno 111] Connection refused")
+    assert main(["push", str(RELEASED), "ORG/NEW", "--to", "orbax"]) == 2
+    assert "ORG/NEW cannot be written on the Hub: [Errno 111] Connection refused. Check" in capsys.readouterr().err
+
 
 @pytest.mark.parametrize(
     ("text", "left"),

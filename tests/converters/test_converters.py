@@ -16,6 +16,7 @@ import safetensors.numpy
 from converters.checkpoint import PARTS, export_released, load_released, summary
 from converters.engine import ConversionError, Rule, Unused, convert, export
 from converters.tensors import TensorReader, open_part, write_part
+from internvlu_jax.config import ConfigError
 from internvlu_jax.models.internvlu import param_shapes
 from internvlu_jax.presets import debug_config
 from internvlu_jax.utils.tree import paths
@@ -163,6 +164,23 @@ def test_deeper_or_shallower_checkpoints_are_refused(copy):
             ConversionError, match=f"11 tensors {word}: language_model.model.layers.{min(wrong, layers)}"
         ):
             load_released(copy)
+
+
+def test_a_part_that_cannot_be_opened_hides_no_other_problem(copy):
+    """Of another part, or of a config; that has an error of its own where it is alone."""
+    vae, scheduler = copy / "vae/diffusion_pytorch_model.safetensors", copy / "scheduler/scheduler_config.json"
+    text = scheduler.read_text()
+    rewrite(copy / "vlm/model.safetensors", lambda arrays: arrays.pop("mlp1.3.bias"))
+    whole = vae.read_bytes()
+    vae.write_bytes(whole[:-10])
+    with pytest.raises(ConversionError, match=r"safetensors is truncated: .*vlm: 1 tensors missing: mlp1\.3\.bias"):
+        load_released(copy)
+    scheduler.write_text(json.dumps({**json.loads(text), "algorithm_type": "sde"}))
+    with pytest.raises(ConversionError, match=r"algorithm_type is 'sde'.*safetensors is truncated"):
+        load_released(copy)
+    vae.write_bytes(whole)
+    with pytest.raises(ConfigError, match=r"algorithm_type is 'sde'"):
+        load_released(copy)
 
 
 def test_summary_of_whole_and_broken_checkpoints(golden, copy):

@@ -1,4 +1,7 @@
-"""Large pictures: refused by their header, halved, the same band by band; transparent values of 8 and 16 bits."""
+"""Large pictures: refused by their header, halved, the same band by band; transparent values of 8 and 16 bits.
+
+And what no decoder gets to see: programs.
+"""
 
 import io
 import os
@@ -9,7 +12,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from internvlu_jax.data.records import PictureFile
 from internvlu_jax.processing import decoding
@@ -146,7 +149,7 @@ def test_pictures_are_opened_as_others_open_them():
     """Of every format that can be written here, by the same decoder and with the same pixels."""
     Image.init()
     formats = []
-    for kind in sorted(Image.SAVE):
+    for kind in sorted(Image.SAVE.keys() - {"EPS"}):  # which Pillow reads where there is Ghostscript
         buffer = io.BytesIO()
         try:
             Image.fromarray(smooth(16, 16)).save(buffer, kind)
@@ -163,8 +166,41 @@ def test_pictures_are_opened_as_others_open_them():
     for data in (b"", b"P", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"not a picture of any kind"):
         with pytest.raises(Image.UnidentifiedImageError):
             Image.open(io.BytesIO(data))
-        with pytest.raises(Image.UnidentifiedImageError):
+        begins = data[:1] in (b"\x89", b"\xff")
+        with pytest.raises(ValueError if begins else Image.UnidentifiedImageError, match="it begins as " * begins):
             decoding.opened(io.BytesIO(data))
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n(a program) pop\nshowpage\n%%EOF\n"
+
+
+def iptc(data: bytes) -> bytes:
+    """A file that has another one within, which Pillow opens by any decoder."""
+    fields = {(3, 60): b"\1\0", (3, 20): b"\0\x40", (3, 30): b"\0\x40", (3, 120): b"\5", (8, 10): data}
+    return b"".join(b"\x1c" + bytes(tag) + struct.pack(">H", len(value)) + value for tag, value in fields.items())
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (EPS, "it is a PostScript program; save its page as PNG or JPEG"),
+        (struct.pack("<4sIII", b"\xc5\xd0\xd3\xc6", 32, len(EPS), 0) + bytes(16) + EPS, "it is a PostScript program"),
+        (iptc(EPS), "known here$"),
+    ],
+)
+def test_no_program_is_run(monkeypatch, tmp_path, data, said):
+    """Whatever the name says, also where it lies in another file, and where the caller has opened it."""
+    run = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **kwargs: run.append(args))
+    path = tmp_path / "a.png"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"a\.png: not a picture .*{said}"):
+        load_image(path)
+    with pytest.raises(ValueError, match=f"a: not a picture .*{said}"), opened_picture(io.BytesIO(data), "a") as image:
+        to_rgb(image)
+    with Image.open(io.BytesIO(data)) as theirs, pytest.raises(ValueError, match="which is not read"):
+        to_rgb(theirs)
+    assert not run
 
 
 def test_limits_go_by_the_decoder(monkeypatch):
@@ -240,3 +276,17 @@ def test_a_transparent_value_of_8_bits_is_read_from_its_lower_ones(colour, sampl
     expected = np.broadcast_to(values, (3, 4, 3)).copy()
     expected[1, 1] = 255
     np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_a_transparent_value_of_few_bits(bits):
+    """White, whatever its higher bits say. Pillow spreads the pixels over 8 bits, and not it."""
+    most = 2**bits - 1
+    row = bytes([sum((n & most) << (8 - bits * (n + 1)) for n in range(8 // bits))])
+    data = png(1, 8 // bits, bits, 0, b"\0" + row, chunk(b"tRNS", b"\1\1"))
+    for _ in range(2):
+        with opened_picture(io.BytesIO(data), "a") as image:
+            got = to_rgb(image)
+            np.testing.assert_array_equal(to_rgb(image), got)
+    levels = [(n & most) * 255 // most for n in range(8 // bits)]
+    assert got[0, :, 0].tolist() == [255 if level == 255 // most else level for level in levels]

@@ -1,6 +1,7 @@
 """Pictures: resizing, tiling, generation sizes, and pictures of every kind."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -296,6 +297,17 @@ def test_16_bits_are_scaled_to_8(kind):
     np.testing.assert_array_equal(got[..., 0], got[..., 2])
 
 
+def test_12_bits_are_scaled_to_8(tmp_path):
+    """Of a TIFF, as microscopes write them; Pillow gives the numbers as they are, in a mode of 16 bits."""
+    fields = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 122), (277, 1), (278, 1), (279, 3)]
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields)
+    data = b"II*\0" + struct.pack("<IH", 8, len(fields)) + directory + bytes(4) + bytes.fromhex("fff7d0")
+    (tmp_path / "a.tif").write_bytes(data)
+    with Image.open(tmp_path / "a.tif") as image:
+        assert image.mode == "I;16" and np.asarray(image).tolist() == [[4095, 2000]]
+    assert np.asarray(load_image(tmp_path / "a.tif"))[0, :, 1].tolist() == [255, 125]
+
+
 def test_dark_16_bit_picture_stays_dark_but_8_bit_integers_keep_their_value():
     values = np.array([[0, 100, 255]])
     assert to_rgb(Image.fromarray(values.astype(np.uint16))).max() == 1
@@ -344,6 +356,24 @@ def test_what_is_no_usable_picture_is_refused():
     with pytest.raises(ValueError, match=r"2 x 402 pixels.*201.*200"):
         to_rgb(Image.new("RGB", (2, 402)))
     assert to_rgb(Image.new("RGB", (2, 400))).shape == (400, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("PNG", {}), ("JPEG", {}), ("WEBP", {}), ("AVIF", {}), ("GIF", {}), ("TIFF", {"compression": "tiff_lzw"}),
+        ("JPEG2000", {}), ("BMP", {}),
+    ],
+)  # fmt: skip
+def test_pictures_that_were_cut_short(tmp_path, kind, options):
+    """Wherever, but for the first bytes: no other format is named, nor none."""
+    buffer = io.BytesIO()
+    Image.fromarray(noise(64, 64)).save(buffer, kind, **options)
+    whole, path = buffer.getvalue(), tmp_path / "half.img"
+    for length in (20, 60, 100, len(whole) // 2, len(whole) * 3 // 5, len(whole) * 9 // 10):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"half\.img: (the picture|it begins as \w+ and) is truncated"):
+            load_image(path)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from internvlu_jax.utils.files import (
+    check_free,
     check_writable,
     new_directory,
     read_json,
@@ -78,6 +79,36 @@ def test_new_directory(tmp_path):
         (partial / "file").write_text("x")
         raise OSError("full")
     assert {p.name for p in tmp_path.iterdir()} == {"new", "empty"}
+
+
+def test_a_new_directory_behind_a_link(tmp_path):
+    """To an empty one, or to a name that is free: it becomes what the link leads to."""
+    (tmp_path / "real").mkdir()
+    for name, leads in (("a", "real"), ("b", "deep/none")):
+        (tmp_path / name).symlink_to(leads)
+        with new_directory(tmp_path / name) as partial:
+            (partial / "file").write_text("x")
+        assert (tmp_path / name).is_symlink() and (tmp_path / leads / "file").read_text() == "x"
+    assert {p.name for p in tmp_path.iterdir()} == {"real", "deep", "a", "b"}
+
+
+def test_a_directory_that_cannot_be_replaced_is_refused_before_the_work(tmp_path, monkeypatch):
+    """That in which one is, and what is mounted."""
+    for name in ("here", "mounted"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("here")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "mounted")
+    for name in (".", "../here", tmp_path / "link"):
+        with pytest.raises(FileExistsError, match=r"is the current directory, .*; choose a new name, such as .*model"):
+            check_free(name)
+    with pytest.raises(
+        FileExistsError, match=r"mounted is a mount point, .*; choose a new name, such as .*/mounted/mo"
+    ):
+        check_free("../mounted")
+    check_free("../mounted/new")
+    with pytest.raises(FileExistsError), new_directory("."):
+        raise AssertionError("the work")
 
 
 def test_what_killed_writers_left_is_removed_and_what_living_ones_write_is_not(tmp_path):

@@ -10,12 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
-from internvlu_jax.utils.signals import interrupts_held, second_interrupt_ends
+from internvlu_jax.utils.signals import children_spared, interrupts_held, second_interrupt_ends
 
 ROOT = Path(__file__).parents[2]
 BUSY = """
@@ -171,7 +172,7 @@ def test_others_keep_their_own(interrupts, tmp_path):
 
 def test_children_leave_interrupts_to_their_parent(interrupts):
     """From their first moment on; one that comes meanwhile is not lost."""
-    with pytest.raises(KeyboardInterrupt), interrupts_held():
+    with pytest.raises(KeyboardInterrupt), children_spared():
         child = subprocess.Popen([sys.executable, "-c", "print('done')"], stdout=subprocess.PIPE, text=True)
         child.send_signal(signal.SIGINT)
         child.send_signal(signal.SIGTERM)
@@ -179,13 +180,53 @@ def test_children_leave_interrupts_to_their_parent(interrupts):
         assert child.communicate()[0] == "done\n" and child.returncode == 0
 
 
+@pytest.fixture
+def another_thread():
+    """Which the kernel may give a signal of the process to, as those of JAX: Python then runs its handler at once."""
+    ended = threading.Event()
+    thread = threading.Thread(target=ended.wait)
+    thread.start()
+    yield
+    ended.set()
+    thread.join()
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_what_another_thread_gets_waits(within, interrupts, another_thread):
+    """It comes once, also to what counts the signals, and when all such blocks have ended."""
+    inside, outside = os.pipe()
+    os.set_blocking(outside, False)
+    before, reached = signal.set_wakeup_fd(outside), []
+    try:
+        with pytest.raises(KeyboardInterrupt), interrupts_held():
+            with interrupts_held() if within else nullcontext():
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.1)
+                reached.append(1)
+            reached.append(2)
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(outside)
+    assert reached == [1, 2] and os.read(inside, 9) == bytes([signal.SIGINT])
+    os.close(inside)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_handlers_that_are_not_pythons_stay(another_thread):
+    for handler in (signal.SIG_IGN, signal.SIG_DFL):
+        before = signal.signal(signal.SIGTERM, handler)
+        with interrupts_held():
+            assert signal.getsignal(signal.SIGTERM) is handler, "what a child begins with"
+        signal.signal(signal.SIGTERM, before)
+
+
 FIRST = """
 import signal
 from multiprocessing import get_context
-from internvlu_jax.utils.signals import interrupts_held
+from internvlu_jax.utils.signals import children_spared
 for number in (signal.SIGTERM, signal.SIGINT):
     process = get_context("spawn").Process(target=signal.raise_signal, args=(number,))
-    with interrupts_held():
+    with children_spared():
         process.start()
     process.join()
     print(process.exitcode)
