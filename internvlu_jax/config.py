@@ -127,7 +127,7 @@ class GenerationImageProcessorConfig:
     @property
     def factor(self) -> int:
         """Pixels that sizes are multiples of."""
-        return self.vae_downsample_factor * int(1 / self.gen_down_sample_ratio)
+        return self.vae_downsample_factor * round(1 / self.gen_down_sample_ratio)
 
     @property
     def min_pixels(self) -> int:
@@ -176,7 +176,7 @@ def _pixel_scale(pictures: ImageProcessorConfig | GenerationImageProcessorConfig
 
 
 def _three_channels(pictures: ImageProcessorConfig | GenerationImageProcessorConfig) -> bool:
-    return len(pictures.image_mean) == len(pictures.image_std) == 3 and all(pictures.image_std)
+    return len(pictures.image_mean) == len(pictures.image_std) == 3 and min(pictures.image_std) > 0
 
 
 def _check_ratios(cfg: InternVLUConfig) -> None:
@@ -211,7 +211,6 @@ def _check_consistent(cfg: InternVLUConfig) -> None:
     layers = llm.num_hidden_layers
     bad_layers = [i for i in head.vlm_select_layer if not -layers - 1 <= i <= layers]
     between = broken(
-        (llm.num_attention_heads % llm.num_key_value_heads == 0, "query heads must be a multiple of key/value heads"),
         (vision.image_size % (vision.patch_size * cfg.vlm.shuffle) == 0, "image_size must divide by patch and shuffle"),
         (tiles.height == tiles.width == vision.image_size,
          f"image_processor_kwargs size {tiles.height} x {tiles.width} is not the encoder's image_size "
@@ -232,14 +231,18 @@ def _check_consistent(cfg: InternVLUConfig) -> None:
         (sources.factor % head.pixel_multiple == 0,
          f"sources come in multiples of {sources.factor} pixels (vae_downsample_factor / gen_down_sample_ratio), and a "
          f"token of the head spans {head.pixel_multiple}"),
+        (sources.min_dynamic_patch <= sources.max_dynamic_patch,
+         f"min_dynamic_patch {sources.min_dynamic_patch} is over max_dynamic_patch {sources.max_dynamic_patch}"),
+        (sources.max_length is None or sources.max_length >= sources.factor,
+         f"max_length is {sources.max_length}; sources come in multiples of {sources.factor} pixels"),
         (not bad_scales,
-         f"{' and '.join(bad_scales)}: image_mean and image_std need three numbers each, and image_std no 0"),
+         f"{' and '.join(bad_scales)}: image_mean and image_std need three numbers each, and image_std numbers over 0"),
         (not crossed or seen == encoded,
          f"{' and '.join(crossed)} holds the other side's encoder, so both sides must scale pixels alike: "
          f"image_processor_kwargs has image_mean and image_std {seen}, image_gen_processor_kwargs {encoded}"),
         (all(part.codec == vae for part in coded),
          f"{' and '.join(part.model_type for part in coded)} have a codec that is not the vae; expected one for all"),
     )  # fmt: skip
-    problems = [*vision.problems(), *head.problems(), *vae.problems(), *between]
+    problems = [*vision.problems(), *llm.problems(), *head.problems(), *vae.problems(), *between]
     if problems:
         raise ConfigError("config parts do not fit together: " + "; ".join(problems))

@@ -35,7 +35,7 @@ CONFIG_FILES = (*_PART_FILES.values(), _SCHEDULER_FILE)
 # Files of tensors, in shards and as variants, and the indexes of shards.
 _TENSORS = re.compile(r"\.(safetensors|bin|pt|pth|ckpt)(\.([\w.]*\.)?index(\.[\w.]+)?\.json)?$")
 
-_LARGEST = 1e300  # numbers in configs stay below this
+_LARGEST = 3e38  # numbers in configs stay below this, for they are used in float32
 
 # The key that names the type of a slot in JSON.
 _TYPE_KEYS = {"vision_config": "model_type", "vae": "_class_name", "generation_decoder": "model_type"}

@@ -27,6 +27,7 @@ class Compute:
 
     Attributes:
         dtype: of activations and matrix products, "float32" or "bfloat16"; norms, softmax and rotary stay in float32.
+            Products of float32 keep its bits on accelerators, too, unless JAX_DEFAULT_MATMUL_PRECISION is set.
         attention: how it is computed, or "auto", which takes what is best where it runs, see `ops.attention`.
         remat: what a block keeps for its backward pass: "none" (recompute nothing), "dots" (keep matrix products),
             "full".
@@ -65,6 +66,21 @@ def not_one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> str:
     return f"{name} is {value!r}; expected one of {', '.join(map(repr, allowed))}"
 
 
+def positive(name: str, values: tuple[float, ...]) -> tuple[bool, str]:
+    """The rule that there are numbers, all over 0, and the sentence of the least that breaks it."""
+    least = min(values, default=0)
+    return least > 0, f"{name} has {least}; expected numbers over 0"
+
+
+def spans_a_token(head: Any) -> tuple[bool, str]:
+    """The rule that a picture of a head's own size has a token, and its sentence."""
+    height, width = head.gen_image_height, head.gen_image_width
+    return min(height, width) >= head.pixel_multiple, (
+        f"gen_image_height x gen_image_width is {height} x {width}; a token of the head spans {head.pixel_multiple} "
+        "pixels a side"
+    )
+
+
 def broken(*rules: tuple[bool, str]) -> list[str]:
     """The sentences of the rules that do not hold."""
     return [sentence for holds, sentence in rules if not holds]
@@ -100,6 +116,7 @@ class VisionConfig:
             (self.hidden_size % self.num_attention_heads == 0,
              f"vision hidden_size {self.hidden_size} must divide by its {self.num_attention_heads} heads"),
             (self.num_channels == 3, f"vision num_channels is {self.num_channels}; pictures have 3"),
+            (self.layer_norm_eps > 0, f"vision layer_norm_eps is {self.layer_norm_eps}; expected a number over 0"),
         )  # fmt: skip
 
 
@@ -117,6 +134,16 @@ class Qwen3Config:
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1e6
     tie_word_embeddings: bool = False
+
+    def problems(self) -> list[str]:
+        """What is wrong inside this part, one sentence each."""
+        return broken(
+            (self.num_attention_heads % self.num_key_value_heads == 0,
+             "query heads must be a multiple of key/value heads"),
+            (self.head_dim % 2 == 0, f"head_dim is {self.head_dim}; rotary positions turn pairs of channels"),
+            (self.rms_norm_eps > 0, f"rms_norm_eps is {self.rms_norm_eps}; expected a number over 0"),
+            (self.rope_theta > 0, f"rope_theta is {self.rope_theta}; expected a number over 0"),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -219,6 +246,7 @@ class HeadConfig:
         dit, projectors = self.decoder_config, ("identity", "mlp2x_gelu")
         projected = self.input_hidden_size if self.decoder_projector_type == "identity" else self.output_hidden_size
         tokens = dit.out_channels * dit.patch_size**2
+        axes = dit.axes_dims_rope
         return broken(
             (self.decoder_projector_type in projectors,
              not_one_of("decoder_projector_type", self.decoder_projector_type, projectors)),
@@ -226,8 +254,16 @@ class HeadConfig:
             (self.positions in POSITIONS, not_one_of("positions", self.positions, POSITIONS)),
             (dit.joint_attention_dim == projected,
              f"joint_attention_dim {dit.joint_attention_dim} is not the context width {projected}"),
-            (sum(dit.axes_dims_rope) == dit.attention_head_dim,
-             f"axes_dims_rope {dit.axes_dims_rope} must sum to attention_head_dim {dit.attention_head_dim}"),
+            (len(axes) == 3 and all(width >= 0 and width % 2 == 0 for width in axes),
+             f"axes_dims_rope is {axes}; expected three even numbers, of frame, row and column"),
+            (sum(axes) == dit.attention_head_dim,
+             f"axes_dims_rope {axes} must sum to attention_head_dim {dit.attention_head_dim}"),
+            (min(self.position_scales) > 0,
+             f"video_position_scale_factor and vlm_cond_position_scale_factor are {self.position_scales}; expected "
+             "numbers over 0"),
+            (self.flow_shift > 0, f"flow_shift is {self.flow_shift}; expected a number over 0 (1 shifts nothing)"),
+            (self.logit_std >= 0, f"logit_std is {self.logit_std}; expected a deviation"),
+            spans_a_token(self),
             (dit.in_channels == tokens, f"in_channels {dit.in_channels} is not out_channels x patch_size^2, {tokens}"),
         )  # fmt: skip
 
@@ -277,6 +313,6 @@ class VAEConfig:
              f"latents_mean and latents_std have {means} and {deviations} entries; they need z_dim, {self.z_dim}"),
             (len(self.temperal_downsample) == levels,
              f"temperal_downsample has {len(self.temperal_downsample)} entries; dim_mult has {levels} steps down"),
-            (all(std > 0 for std in self.latents_std),
-             f"latents_std has {min(self.latents_std, default=0.0)}; expected numbers over 0"),
+            positive("dim_mult", self.dim_mult),
+            positive("latents_std", self.latents_std),
         )  # fmt: skip

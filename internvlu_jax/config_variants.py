@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import ClassVar
 
-from internvlu_jax.config_parts import VAEConfig, VisionConfig, broken
+from internvlu_jax.config_parts import VAEConfig, VisionConfig, broken, positive, spans_a_token
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,8 @@ class SemanticCodec:
             (spanned == self.downsample_factor,
              f"the decoder makes {spanned} pixels of a latent (patch_size x 2^steps), which spans "
              f"{self.downsample_factor} (the encoder's patch_size x shuffle)"),
+            positive("dim_mult", self.dim_mult),
+            positive("latents_std", self.latents_std),
             (self.noise >= 0, f"noise is {self.noise}; expected a deviation"),
         )  # fmt: skip
         return [*rules, *(f"semantic codec: {problem}" for problem in self.encoder.problems())]
@@ -213,4 +215,4 @@ class CodeHead:
 
     def problems(self) -> list[str]:
         """What is wrong inside this part, one sentence each."""
-        return [f"code head: {problem}" for problem in self.codec.problems()]
+        return [*broken(spans_a_token(self)), *(f"code head: {problem}" for problem in self.codec.problems())]

@@ -16,6 +16,7 @@ from internvlu_jax.config import (
     SLOTS,
     CheckpointWarning,
     ConfigError,
+    GenerationImageProcessorConfig,
     HeadConfig,
     ImageProcessorConfig,
     InternVLUConfig,
@@ -332,3 +333,58 @@ def test_released_sizes():
         shape = row.shape if hasattr(row, "shape") else row.released_shape(leaves[row.target].shape)
         released += math.prod(shape)
     assert round(released / 1e6, 1) == 126.9
+
+
+HEAD, VLM, VAE = "generation_decoder/config.json", "vlm/config.json", "vae/config.json"
+PROCESSOR = "processor/processor_config.json"
+
+
+@pytest.mark.parametrize(
+    ("file", "path", "value", "said"),
+    [
+        (VLM, "llm_config.rope_theta", 0.0, r"rope_theta is 0\.0; expected a number over 0"),
+        (VLM, "llm_config.rms_norm_eps", -1.0, r"rms_norm_eps is -1\.0; expected a number over 0"),
+        (VLM, "llm_config.head_dim", 33, "head_dim is 33; rotary positions turn pairs"),
+        (VLM, "llm_config.rope_theta", 1e39, "rope_theta is 1e"),  # none of float32
+        (VLM, "vision_config.layer_norm_eps", -1.0, r"layer_norm_eps is -1\.0; expected a number over 0"),
+        (HEAD, "vlm_cond_position_scale_factor", 0.0, "vlm_cond_position_scale_factor are .*; expected numbers over 0"),
+        (HEAD, "video_position_scale_factor", -1.0, "video_position_scale_factor and .*; expected numbers over 0"),
+        (HEAD, "decoder_config.axes_dims_rope", [16, 16], r"axes_dims_rope is \(16, 16\); expected three even numbers"),
+        (HEAD, "decoder_config.axes_dims_rope", [7, 13, 12], "expected three even numbers"),
+        (HEAD, "decoder_config.axes_dims_rope", [-8, 20, 20], "expected three even numbers"),
+        (HEAD, "decoder_config.axes_dims_rope", [8, 8, 8, 8], "expected three even numbers"),
+        (HEAD, "flow_shift", 0.0, r"flow_shift is 0\.0; expected a number over 0"),
+        (HEAD, "logit_std", -1.0, r"logit_std is -1\.0; expected a deviation"),
+        (HEAD, "gen_image_height", 4, "gen_image_height x gen_image_width is 4 x .* spans 16 pixels a side"),
+        (VAE, "dim_mult", [1, 0, 2, 2], "dim_mult has 0; expected numbers over 0"),
+        (VAE, "dim_mult", [1, -2, 2, 2], "dim_mult has -2; expected numbers over 0"),
+        (PROCESSOR, "image_gen_processor_kwargs.min_dynamic_patch", 640, "min_dynamic_patch 640 is over max_dynamic"),
+        (PROCESSOR, "image_gen_processor_kwargs.max_length", 4, "max_length is 4; sources come in multiples of 16"),
+        (PROCESSOR, "image_processor_kwargs.image_std", [-1.0, 1.0, 1.0], "image_std numbers over 0"),
+    ],
+)
+def test_numbers_without_sense_are_refused(tmp_path, file, path, value, said):
+    """Each was read, and made texts of exclamation marks, black pictures or errors of something else."""
+    write_config(debug_config(), tmp_path)
+    data = json.loads((tmp_path / file).read_text())
+    *groups, key = path.split(".")
+    place = data
+    for group in groups:
+        place = place[group]
+    place[key] = value
+    (tmp_path / file).write_text(json.dumps(data))
+    with pytest.raises(ConfigError, match=said):
+        read_config(tmp_path)
+
+
+def test_numbers_of_studies_are_refused_alike():
+    semantic, discrete = ARMS["shared-semantic"].config, ARMS["shared-discrete"].config
+    for name, value in (("dim_mult", (-1, 2)), ("latents_std", (0.0,) * semantic.vae.z_dim)):
+        with pytest.raises(ConfigError, match=f"{name} has .*; expected numbers over 0"):
+            replace(semantic, vae=replace(semantic.vae, **{name: value}))
+    with pytest.raises(ConfigError, match="gen_image_height x gen_image_width is 4 x 64"):
+        replace(discrete, generation_decoder=replace(discrete.generation_decoder, gen_image_height=4))
+
+
+def test_a_ratio_that_is_almost_a_third_is_a_third():
+    assert GenerationImageProcessorConfig(gen_down_sample_ratio=0.33333334).factor == 24

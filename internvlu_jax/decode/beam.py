@@ -19,12 +19,12 @@ from einops import rearrange, repeat
 from jaxtyping import Array, Bool, Float, Int
 
 from internvlu_jax.decode.model import Params, TextModel, read_on
-from internvlu_jax.decode.sampling import penalised
+from internvlu_jax.decode.sampling import NO_NUMBER, penalised
 from internvlu_jax.models.qwen3 import KVCache
 
 
 class Found(NamedTuple):
-    """The best text of each row; fields as in `Generated`."""
+    """The best text of each row; fields as in `Generated`. Tokens of a row without finite scores are `NO_NUMBER`."""
 
     tokens: Int[Array, "b T"]
     lengths: Int[Array, "b"]
@@ -84,7 +84,8 @@ def search(
     beams = jax.tree.map(lambda x: repeat(x, "... b m i j -> ... (b k) m i j", k=num_beams), cache)
     state, _ = jax.lax.while_loop(unfinished, step, (state, beams))
     best = state.finished
-    return Found(best.tokens[:, 0], best.lengths[:, 0], state.written - 1)
+    tokens = jnp.where(jnp.isfinite(best.scores[:, :1]), best.tokens[:, 0], NO_NUMBER)
+    return Found(tokens, best.lengths[:, 0], state.written - 1)
 
 
 def _start(rows: int, num_beams: int, buffer: int, pad_id: Array) -> Search:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from internvlu_jax.decode.beam import search
 from internvlu_jax.decode.model import Params, Prompt, Read, TextModel, read_on
-from internvlu_jax.decode.sampling import choose, penalised
+from internvlu_jax.decode.sampling import NO_NUMBER, SMALLEST, choose, penalised
 from internvlu_jax.models.qwen3 import KVCache
 
 Run = Callable[..., Any]
@@ -31,7 +31,8 @@ def plainly(program: Callable[..., Any], model: Any, *arrays: Any, **static: Any
 class Generated(NamedTuple):
     """What was written. T is `buffer`.
 
-    tokens: int32 [b, T], without the prompt; `pad_id` from `lengths` on.
+    tokens: int32 [b, T], without the prompt; `pad_id` from `lengths` on. `sampling.NO_NUMBER` ends a row that could
+        not be written on, see `check_written`.
     lengths: int32 [b], tokens of each row, the stop token included if the row ended with one.
     captured: [b, T, e], the hidden states of a written token, computed when it was fed back; None without capture.
         Entry j of a row is valid for j < lengths - 1. The last token of a row is never fed: append it with `extend`
@@ -120,14 +121,25 @@ def check(
         raise ValueError(f"num_beams is {num_beams}; expected at least 1")
     if num_beams > 1 and keys is not None:
         raise ValueError(f"num_beams is {num_beams} and keys are given; beam search draws nothing. Use one of the two")
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; expected a number over 0")
+    if not temperature >= SMALLEST:
+        raise ValueError(f"temperature is {temperature}; expected a number from {SMALLEST} on")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}; expected a number over 0 and at most 1")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k is {top_k}; expected at least 1, or None")
-    if not repetition_penalty > 0:
-        raise ValueError(f"repetition_penalty is {repetition_penalty}; expected a number over 0 (1 is none)")
+    if not repetition_penalty >= SMALLEST:
+        raise ValueError(
+            f"repetition_penalty is {repetition_penalty}; expected a number from {SMALLEST} on (1 is none)"
+        )
+
+
+def check_written(tokens: np.ndarray) -> None:
+    """Raises ValueError if some of the tokens of a row were chosen among scores that are not finite."""
+    if (tokens == NO_NUMBER).any():
+        raise ValueError(
+            "the scores of the next token are not finite: they overflowed, or the checkpoint's weights are damaged. "
+            "Take dtype='float32', or another checkpoint"
+        )
 
 
 class Rules(NamedTuple):
@@ -256,7 +268,7 @@ def _feed(
 
 def _look(rules: Rules, place: Array, chosen: Array) -> tuple[Array, Array]:
     """Where the strings stand after a token, and whether it ends the row."""
-    stopped = jnp.isin(chosen, rules.stops)
+    stopped = jnp.isin(chosen, rules.stops) | (chosen == NO_NUMBER)
     table = rules.stop_table
     if table is None:
         return place, stopped

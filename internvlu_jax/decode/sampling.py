@@ -11,6 +11,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 Scalar = Float[Array, ""] | float
 
+SMALLEST = 1e-30  # temperature, and penalty: scores divided by less overflow float32
+NO_NUMBER = -1  # in the place of a token
+
 
 def choose(
     logits: Float[Array, "b v"],
@@ -22,10 +25,27 @@ def choose(
 ) -> Int[Array, "b"]:
     """The next token of each row: the best without `keys`, else drawn from softmax(logits / temperature).
 
+    `NO_NUMBER` where the score of what would be chosen is not finite, as where all are NaN: so the host learns of it
+    from the tokens, without a look at all scores in each step.
+
     `top_k` restricts the draw to the so many best tokens, `top_p` to their nucleus, the fewest best that together reach
     that probability (Holtzman et al. 2019, arXiv 1904.09751); None does not restrict it. They come in this order, after
     the temperature, and each sees the probabilities of what the one before it left.
     """
+    chosen = _chosen(logits, keys, step, temperature, top_p, top_k)
+    score = jnp.take_along_axis(logits, chosen[:, None], axis=-1)[:, 0]
+    return jnp.where(jnp.isfinite(score), chosen, NO_NUMBER)
+
+
+def _chosen(
+    logits: Float[Array, "b v"],
+    keys: Key[Array, "b"] | None,
+    step: Int[Array, ""] | int,
+    temperature: Scalar,
+    top_p: Scalar | None,
+    top_k: int | None,
+) -> Int[Array, "b"]:
+    """`choose` of scores that are finite."""
     if keys is None:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)

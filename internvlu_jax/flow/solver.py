@@ -54,20 +54,25 @@ class SolverState(NamedTuple):
 def schedule(num_steps: int, shift: float = 3.0, train_timesteps: int = 1000) -> Schedule:
     """Noise levels from just under 1 to 0, moved towards 1 by `shift`, as the released scheduler spaces them.
 
-    Raises ValueError if `num_steps` is below 1.
+    Raises ValueError if `num_steps` is below 1, or if float32 cannot tell the levels apart.
     """
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; expected at least 1")
     alphas = np.linspace(1, 1 / train_timesteps, num_steps + 1)
     sigmas = np.flip(shift_sigma(1.0 - alphas, shift))[:-1]
-    timesteps = (sigmas * train_timesteps).astype(np.int32)
-    return Schedule(timesteps, np.append(sigmas, 0.0).astype(np.float32))
+    plan = Schedule((sigmas * train_timesteps).astype(np.int32), np.append(sigmas, 0.0).astype(np.float32))
+    if not _falls(plan):
+        raise ValueError(
+            f"flow_shift is {shift} with {num_steps} steps, whose noise levels float32 does not tell apart; expected a "
+            "shift nearer to 1, or fewer steps"
+        )
+    return plan
 
 
 def schedule_of_sigmas(sigmas: Sequence[int | float]) -> Schedule:
     """A schedule through these noise levels, which are not shifted. A 0 is put behind them.
 
-    Raises ValueError unless they fall, from at most 1 to over 0.
+    Raises ValueError unless they fall, from at most 1 to over 0, in float32.
     """
     return _given("sigmas", sigmas, 1.0, 1000 * np.asarray(sigmas, np.float64))
 
@@ -78,14 +83,20 @@ def schedule_of_timesteps(timesteps: Sequence[int | float]) -> Schedule:
 
 
 def _given(name: str, levels: Sequence[int | float], largest: float, times: np.ndarray) -> Schedule:
-    fall = times.ndim == 1 and len(times) > 0 and bool(np.all(np.diff(times) < 0))
-    if not (fall and times[-1] > 0 and times[0] <= 1000):
-        raise ValueError(
-            f"{name} is {list(levels)}; expected numbers that fall, from at most {largest:g} to over 0 (a last 0 is "
-            "added)"
-        )
-    # A time that is whole but for the rounding of float32 stays so.
-    return Schedule(np.trunc(times + 1e-4).astype(np.int32), np.append(times / 1000, 0.0).astype(np.float32))
+    if times.ndim == 1 and len(times) > 0 and times[0] <= 1000:
+        # A time that is whole but for the rounding of float32 stays so.
+        plan = Schedule(np.trunc(times + 1e-4).astype(np.int32), np.append(times / 1000, 0.0).astype(np.float32))
+        if _falls(plan):
+            return plan
+    raise ValueError(
+        f"{name} is {list(levels)}; expected numbers that fall, from at most {largest:g} to over 0, as float32 has "
+        "them (a last 0 is added)"
+    )
+
+
+def _falls(plan: Schedule) -> bool:
+    """Whether each step has a length; without one its coefficients are 0 / 0."""
+    return bool(np.all(np.diff(plan.sigmas) < 0))
 
 
 def steps(plan: Schedule) -> Steps:

@@ -191,13 +191,15 @@ def draw(
     """Draws pictures whose sources have the same sizes: latents [b, y, x, c] from noise `start`.
 
     With `report` the steps run one by one, and it says what follows each.
+
+    Raises ValueError if a picture is not finite, which would come out black.
     """
     count = len(pictures)
     batch = groups(on, model, params, pictures, (start.shape[1], start.shape[2]))
     steps, scales = _numbers(solver.steps(schedule)), _numbers(scales)
     if report is None:
         drawn = on.run(programs.draw, model, params, on.put(start), steps, batch, scales)
-        return np.asarray(on.get(drawn, count))
+        return _finite(on.get(drawn, count))
     state = on.put(solver.start(jnp.asarray(start)))
     for i, timestep in enumerate(schedule.timesteps.tolist()):
         state = on.run(programs.draw_step, model, params, state, step_at(steps, i), batch, scales)
@@ -206,7 +208,18 @@ def draw(
             state = solver.SolverState(on.put(then.latents), state.clean)
         if then.stop:
             break
-    return np.asarray(on.get(state.x, count))
+    return _finite(on.get(state.x, count))
+
+
+def _finite(latents: Any) -> np.ndarray:
+    drawn = np.asarray(latents)
+    bad = int((~np.isfinite(drawn).all(axis=(1, 2, 3))).sum())
+    if bad:
+        raise ValueError(
+            f"{bad} of {len(drawn)} pictures are not finite: they overflowed, or the checkpoint's weights are damaged. "
+            "Take less guidance, or dtype='float32'"
+        )
+    return drawn
 
 
 def counted(

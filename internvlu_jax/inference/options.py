@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from typing import Any, get_args
 import numpy as np
 
 from internvlu_jax.config import CodeHead, InternVLUConfig, Noise
-from internvlu_jax.flow.solver import Schedule
+from internvlu_jax.decode.sampling import SMALLEST
+from internvlu_jax.flow.solver import Schedule, schedule
 from internvlu_jax.processing.chat import MODES
 from internvlu_jax.utils.seeds import Seed, check_seed, is_key
 
@@ -94,14 +94,18 @@ class Options:
             raise ValueError(
                 f"num_beams is {self.num_beams} and do_sample is True; beam search is deterministic. Use one of the two"
             )
-        if not (_is_number(self.temperature) and self.temperature > 0):
-            raise ValueError(f"temperature is {self.temperature!r}; expected a number over 0 (greedy: do_sample=False)")
+        if not (_is_number(self.temperature) and self.temperature >= SMALLEST):
+            raise ValueError(
+                f"temperature is {self.temperature!r}; expected a number from {SMALLEST} on (greedy: do_sample=False)"
+            )
         if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
             raise ValueError(f"top_p is {self.top_p!r}; expected a number over 0 and at most 1")
         if self.top_k is not None:
             _at_least("top_k", self.top_k, 1)
-        if not (_is_number(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise ValueError(f"repetition_penalty is {self.repetition_penalty!r}; expected a number over 0 (1 is none)")
+        if not (_is_number(self.repetition_penalty) and self.repetition_penalty >= SMALLEST):
+            raise ValueError(
+                f"repetition_penalty is {self.repetition_penalty!r}; expected a number from {SMALLEST} on (1 is none)"
+            )
         if not isinstance(self.stop_strings, list | tuple):
             raise ValueError(f"stop_strings is {self.stop_strings!r}; expected a string or a list of strings")
         for string in self.stop_strings:
@@ -171,6 +175,8 @@ class Options:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected a finite number")
         if not (_is_number(self.flow_shift) and self.flow_shift > 0):
             raise ValueError(f"flow_shift is {self.flow_shift!r}; expected a number over 0 (1 shifts nothing)")
+        if self.schedule is None:
+            schedule(self.num_inference_steps, self.flow_shift)
         if self.callback is not None and not callable(self.callback):
             raise ValueError(f"callback is {self.callback!r}; expected a function (step, total, latents)")
         if self.callback_on_step_end is not None and not callable(self.callback_on_step_end):
@@ -197,7 +203,9 @@ class Options:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is one of float32, in which all is computed."""
+    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return is_real and abs(value) <= float(np.finfo(np.float32).max)
 
 
 def _at_least(name: str, value: Any, smallest: int) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from internvlu_jax.decode.blocks import Written, write_in_blocks
-from internvlu_jax.decode.generate import Generated, generate
+from internvlu_jax.decode.generate import Generated, check_written, generate
 from internvlu_jax.decode.model import LanguageModel, Prompt, extend, prefill
 from internvlu_jax.decode.stop_strings import stop_table
 from internvlu_jax.inference import programs
@@ -169,6 +169,7 @@ def _write(
     batch, prompt = _read(on, language_model, params, tokenizer, rows, visual, how["buffer"])
     generated = generate(language_model, params, prompt, num_beams=options.num_beams, **how)
     written, counts = map(np.asarray, on.get((generated.tokens, generated.lengths), len(rows)))
+    check_written(written)
     tokens = [row[:count] for row, count in zip(written, counts, strict=True)]
     return _Text(batch, prompt, generated, tokens)
 
@@ -192,7 +193,10 @@ def _stream(
 def one_row(
     blocks: Generator[Written, None, Generated],
 ) -> Generator[np.ndarray, None, tuple[Generated, np.ndarray]]:
-    """The first row of blocks: yields what each adds to its token ids, gives the result and all of them."""
+    """The first row of blocks: yields what each adds to its token ids, gives the result and all of them.
+
+    Raises the ValueError of `check_written`.
+    """
     tokens = np.zeros(0, np.int32)
     while True:
         try:
@@ -200,6 +204,7 @@ def one_row(
         except StopIteration as end:
             return end.value, tokens
         before, tokens = len(tokens), so_far.tokens[0, : so_far.lengths[0]]
+        check_written(tokens[before:])
         yield tokens[before:]
 
 

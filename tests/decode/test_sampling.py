@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from internvlu_jax.decode.sampling import choose
+from internvlu_jax.decode.generate import check_written
+from internvlu_jax.decode.sampling import NO_NUMBER, choose
 from internvlu_jax.utils.seeds import numbered_keys
 from tests.helpers.toy_text import (
     PROMPTS,
@@ -75,3 +76,35 @@ def test_a_tiny_nucleus_is_greedy():
     model, params = Toy(), toy_params(0)
     sampled = write(model, params, PROMPTS, keys=numbered_keys(0, len(PROMPTS)), top_p=1e-6)
     assert texts(sampled) == texts(write(model, params, PROMPTS))
+
+
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"top_k": 3}, {"top_p": 0.9, "top_k": 3}, {"greedy": True}])
+def test_scores_that_are_not_finite_have_no_token(options):
+    """And the other rows have theirs."""
+    good = np.log([0.05, 0.5, 0.15, 0.3])
+    logits = jnp.asarray([good, good * np.nan, np.where([0, 1, 0, 0], np.inf, good), good], jnp.float32)
+    keys = None if options.get("greedy") else numbered_keys(1, 4)
+    limits = {"top_p": options.get("top_p"), "top_k": options.get("top_k")}
+    got = np.asarray(choose(logits, keys, 0, 1.0, **limits))
+    alone = np.asarray(choose(jnp.asarray([good] * 4, jnp.float32), keys, 0, 1.0, **limits))
+    assert got.tolist() == [alone[0], NO_NUMBER, NO_NUMBER, alone[3]]
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"repetition_penalty": 1.3}, {"keys": numbered_keys(0, 4)}])
+def test_a_text_of_scores_that_are_not_finite_is_refused(options):
+    """Of damaged weights: it was token 0 again and again."""
+    params = toy_params(0)
+    check_written(np.asarray(write(Toy(), params, PROMPTS, **options).tokens))
+    result = write(Toy(), {**params, "out": params["out"].at[3].set(jnp.nan)}, PROMPTS, **options)
+    assert int(result.steps) == 0  # it ends there
+    for row in np.asarray(result.tokens):
+        with pytest.raises(ValueError, match=r"the scores of the next token are not finite.* weights are damaged"):
+            check_written(row)
+
+
+def test_rows_beside_one_that_is_not_finite_are_written():
+    """One prompt has a token whose embedding is damaged."""
+    params = toy_params(0)
+    params["embed"] = params["embed"].at[5].set(jnp.nan)
+    result = write(Toy(), params, [[3, 4, 3], [3, 5, 3]], 3)
+    assert texts(result) == [texts(write(Toy(), params, [[3, 4, 3]], 3))[0], [NO_NUMBER]]

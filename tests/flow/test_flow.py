@@ -114,6 +114,18 @@ def test_less_than_one_step_is_refused():
         solver.schedule(0)
 
 
+@pytest.mark.parametrize(("num_steps", "shift"), [(20, 1e6), (20, 1e-38), (20_000, 3.0), (1, 1e30)])
+def test_a_schedule_has_finite_coefficients(num_steps, shift):
+    assert all(np.isfinite(c).all() for c in solver.steps(solver.schedule(num_steps, shift)))
+
+
+@pytest.mark.parametrize(("num_steps", "shift"), [(20, 1e8), (20, 1e-45), (20_000, 1e4)])
+def test_noise_levels_that_are_one_in_float32_are_refused(num_steps, shift):
+    """Their step has the coefficients 0 / 0, and pictures were black."""
+    with pytest.raises(ValueError, match=f"flow_shift is {shift} with {num_steps} steps, whose noise levels float32"):
+        solver.schedule(num_steps, shift)
+
+
 @pytest.mark.parametrize("num_steps", [1, 2, 7])
 def test_solver_is_exact_where_the_clean_picture_is_constant(num_steps):
     """If the velocity always points from the same picture, every number of steps ends at it exactly."""

@@ -96,6 +96,15 @@ def test_callback_on_step_end_sees_every_step_and_changes_nothing(pipe):
     np.testing.assert_array_equal(last, pipe(latents=start(), callback=print, output_type="latent", **CAT).images)
 
 
+def test_a_picture_that_is_not_finite_is_an_error(pipe):
+    """Of damaged weights; it was black."""
+    params = {**pipe.params, "head": jax.tree.map(lambda x: x * np.nan, pipe.params["head"])}
+    damaged = InternVLUPipeline(pipe.config, params, pipe.processor, pipe.model.compute)
+    for options in ({}, {"callback": lambda *_: None}):
+        with pytest.raises(ValueError, match=r"1 of 1 pictures are not finite: .* Take less guidance"):
+            damaged(latents=start(), **options, **CAT)
+
+
 def test_callback_on_step_end_changes_latents(pipe):
     """The last step goes on from them as equation (2) of the solver has it: to x0 = x - sigma v."""
     given = start(2)[1:]

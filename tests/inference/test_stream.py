@@ -2,6 +2,7 @@
 
 import io
 
+import jax
 import numpy as np
 import pytest
 
@@ -69,6 +70,11 @@ def test_text_streams(pipe):
     out = stream.result()
     assert out is stream.result() and out.text == call.text and out.seed == 4 and out.images is None
     np.testing.assert_array_equal(out.tokens[0], call.tokens[0])
+    params = {**pipe.params, "vlm": jax.tree.map(lambda x: x * np.nan, pipe.params["vlm"])}
+    damaged = InternVLUPipeline(pipe.config, params, pipe.processor, pipe.model.compute)
+    for write in (damaged, lambda *given, **own: list(damaged.stream(*given, **own))):
+        with pytest.raises(ValueError, match=r"the scores of the next token are not finite.* weights are damaged"):
+            write("Say hello", **options)
 
 
 @pytest.mark.slow
