@@ -27,6 +27,7 @@ class Compute:
 
     Attributes:
         dtype: of activations and matrix products, "float32" or "bfloat16"; norms, softmax and rotary stay in float32.
+            Products of float32 keep its bits on accelerators, too, unless JAX_DEFAULT_MATMUL_PRECISION is set.
         attention: how it is computed, or "auto", which takes what is best where it runs, see `ops.attention`.
         remat: what a block keeps for its backward pass: "none" (recompute nothing), "dots" (keep matrix products),
             "full".

@@ -10,7 +10,8 @@ i blocks of queries, p queries of a block, j blocks of keys, r keys of a block.
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from functools import partial, wraps
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from internvlu_jax.ops.attention.blocks import CHUNK, even_block
 from internvlu_jax.ops.attention.plain import MASKED
+
+
+class How(NamedTuple):
+    """precision: of products. It is told, for the passes of a derivative are traced when what called is over."""
+
+    causal: bool
+    precision: str | None
 
 
 class Places(NamedTuple):
@@ -71,7 +79,8 @@ def chunked_attention(
     tokens = Tokens(_places(queries, segment_ids, p), _places(keys, segment_ids, r), key_lengths)
     grouped = rearrange(_cut(q, p), "i b p (m g) h -> i b m g p h", m=k.shape[2])
     k_blocks, v_blocks = (rearrange(_cut(x, r), "j b r m h -> j b m r h") for x in (k, v))
-    out = _attend(causal, grouped, k_blocks, v_blocks, tokens)
+    how = How(causal, jax.config.jax_default_matmul_precision)  # type: ignore[attr-defined]
+    out = _attend(how, grouped, k_blocks, v_blocks, tokens)
     return rearrange(out, "i b m g p h -> b (i p) (m g) h")[:, :queries]
 
 
@@ -88,10 +97,20 @@ def _cut(x: Array, size: int, mode: str = "constant") -> Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(causal: bool, q: Array, k: Array, v: Array, tokens: Tokens) -> Float[Array, "i b m g p h"]:
-    return _forward(causal, q, k, v, tokens)[0]
+def _attend(how: How, q: Array, k: Array, v: Array, tokens: Tokens) -> Float[Array, "i b m g p h"]:
+    return _forward(how, q, k, v, tokens)[0]
 
 
+def _in_its_precision(run: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(run)
+    def told(how: How, *arrays: Any) -> Any:
+        with jax.default_matmul_precision(how.precision):
+            return run(how.causal, *arrays)
+
+    return told
+
+
+@_in_its_precision
 def _forward(causal: bool, q: Array, k: Array, v: Array, tokens: Tokens) -> tuple[Array, Any]:
     """The output, and what the backward pass needs: all arguments, the output, and log sum exp(score) [i b m g p]."""
     q, tokens = _together(q, tokens)
@@ -126,6 +145,7 @@ def _add(sums: Sums, q: Array, k: Array, v: Array, seen: Array | None) -> Sums:
     return Sums(highest, sums.total * shrink + weights.sum(axis=-1), sums.values * shrink[..., None] + values)
 
 
+@_in_its_precision
 def _backward(causal: bool, saved: Any, d_out: Array) -> tuple[Array, Array, Array, None]:
     q, k, v, tokens, out, log_sum = saved
     q, tokens = _together(q, tokens)
