@@ -161,6 +161,7 @@ def _product(name: Quantization, x: jax.Array, kernel: jax.Array, scale: jax.Arr
         whole = jax.lax.dot_general(x, kernel.astype(x.dtype), contracted, preferred_element_type=jnp.float32)
         return whole * scale
     qwix = _qwix()
-    left = qwix.quantize(x, _TYPES[name], channelwise_axes=range(rows), scale_dtype=jnp.float32)
+    # qwix finds the scale, and divides by it, in the dtype that it is given: bfloat16 would round twice.
+    left = qwix.quantize(x.astype(jnp.float32), _TYPES[name], channelwise_axes=range(rows))
     right = qwix.QArray(kernel, jnp.expand_dims(scale, summed))
     return qwix.dot_general(left, right, contracted, preferred_element_type=jnp.float32)

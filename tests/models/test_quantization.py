@@ -100,6 +100,17 @@ def test_products_equal_float64(name, which):
     assert_close(got, np.einsum(product, rows, weights) + np.asarray(params[which].get("bias", 0.0)), 1e-6)
 
 
+@pytest.mark.parametrize("name", ["int8xint8", "fp8"])
+def test_activations_of_bfloat16_are_rounded_once(name):
+    """The product is that of the same numbers in float32, bit for bit."""
+    x = jnp.asarray(random(64, 256, seed=1), jnp.bfloat16)
+    kernel = quantize(name, "vlm/llm/layers/attn/q/kernel", random(1, 256, 8))
+    values, scale = (jnp.asarray(part[0]) for part in kernel)
+    got, want = (quantization._product(name, rows, values, scale, False) for rows in (x, x.astype(jnp.float32)))
+    assert got.dtype == want.dtype == jnp.float32
+    np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize("which", ["q", "out"])
 @pytest.mark.parametrize("name", ["int8", "int8xint8"])
 def test_kernels_that_lead_with_their_outputs_give_the_same(name, which):
