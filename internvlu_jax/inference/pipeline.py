@@ -393,7 +393,7 @@ def _finished(on: Placement, part: str, params: Params) -> Params:
 def _check_attention(config: InternVLUConfig, compute: Compute) -> None:
     """Raises ValueError if the attention that was asked for cannot run, before anything is compiled."""
     for head_dim in config.attention_widths:
-        resolve_implementation(compute.attention, compute.dtype, head_dim, has_mask=False)
+        resolve_implementation(compute.attention, compute.dtype, head_dim)
 
 
 def dtype_name(dtype: Any) -> str:
