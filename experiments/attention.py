@@ -62,7 +62,7 @@ def ways(shape: Shape, dtype: str) -> list[str]:
     able = []
     for name in get_args(Attention)[1:]:
         try:
-            resolve_implementation(name, dtype, shape.width, has_mask=False)
+            resolve_implementation(name, dtype, shape.width)
         except ValueError:
             continue
         able.append(name)

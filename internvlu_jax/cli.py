@@ -39,6 +39,9 @@ class Model:
     InternVL-U/InternVL-U. Default: the small model in the box, which knows coloured shapes and short words."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Default: float32 on a CPU, bfloat16 on an accelerator."""
+    time: Literal["float32", "bfloat16"] | None = None
+    """What the head's time is rounded to; the released weights were trained with bfloat16. Default: what a run trained
+    with, else the dtype."""
     attention: Attention = "auto"
     devices: str | None = None
     """That share the work: all, pmap, or sizes of a mesh such as data=4,tensor=2. Default: one device."""
@@ -56,6 +59,7 @@ class Model:
             pipe = InternVLUPipeline.from_pretrained(
                 self.checkpoint,
                 dtype=self.dtype,
+                time=self.time,
                 attention=self.attention,
                 devices=self.devices,
                 quantize=self.quantize,
@@ -239,7 +243,7 @@ COMMANDS: dict[str, Callable] = {
 }
 # The mode of each command that draws, what of its model changes pictures, and what of its drawing does not.
 _DRAWN = {"image": "image", "edit": "image", "text-image": "text_image"}
-_KEPT_OF_MODEL = ("checkpoint", "dtype", "quantize", "adapter")
+_KEPT_OF_MODEL = ("checkpoint", "dtype", "time", "quantize", "adapter")
 _NOT_KEPT = ("out", "like")
 
 

@@ -46,10 +46,10 @@ class Compute:
     layers: str = "scan"
 
     def __post_init__(self) -> None:
-        one_of("dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        one_of("dtype", self.dtype, ("float32", "bfloat16"))
         one_of("attention", self.attention, get_args(Attention))
         one_of("remat", self.remat, ("none", "dots", "full"))
-        one_of("time", self.time, (None, "float32", "bfloat16", "float16"))
+        one_of("time", self.time, (None, "float32", "bfloat16"))
         one_of("layers", self.layers, get_args(Layers))
         if self.layers == "unrolled" and self.remat != "none":
             raise ConfigError(f"layers is 'unrolled' and remat is {self.remat!r}; training runs with layers 'scan'")

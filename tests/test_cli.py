@@ -93,6 +93,7 @@ def pixels(name: str) -> bytes:
 def test_the_seed_is_shown_and_like_repeats_it(capsys):
     """Of two pictures each has its own seed and is repeated alone; flags override, and out.png is not kept."""
     draw = ["image", "ein Hund 犬", "--height", "32", "--width", "48", "--steps", "1", "--noise", "jax", *MODEL]
+    draw += ["--time", "bfloat16"]
     assert main([*draw, "--num-images", "2", "--out", "a.png"]) == 0
     shown = capsys.readouterr()
     assert shown.out.split() == ["a.png", "a-1.png"]
@@ -100,6 +101,7 @@ def test_the_seed_is_shown_and_like_repeats_it(capsys):
     assert seeds[1] == seeds[0] + 1
     settings = read_settings("a-1.png")
     assert (settings["prompt"], settings["seed"], settings["noise"]) == ("ein Hund 犬", seeds[1], "jax")
+    assert settings["time"] == "bfloat16"
     assert main(["image", "--like", "a-1.png", "--out", "b.png"]) == 0
     levels = [np.asarray(Image.open(name)).astype(int) for name in ("a.png", "a-1.png", "b.png")]
     assert np.abs(levels[1] - levels[2]).max() <= 1  # the rounding of another batch size

@@ -45,12 +45,14 @@ class Model:
     """That share the items: all, pmap, or sizes of a mesh such as data=4,tensor=2. Default: one device."""
     dtype: str | None = None
     """Of the computation; by default float32 on a CPU, bfloat16 elsewhere."""
+    time: str | None = None
+    """What the head's time is rounded to, as in the pipeline."""
     quantize: Quantization | None = None
     """8-bit weights, as in the pipeline."""
 
     def load(self) -> InternVLUPipeline:
         return InternVLUPipeline.from_pretrained(
-            self.checkpoint, dtype=self.dtype, devices=self.devices, quantize=self.quantize
+            self.checkpoint, dtype=self.dtype, devices=self.devices, quantize=self.quantize, time=self.time
         )
 
     def known(self) -> dict[str, Any]:

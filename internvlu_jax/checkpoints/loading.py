@@ -35,12 +35,14 @@ class LoadedModel:
     """A checkpoint in memory.
 
     assets: the directory with its config files and tokenizer as they were read, in the released layout.
+    time: what a run rounded the head's time to; None of what is no run.
     """
 
     config: InternVLUConfig
     params: dict[str, Any]
     extras: dict[str, Any]
     assets: Path
+    time: str | None = None
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -169,7 +171,7 @@ def _load_run(
     if adapters is not None:
         params = lora.merge(params, adapters["alpha"] / adapters["rank"])
         params = jax.tree.map(lambda p: p.astype(at_most(p.dtype, max_dtype)), params)
-    return LoadedModel(config, params, extras, run_directory.assets(workdir))
+    return LoadedModel(config, params, extras, run_directory.assets(workdir), run_directory.trained_time(workdir))
 
 
 def convert(

@@ -244,6 +244,12 @@ def load_run(
     return model_config(workdir), merge(arrays["frozen"], trained), arrays["extras"], lora
 
 
+def trained_time(workdir: str | Path) -> str | None:
+    """What the head's time was rounded to in a run (`Compute.time`). Raises ValueError if it cannot be read."""
+    compute = stored_config(workdir).get("compute") or {}
+    return compute.get("time") or compute.get("dtype")
+
+
 def load_trained(workdir: str | Path, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """(what a run trains, on the host; its configuration). Of the last intact checkpoint, or of a step; as `load_run`.
 

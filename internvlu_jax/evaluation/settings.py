@@ -134,6 +134,7 @@ def settings(
         "parameters": fingerprint(pipe),
         "quantize": pipe.model.quantization,
         "dtype": pipe.model.compute.dtype,
+        "time": pipe.model.compute.time,
         "attention": pipe.model.compute.attention,
         "seed": options.seed,
         "size": [pipe.config.generation_decoder.gen_image_height, pipe.config.generation_decoder.gen_image_width],

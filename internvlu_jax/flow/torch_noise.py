@@ -3,8 +3,8 @@
 On a CPU a Mersenne twister (MT19937; Matsumoto and Nishimura 1998) and the transform of Box and Muller, in one of two
 ways: with at least 16 numbers pairs (i, i + 8) of each 16 (`_block`), with fewer one pair after the other, in float64.
 Read off ATen's native/cpu/DistributionTemplates.h, avx_mathfun.h, core/DistributionsHelper.h and MT19937RNGEngine.h
-(2.6 to 2.14), and equal to numbers recorded from it to the bit on x86-64. In float64, and where torch was built for
-another processor, logarithm, sine and cosine are those of its C library: some last bits differ.
+(2.6 to 2.14), and equal to numbers recorded from it to the bit on x86-64. Where torch was built for another processor,
+logarithm, sine and cosine are those of its C library: some last bits differ.
 
 On CUDA Philox 4x32-10 (Salmon et al. 2011), a stream for every thread: ATen's native/cuda/DistributionTemplates.h and
 cuRAND's curand_kernel.h and curand_normal.h. With T threads, 256 in a block,
@@ -20,9 +20,6 @@ another stream, which is not here.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -48,30 +45,21 @@ _COSINE = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
 _QUARTER_PI = (0.78515625, 2.4187564849853515625e-4, 3.77489497744594108e-8)  # in three parts
 
 
-def cpu_normal(seed: int, count: int, dtype: Any = np.float32) -> np.ndarray:
-    """[count] as `torch.randn(count, generator=torch.Generator("cpu").manual_seed(seed), dtype=dtype)`.
+def cpu_normal(seed: int, count: int) -> np.ndarray:
+    """float32 [count] as `torch.randn(count, generator=torch.Generator("cpu").manual_seed(seed))`.
 
-    Args:
-        seed: of its bits the Mersenne twister takes the lowest 32.
-        dtype: float32, float64, or bfloat16 and float16 as torch 2.14 draws them: rounded from float32 where `count` is
-            a multiple of 16 or below 16. Older ones draw these two another way.
+    seed: of its bits the Mersenne twister takes the lowest 32.
     """
-    dtype = np.dtype(dtype)
     twister = np.random.RandomState(seed & _LOW)
-    wide = dtype == np.float64
-    uniform = _uniform64 if wide else _uniform32
     if count < 16:
-        return _pairs(_uniform64(twister, count + count % 2))[:count].astype(dtype)
-    block = _block_float64 if wide else _block
+        return _pairs(_uniform64(twister, count + count % 2))[:count].astype(np.float32)
     rest = count % 16
-    # Where blocks leave a rest, the last 16 numbers are drawn again. Narrow floats are drawn block by block, so that
-    # nothing was drawn for the rest before.
-    drawn = uniform(twister, count if dtype in (np.float32, np.float64) else count - rest)
-    numbers = np.empty(count, drawn.dtype)
-    numbers[: count - rest] = block(drawn[: count - rest])
-    if rest:
-        numbers[-16:] = block(uniform(twister, 16))
-    return numbers.astype(dtype)
+    drawn = _uniform32(twister, count)
+    numbers = np.empty(count, np.float32)
+    numbers[: count - rest] = _block(drawn[: count - rest])
+    if rest:  # the last 16 numbers are drawn again
+        numbers[-16:] = _block(_uniform32(twister, 16))
+    return numbers
 
 
 def cuda_normal(seed: int, count: int, threads: int = CUDA_THREADS) -> np.ndarray:
@@ -128,18 +116,9 @@ def _pairs(uniform: np.ndarray) -> np.ndarray:
 
 def _block(uniform: np.ndarray) -> np.ndarray:
     """Pairs (i, i + 8) of each 16 uniform float32."""
-    return _halves(uniform, _log, _sin_cos)
-
-
-def _block_float64(uniform: np.ndarray) -> np.ndarray:
-    return _halves(uniform, np.log, lambda angle: (np.sin(angle), np.cos(angle)))
-
-
-def _halves(uniform: np.ndarray, log: Callable[..., Any], sin_cos: Callable[..., Any]) -> np.ndarray:
-    kind = uniform.dtype.type
     first, second = np.moveaxis(uniform.reshape(-1, 2, 8), 1, 0)
-    radius = np.sqrt(kind(-2) * log(kind(1) - first))
-    sine, cosine = sin_cos(kind(2 * np.pi) * second)
+    radius = np.sqrt(np.float32(-2) * _log(np.float32(1) - first))
+    sine, cosine = _sin_cos(np.float32(2 * np.pi) * second)
     return np.stack([radius * cosine, radius * sine], axis=1).ravel()
 
 

@@ -86,6 +86,7 @@ class InternVLUPipeline(WithChat, WithAdapters):
         attention: str = "auto",
         devices: str | None = None,
         quantize: Quantization | None = None,
+        time: Any = None,
     ) -> InternVLUPipeline:
         """Loads a checkpoint: a directory in the released layout, one that `convert` wrote, or a run's; or a Hub id.
 
@@ -100,6 +101,8 @@ class InternVLUPipeline(WithChat, WithAdapters):
                 `parallel.mesh.initialise`, all make the same calls, each works on its share, and all get everything.
             quantize: the weights of the large linear maps while they are read: "int8" rounds weights alone, "int8xint8"
                 and "fp8" activations too (`models.quantization`). Of the 4B model 4.6 GB are left.
+            time: what the head's time is rounded to, "float32" or "bfloat16". None: what a run trained with; of another
+                checkpoint `dtype`, as the released code has it, whose weights were trained with "bfloat16".
 
         Raises:
             ValueError: the checkpoint does not exist, is incomplete, or is of another model; everything that is wrong
@@ -111,12 +114,13 @@ class InternVLUPipeline(WithChat, WithAdapters):
             check_quantization(quantize, jax.devices()[0])
         enable_cache()
         default = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-        compute = Compute(default if dtype is None else dtype_name(dtype), attention)
+        rounded = None if time is None else dtype_name(time)
+        compute = Compute(default if dtype is None else dtype_name(dtype), attention, time=rounded)
         place = on.place if quantize is None else partial(placed, quantize, on.place)
         model = loading.load(path, max_dtype=compute.dtype, place=place, finish=partial(_finished, on))
         _check_attention(model.config, compute)
         processor = Processor(model.config.processor, model.tokenizer)
-        compute = dataclasses.replace(compute, layers=layers_of(model.params))
+        compute = dataclasses.replace(compute, layers=layers_of(model.params), time=rounded or model.time)
         return cls(model.config, model.params, processor, compute, on, quantize)
 
     def __call__(
@@ -389,7 +393,7 @@ def _finished(on: Placement, part: str, params: Params) -> Params:
 def _check_attention(config: InternVLUConfig, compute: Compute) -> None:
     """Raises ValueError if the attention that was asked for cannot run, before anything is compiled."""
     for head_dim in config.attention_widths:
-        resolve_implementation(compute.attention, compute.dtype, head_dim, has_mask=False)
+        resolve_implementation(compute.attention, compute.dtype, head_dim)
 
 
 def dtype_name(dtype: Any) -> str:

@@ -187,7 +187,7 @@ class InternVLU:
 
 def _exact(dtype: str) -> AbstractContextManager[Any]:
     """Products of float32 in all its bits, of which accelerators take fewer unless they are told to."""
-    chosen = jax.config.jax_default_matmul_precision is not None
+    chosen = jax.config.jax_default_matmul_precision is not None  # type: ignore[attr-defined]
     return jax.default_matmul_precision("highest") if dtype == "float32" and not chosen else nullcontext()
 
 

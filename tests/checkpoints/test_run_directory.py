@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from converters.engine import on_host
+from internvlu_jax import InternVLUPipeline
 from internvlu_jax.checkpoints import loading, run_directory
 from internvlu_jax.checkpoints.arrays import CheckpointError
 from internvlu_jax.checkpoints.run_checkpoints import RunCheckpoints
@@ -102,6 +103,24 @@ def test_parameters_that_are_no_numbers_are_refused(tmp_path, model):
     for name in (workdir, workdir / "checkpoints/1"):
         with pytest.raises(CheckpointError, match="1 parameters hold NaN or infinities: head/padding_token"):
             loading.load(name)
+
+
+@pytest.mark.parametrize(
+    ("compute", "time"),
+    [
+        ({"dtype": "bfloat16", "time": None}, "bfloat16"),
+        ({"dtype": "bfloat16", "time": "float32"}, "float32"),
+        ({"dtype": "bfloat16"}, "bfloat16"),  # of before there was time
+        (None, None),
+    ],
+)
+def test_a_run_draws_with_the_times_that_it_trained_with(tmp_path, model, compute, time):
+    parts = {name: model.params[name] for name in ("vlm", "vae")}
+    config = {} if compute is None else {"compute": compute}
+    run = make_run(tmp_path / "run", model, {"head": model.params["head"]}, parts, **config)
+    pipe = InternVLUPipeline.from_pretrained(run)
+    assert (pipe.model.compute.dtype, pipe.model.compute.time) == ("float32", time)
+    assert InternVLUPipeline.from_pretrained(run, time="float32").model.compute.time == "float32"
 
 
 def test_parameters_trained_within_a_part_and_their_average(tmp_path, model):

@@ -3,7 +3,6 @@
 import hashlib
 import json
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,19 +14,16 @@ CUDA = dict(np.load(GOLDENS / "torch_randn_cuda.npz"))
 
 
 def name(case: dict) -> str:
-    return f"{case['dtype']}-{case['seed']}-{case['count']}"
+    return f"{case['seed']}-{case['count']}"
 
 
-@pytest.mark.parametrize("case", RECORDED, ids=name)
+@pytest.mark.parametrize("case", [case for case in RECORDED if case["dtype"] == "float32"], ids=name)
 def test_cpu(case):
-    drawn = cpu_normal(case["seed"], case["count"], jnp.dtype(case["dtype"]))
-    assert drawn.dtype == jnp.dtype(case["dtype"]) and drawn.shape == (case["count"],)
+    drawn = cpu_normal(case["seed"], case["count"])
+    assert drawn.dtype == np.float32 and drawn.shape == (case["count"],)
     ends = drawn if case["count"] <= 17 else np.concatenate([drawn[:4], drawn[-16:-12], drawn[-4:]])
-    if case["dtype"] == "float64":  # logarithms of two libraries: the last bits
-        np.testing.assert_allclose(ends, case["values"], rtol=1e-14)
-    else:
-        np.testing.assert_array_equal(ends.astype(np.float64), case["values"])
-        assert hashlib.sha256(drawn.tobytes()).hexdigest() == case["sha256"]
+    np.testing.assert_array_equal(ends.astype(np.float64), case["values"])
+    assert hashlib.sha256(drawn.tobytes()).hexdigest() == case["sha256"]
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,17 @@ def test_callback_on_step_end_sees_every_step_and_changes_nothing(pipe):
     np.testing.assert_array_equal(last, pipe(latents=start(), callback=print, output_type="latent", **CAT).images)
 
 
+def test_time_can_be_what_the_released_weights_saw(pipe):
+    rounded = InternVLUPipeline.from_pretrained(GOLDENS / "base/checkpoint", time="bfloat16")
+    assert (pipe.model.compute.time, rounded.model.compute.time, rounded.model.compute.dtype) == (
+        None, "bfloat16", "float32",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="time is 'float16'; expected one of None, 'float32', 'bfloat16'"):
+        InternVLUPipeline.from_pretrained(GOLDENS / "base/checkpoint", time="float16")
+    with pytest.raises(ValueError, match="dtype is 'float16'; expected one of 'float32', 'bfloat16'"):
+        InternVLUPipeline.from_pretrained(GOLDENS / "base/checkpoint", dtype=np.float16)
+
+
 def test_a_picture_that_is_not_finite_is_an_error(pipe):
     """Of damaged weights; it was black."""
     params = {**pipe.params, "head": jax.tree.map(lambda x: x * np.nan, pipe.params["head"])}

@@ -63,7 +63,7 @@ def test_attention_equals_reference(heads, case):
     lengths, mask = args.pop("lengths", None), args.pop("mask", None)
     lengths = None if lengths is None else jnp.asarray(lengths)
     mask = None if mask is None else jnp.asarray(mask)
-    assert_close(attention(q, k, v, key_lengths=lengths, mask=mask, **args), want, 1e-6)
+    assert_close(plain_attention(q, k, v, args.pop("causal", False), lengths, None, mask), want, 1e-6)
 
 
 def test_a_query_that_sees_no_key_is_finite_and_so_is_its_gradient():
@@ -88,26 +88,26 @@ def test_heads_that_do_not_divide_are_refused():
 
 
 def test_implementation_is_resolved_by_what_can_run(monkeypatch):
-    assert resolve_implementation("auto", jnp.bfloat16, 128, False) == "xla"
+    assert resolve_implementation("auto", jnp.bfloat16, 128) == "xla"
     with pytest.raises(ValueError, match="CUDA device"):
-        resolve_implementation("cudnn", jnp.bfloat16, 128, False)
+        resolve_implementation("cudnn", jnp.bfloat16, 128)
     with pytest.raises(ValueError, match="expected 'auto', 'xla', 'chunked', 'cudnn' or 'splash'"):
-        resolve_implementation("flash", jnp.bfloat16, 128, False)
+        resolve_implementation("flash", jnp.bfloat16, 128)
     monkeypatch.setattr(choice, "_cuda_capability", lambda: 9.0)
-    assert resolve_implementation("auto", jnp.bfloat16, 128, False) == "cudnn"
-    assert resolve_implementation("xla", jnp.bfloat16, 128, False) == "xla"
+    assert resolve_implementation("auto", jnp.bfloat16, 128) == "cudnn"
+    assert resolve_implementation("xla", jnp.bfloat16, 128) == "xla"
     cannot = [
         ((jnp.float32, 128, False), "bfloat16 or float16"),
         ((jnp.bfloat16, 12, False), "multiple of 8"),
         ((jnp.bfloat16, 256, False), "at most 128"),
-        ((jnp.bfloat16, 128, True), "explicit mask"),
+        ((jnp.bfloat16, 128, True), "this call has segments"),
     ]
-    for args, reason in cannot:
-        assert resolve_implementation("auto", *args) == "xla"
+    for (*args, segments), reason in cannot:
+        assert resolve_implementation("auto", *args, has_segments=segments) == "xla"
         with pytest.raises(ValueError, match=reason):
-            resolve_implementation("cudnn", *args)
+            resolve_implementation("cudnn", *args, has_segments=segments)
     monkeypatch.setattr(choice, "_cuda_capability", lambda: 7.5)
-    assert resolve_implementation("auto", jnp.bfloat16, 128, False) == "xla"
+    assert resolve_implementation("auto", jnp.bfloat16, 128) == "xla"
 
 
 def test_cudnn_is_given_the_same_problem(monkeypatch):
@@ -140,7 +140,7 @@ RULES = {
     "causal segments": {"causal": True, "segments": SEGMENTS},
 }
 PATHS = {
-    "xla": partial(plain_attention, mask=None),
+    "xla": plain_attention,
     "chunked": partial(chunked_attention, chunk=(16, 32)),
     "splash": partial(splash_attention, interpret=True),
 }
@@ -293,26 +293,25 @@ def test_no_path_is_given_what_it_cannot_do():
     q, k, v, _ = inputs(50, (4, 2), 64)
     with pytest.raises(ValueError, match="20 queries and 50 keys"):
         attention(q[:, :20], k, v, segment_ids=jnp.asarray(SEGMENTS))
-    with pytest.raises(ValueError, match=r"attention='chunked' cannot run here: .* explicit mask"):
-        attention(q, k, v, mask=jnp.ones((1, 50, 50), bool), implementation="chunked")
     with pytest.raises(ValueError, match="needs a TPU"):
         attention(q, k, v, implementation="splash")
 
 
 def test_auto_takes_the_kernel_on_a_tpu_and_chunks_where_scores_are_many(monkeypatch):
-    def resolved(dtype=jnp.bfloat16, width=128, mask=False, segments=False, keys=1024, scores=2**25):
-        return resolve_implementation("auto", dtype, width, mask, has_segments=segments, keys=keys, scores=scores)
+    def resolved(dtype=jnp.bfloat16, width=128, segments=False, keys=1024, scores=2**25):
+        return resolve_implementation("auto", dtype, width, has_segments=segments, keys=keys, scores=scores)
 
     assert resolved() == "chunked"
-    assert resolved(scores=blocks.CHUNKED_SCORES) == resolved(keys=blocks.CHUNKED_KEYS) == resolved(mask=True) == "xla"
+    assert resolved(scores=blocks.CHUNKED_SCORES) == resolved(keys=blocks.CHUNKED_KEYS) == "xla"
     monkeypatch.setattr(choice, "_cuda_capability", lambda: 9.0)
     assert (resolved(), resolved(dtype=jnp.float32), resolved(segments=True)) == ("cudnn", "chunked", "chunked")
     monkeypatch.setattr(choice, "_cuda_capability", lambda: 0.0)
     monkeypatch.setattr(choice, "_on_tpu", lambda: True)
     assert resolved() == resolved(width=64, segments=True, dtype=jnp.float32) == "splash"
-    assert (resolved(keys=100), resolved(mask=True), resolved(width=96)) == ("xla", "xla", "chunked")
+    assert (resolved(keys=100), resolved(width=96)) == ("xla", "chunked")
 
 
 def test_blocks_cut_rows_evenly():
     assert [blocks.even_block(tokens, 256) for tokens in (1, 256, 257, 1152)] == [16, 256, 144, 240]
+    assert blocks.even_block(38, 10) == 16  # over 10, which is no multiple of 16
     assert [blocks.splash_block(tokens) for tokens in (50, 1025, 4224, 8620)] == [128, 384, 512, 512]

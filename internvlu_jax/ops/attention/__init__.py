@@ -12,7 +12,7 @@ Axes: b batch, s queries, t keys, n query heads, m key/value heads, h head width
 
 from __future__ import annotations
 
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from internvlu_jax.ops.attention.choice import resolve_implementation
 from internvlu_jax.ops.attention.chunked import chunked_attention
@@ -31,15 +31,14 @@ def attention(
     causal: bool = False,
     key_lengths: Int[Array, "b"] | None = None,
     segment_ids: Int[Array, "b t"] | None = None,
-    mask: Bool[Array, "#b #s t"] | None = None,
     implementation: str = "auto",
 ) -> Float[Array, "b s n h"]:
     """softmax(q k^T / sqrt(h)) v, with the softmax in float32.
 
     Query head j reads key/value head `j // (n / m)`. What restricts the keys combines by "and": `causal` lets query i
     see keys 0..i, `key_lengths` lets row b see its first `key_lengths[b]` keys, `segment_ids`, of tokens that are
-    queries and keys both, lets a token see those of its own number, `mask` is True where a key is seen. A query that
-    sees no key gets finite numbers that mean nothing.
+    queries and keys both, lets a token see those of its own number. A query that sees no key gets finite numbers that
+    mean nothing.
 
     Raises ValueError if n is not a multiple of m, if `segment_ids` is given for queries that are not the keys' tokens,
     or if `implementation` cannot run (`resolve_implementation`).
@@ -51,7 +50,7 @@ def attention(
     if segment_ids is not None and queries != keys:
         raise ValueError(f"segment_ids with {queries} queries and {keys} keys: expected one token for each of both")
     chosen = resolve_implementation(
-        implementation, q.dtype, head_dim, mask is not None, has_segments=segment_ids is not None, keys=keys,
+        implementation, q.dtype, head_dim, has_segments=segment_ids is not None, keys=keys,
         scores=batch * heads * queries * keys,
     )  # fmt: skip
     match chosen:
@@ -61,4 +60,4 @@ def attention(
             return splash_attention(q, k, v, causal, key_lengths, segment_ids)
         case "chunked":
             return chunked_attention(q, k, v, causal, key_lengths, segment_ids)
-    return plain_attention(q, k, v, causal, key_lengths, segment_ids, mask)
+    return plain_attention(q, k, v, causal, key_lengths, segment_ids)

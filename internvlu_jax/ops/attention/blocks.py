@@ -29,7 +29,10 @@ SPLASH_KEYS = 512
 
 
 def even_block(tokens: int, most: int) -> int:
-    """The size, at most `most` and a multiple of 16, of the fewest blocks that a row can be cut into evenly."""
+    """The size of the fewest blocks of at most `most` that a row is evenly cut into, rounded up to a multiple of 16.
+
+    It is at most `most` where that is such a multiple.
+    """
     parts = -(-tokens // most)
     return -(-tokens // (16 * parts)) * 16
 

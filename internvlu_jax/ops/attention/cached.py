@@ -42,7 +42,8 @@ def cached_attention(
 def _in_blocks(
     q: Float[Array, "b s n h"], keys: Float[Array, "b k m h"], values: Float[Array, "b k m h"], seen: Bool[Array, "b t"]
 ) -> Float[Array, "b s n h"]:
-    """The new keys stand behind the t of the cache; as many queries at a time as have at most `CHUNKED_SCORES`."""
+    """The new keys stand behind the t of the cache; as many queries at a time as have at most `CHUNKED_SCORES`, in
+    multiples of 16 (`even_block`)."""
     batch, length, heads = q.shape[:3]
     most = max(CHUNKED_SCORES // (batch * heads * keys.shape[1]), 1)
 

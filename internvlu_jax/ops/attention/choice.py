@@ -11,14 +11,11 @@ from internvlu_jax.config import Attention
 from internvlu_jax.ops.attention.blocks import CHUNKED_KEYS, CHUNKED_SCORES, SPLASH_KEYS
 from internvlu_jax.utils.devices import cuda_capability
 
-_MASK = "it takes lengths, segments and causal order, and this call has an explicit mask"
-
 
 def resolve_implementation(
     requested: str,
     dtype: Any,
     head_dim: int,
-    has_mask: bool,
     *,
     has_segments: bool = False,
     keys: int = 0,
@@ -38,12 +35,11 @@ def resolve_implementation(
     if requested == "xla":
         return "xla"
     obstacles = {
-        "cudnn": _cudnn_obstacle(jnp.dtype(dtype), head_dim, has_mask, has_segments),
-        "splash": _splash_obstacle(head_dim, has_mask),
-        "chunked": _MASK if has_mask else None,
+        "cudnn": _cudnn_obstacle(jnp.dtype(dtype), head_dim, has_segments),
+        "splash": _splash_obstacle(head_dim),
     }
     if requested != "auto":
-        if obstacles[requested] is None:
+        if obstacles.get(requested) is None:
             return requested
         why = f"attention={requested!r} cannot run here: {obstacles[requested]}"
         raise ValueError(f"{why}. Use attention='xla', or 'auto' to choose")
@@ -52,29 +48,26 @@ def resolve_implementation(
         "splash": keys >= SPLASH_KEYS,
         "chunked": keys > CHUNKED_KEYS and scores > CHUNKED_SCORES,
     }
-    return next((name for name in worth if worth[name] and obstacles[name] is None), "xla")
+    return next((name for name in worth if worth[name] and obstacles.get(name) is None), "xla")
 
 
-def _cudnn_obstacle(dtype: jnp.dtype, head_dim: int, has_mask: bool, has_segments: bool) -> str | None:
+def _cudnn_obstacle(dtype: jnp.dtype, head_dim: int, has_segments: bool) -> str | None:
     """Why cuDNN attention cannot run, or None if it can."""
     if dtype not in (jnp.bfloat16, jnp.float16):
         return f"it needs bfloat16 or float16, and the arrays are {dtype.name}"
     if head_dim % 8 or head_dim > 128:
         return f"it needs a head width that is a multiple of 8 and at most 128, and this one is {head_dim}"
-    if has_mask or has_segments:
-        given = "an explicit mask" if has_mask else "segments"
-        return f"it takes lengths and causal order, and this call has {given}"
+    if has_segments:
+        return "it takes lengths and causal order, and this call has segments"
     if _cuda_capability() < 8.0:
         return f"it needs a CUDA device of compute capability 8.0 or later, and JAX runs on {jax.devices()[0]}"
     return None
 
 
-def _splash_obstacle(head_dim: int, has_mask: bool) -> str | None:
+def _splash_obstacle(head_dim: int) -> str | None:
     """Why splash attention cannot run, or None if it can."""
     if head_dim % 64:
         return f"it needs a head width that is a multiple of 64, and this one is {head_dim}"
-    if has_mask:
-        return _MASK
     if not _on_tpu():
         return f"it needs a TPU, and JAX runs on {jax.devices()[0]}"
     return None

@@ -79,7 +79,7 @@ def chunked_attention(
     tokens = Tokens(_places(queries, segment_ids, p), _places(keys, segment_ids, r), key_lengths)
     grouped = rearrange(_cut(q, p), "i b p (m g) h -> i b m g p h", m=k.shape[2])
     k_blocks, v_blocks = (rearrange(_cut(x, r), "j b r m h -> j b m r h") for x in (k, v))
-    how = How(causal, jax.config.jax_default_matmul_precision)
+    how = How(causal, jax.config.jax_default_matmul_precision)  # type: ignore[attr-defined]
     out = _attend(how, grouped, k_blocks, v_blocks, tokens)
     return rearrange(out, "i b m g p h -> b (i p) (m g) h")[:, :queries]
 

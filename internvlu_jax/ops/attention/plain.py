@@ -21,9 +21,9 @@ def plain_attention(
     causal: bool,
     key_lengths: Array | None,
     segment_ids: Array | None,
-    mask: Array | None,
+    mask: Bool[Array, "#b #s t"] | None = None,
 ) -> Array:
-    """`attention`, by two products and a softmax."""
+    """`attention`, by two products and a softmax. A key is seen where `mask` is True besides."""
     seen = _combine(q.shape[1], k.shape[1], causal, key_lengths, segment_ids, mask)
     grouped = rearrange(q, "b s (m g) h -> b s m g h", m=k.shape[2])
     logits = jnp.einsum("bsmgh,btmh->bmgst", grouped, k, preferred_element_type=jnp.float32)
