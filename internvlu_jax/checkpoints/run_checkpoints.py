@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
@@ -34,6 +35,7 @@ _TEMPORARY = ".orbax-checkpoint-tmp"
 _DAMAGED = "damaged-"
 # What Orbax writes beside the arrays, and other writers in the meantime.
 _SPARE_BYTES = 64 * 2**20
+_LOOKS = 50  # at what a failed save has left, a tenth of a second apart
 _PATIENCE = 60.0  # seconds that a save which is under way is given when an error ends one of several processes
 
 
@@ -292,7 +294,11 @@ class RunCheckpoints:
                 yield
         except CheckpointError:
             if jax.process_index() == 0:
-                self._remove_leftovers()
+                for _ in range(_LOOKS):  # for other parts of the checkpoint are written on by threads of Orbax's
+                    self._remove_leftovers()
+                    time.sleep(0.1)
+                    if not any(self._leftovers()):
+                        break
             raise
 
     def _remove_old(self) -> None:
@@ -306,9 +312,15 @@ class RunCheckpoints:
                 shutil.rmtree(removed, ignore_errors=True)
 
     def _remove_leftovers(self) -> None:
-        for path in self._root.iterdir():
+        for path in list(self._leftovers()):
             if in_bucket(path):
-                if path.name.isdecimal() and not is_whole(path):
-                    remove(path)
-            elif path.name.startswith((_WRITTEN, _REMOVED)) or _TEMPORARY in path.name:
+                remove(path)
+            else:
                 shutil.rmtree(path, ignore_errors=True)
+
+    def _leftovers(self) -> Iterator[Path]:
+        """What was not written to its end, or not removed to its end."""
+        for path in self._root.iterdir():
+            unfinished = path.name.startswith((_WRITTEN, _REMOVED)) or _TEMPORARY in path.name
+            if path.name.isdecimal() and not is_whole(path) if in_bucket(path) else unfinished:
+                yield path
