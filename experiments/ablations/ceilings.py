@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from experiments.ablations.design import CASE_SEEDS
+from experiments.ablations.endpoints import DRAWN
 from experiments.ablations.judging import judged, world_of
 from internvlu_jax.evaluation.scores import Score, mean, psnr, share
 from internvlu_jax.models.internvlu import InternVLU, Params
@@ -25,15 +26,13 @@ from internvlu_jax.small_world.scoring.suite import Reply
 from internvlu_jax.small_world.tasks.spec_sampling import described
 
 RENDERS = 2000
-DRAWN = ("geneval_seen", "geneval_heldout", "transfer_pictures")
-"""Endpoints of pictures that have a true one for each case."""
 
 
 @dataclass(frozen=True)
 class Ceiling:
     """psnr: in dB, a mean over pictures. right: the share of the pictures that still show their scene.
 
-    drawn: by endpoint of `DRAWN`, the score that a model would have which drew every case's true picture.
+    drawn: by endpoint of `endpoints.DRAWN`, the score that a model would have which drew every case's true picture.
     """
 
     psnr: Score

@@ -96,12 +96,14 @@ ENDPOINTS: Mapping[str, Endpoint] = {
 """By their names in results. Those of drawing, answering and editing are scores of the small world
 (`small_world.scoring.suite.KEYS`)."""
 
+DRAWN = ("geneval_seen", "geneval_heldout", "transfer_pictures")
+"""Those of pictures for prompts, each of which has a true one: means over categories."""
+
 CEILINGS: Mapping[str, str] = {
     "reader": "share of renders that the reader reads right after encoding and decoding",
     "psnr": "PSNR of renders after encoding and decoding, in dB",
-    **{name: f"{ENDPOINTS[name].title}, of the true pictures after encoding and decoding" for name in
-       ("geneval_seen", "geneval_heldout", "transfer_pictures")},
-}  # fmt: skip
+    **{name: f"{ENDPOINTS[name].title}, of the true pictures after encoding and decoding" for name in DRAWN},
+}
 """What an arm's autoencoder allows, by the names in results; those of endpoints are missing in results of before."""
 
 PARITY: Mapping[str, float | None] = {

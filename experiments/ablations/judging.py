@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from string import ascii_lowercase
 
-from experiments.ablations.endpoints import ENDPOINTS
+from experiments.ablations.endpoints import DRAWN, ENDPOINTS
 from experiments.ablations.results import Cases
 from internvlu_jax.evaluation.scores import share
 from internvlu_jax.small_world.scenes.world import WORLDS
@@ -16,8 +16,6 @@ from internvlu_jax.small_world.scoring.suite import KEYS, Outcome, Query, Reply,
 
 SETS = tuple(name for name, keys in KEYS.items() if set(keys) <= set(ENDPOINTS))
 """The sets of cases whose scores are endpoints."""
-
-_BY_CATEGORY = ("geneval_seen", "geneval_heldout", "transfer_pictures")  # whose score is a mean over categories
 
 
 def world_of(world: str, name: str) -> str:
@@ -85,6 +83,6 @@ def _cases(name: str, title: str, outcomes: Sequence[Outcome]) -> dict[str, Case
     if name == "reasoning":
         return {}
     rights = tuple(float(outcome.verdict.right) for outcome in outcomes)
-    kinds = [outcome.categories[0] for outcome in outcomes] if name in _BY_CATEGORY else []
+    kinds = [outcome.categories[0] for outcome in outcomes] if name in DRAWN else []
     letters = dict(zip(dict.fromkeys(kinds), ascii_lowercase, strict=False))
     return {KEYS[name][0]: Cases(title, rights, "".join(letters[kind] for kind in kinds))}

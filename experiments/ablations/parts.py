@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -156,10 +156,10 @@ def _taken_or_made(
     else:
         write_json(directory / "config.json", told)
     if not (directory / "part.npz").is_file():
-        for kept in _kept(name, told):
+        if kept := _kept(name, told):
             shutil.copytree(kept, directory, dirs_exist_ok=True)
-    if not (directory / "part.npz").is_file():
-        save(directory, _made(name, sizes, size, lessons, directory / "loop", parts))
+        else:
+            save(directory, _made(name, sizes, size, lessons, directory / "loop", parts))
     part = load(name, directory, size)
     if (part.ceiling is not None and part.ceiling.drawn) or "renders" not in told:
         return part
@@ -168,12 +168,10 @@ def _taken_or_made(
     return dataclasses.replace(part, ceiling=scores)
 
 
-def _kept(name: str, told: dict[str, Any]) -> Iterator[Path]:
+def _kept(name: str, told: dict[str, Any]) -> Path | None:
     """The directory of the part that is kept with these settings, if one is."""
-    for directory in KEPT.rglob(name):
-        if has_settings(directory) and not config_differences(directory, told):
-            yield directory
-            return
+    every = (directory for directory in KEPT.rglob(name) if has_settings(directory))
+    return next((directory for directory in every if not config_differences(directory, told)), None)
 
 
 def settings(name: str, sizes: PartSizes, size: Size = XS, lessons: Lessons = USUAL_LESSONS) -> dict[str, Any]:

@@ -19,8 +19,7 @@ from experiments.ablations.arms import ARMS, XS, Size, arms_of
 from experiments.ablations.design import PILOT_SEEDS
 from experiments.ablations.pool import PoolConfig, PooledSteps, collated, draw
 from experiments.ablations.together import Member, final_params, train_together
-from experiments.ablations.world import DATA, tokenizer
-from experiments.small_world.mixtures import Mixture
+from experiments.ablations.world import DATA, sources, tokenizer
 from internvlu_jax.config import Compute, InternVLUConfig
 from internvlu_jax.models.internvlu import InternVLU, Params, modules, param_shapes
 from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig
@@ -29,7 +28,7 @@ from internvlu_jax.training.optimizer import factors
 from internvlu_jax.training.step import Step
 
 _ARM = "decoupled"
-_QUESTIONS = {"conversation": 3.0, "question": 1.0, "description": 0.5}
+_MIXTURE = "questions"
 _POOL_SEED = 7  # not that of the studies' pools: these questions are further ones of the same world
 
 
@@ -48,15 +47,11 @@ class UnderstandingConfig:
     save_every: int = 250
 
 
-def _sources(world: str) -> Mixture:
-    return tuple((f"world:{world}/general/{task}", weight) for task, weight in _QUESTIONS.items())
-
-
 def understanding_settings(how: UnderstandingConfig, size: Size = XS, world: str = "xs") -> dict[str, Any]:
     """Everything that the encoder depends on, as JSON. world: whose questions it learns from."""
     return {
         "understanding": dataclasses.asdict(how),
-        "sources": _sources(world),
+        "sources": sources(world, _MIXTURE),
         "pool_seed": _POOL_SEED,
         "vision": dataclasses.asdict(arms_of(size)[_ARM].config.vlm.vision_config),
     }
@@ -75,7 +70,7 @@ def train_vision(
     model = InternVLU(config, words.special_table_ids, Compute(attention="xla"))
     objective = Objective(model, ObjectiveConfig((("text", 1.0),)))
     step = Step(objective, how.optimizer, factors(param_shapes(config), how.optimizer), how.steps)
-    pool = draw(PoolConfig(_sources(world), how.examples, _POOL_SEED))
+    pool = draw(PoolConfig(sources(world, _MIXTURE), how.examples, _POOL_SEED))
     steps = PooledSteps(collated(pool, config, words, DATA), {"questions": how.rows})
     states = train_together(
         step,

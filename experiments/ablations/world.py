@@ -61,6 +61,7 @@ Those of "xs" cannot draw what is held out of training, whatever arm gives them 
 MIXTURES: Mapping[str, Mapping[str, float]] = {
     "general": _GENERAL,
     "reasoning": {**_GENERAL, "reasoning/picture": 2.0, "reasoning/steps": 2.0},
+    "questions": {"general/conversation": 3.0, "general/question": 1.0, "general/description": 0.5},
 }
 """Tasks that a pool is drawn from, with their weights. How many rows of each kind a step reads is said elsewhere."""
 

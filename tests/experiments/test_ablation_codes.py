@@ -12,7 +12,6 @@ import pytest
 
 from experiments.ablations import results
 from experiments.ablations.arms import TINY, arms_of
-from experiments.ablations.ceilings import DRAWN
 from experiments.ablations.codes import (
     code_losses,
     drawing_term,
@@ -23,6 +22,7 @@ from experiments.ablations.codes import (
     with_codes,
 )
 from experiments.ablations.drawing_codes import CodeDrawing, Way, drawn_codes, guided, prompts
+from experiments.ablations.endpoints import DRAWN
 from experiments.ablations.losses_of_cases import case_batch
 from experiments.ablations.matching import batch_shapes
 from experiments.ablations.studies import STUDIES

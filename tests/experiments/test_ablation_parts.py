@@ -14,7 +14,8 @@ import pytest
 from experiments.ablations import ceilings, world
 from experiments.ablations import parts as parts_module
 from experiments.ablations.arms import ARMS, TINY, arms_of
-from experiments.ablations.ceilings import DRAWN, Ceiling, drawn_at_best
+from experiments.ablations.ceilings import Ceiling, drawn_at_best
+from experiments.ablations.endpoints import DRAWN
 from experiments.ablations.parts import (
     KEPT,
     NAMES,

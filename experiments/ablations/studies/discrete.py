@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from experiments.ablations import parts
 from experiments.ablations.arms import Arm
-from experiments.ablations.studies.study import DRAWING, READING, Study, Variant
+from experiments.ablations.studies.study import DRAWING, READING, Study, Variant, with_seen_loss
 
 _SCORES = (*READING, "transfer_questions", *DRAWING, "transfer_pictures")
 
@@ -18,7 +18,7 @@ _SCORES = (*READING, "transfer_questions", *DRAWING, "transfer_pictures")
 def _variants(arms: Mapping[str, Arm]) -> tuple[Variant, ...]:
     discrete = tuple("code_loss" if name == "flow_loss" else name for name in _SCORES)
     return (
-        Variant("decoupled", arms["decoupled"], scores=(*_SCORES, "flow_loss_seen")),
+        with_seen_loss(Variant("decoupled", arms["decoupled"], scores=_SCORES)),
         Variant("shared-discrete", arms["shared-discrete"], scores=discrete),
     )
 

@@ -10,11 +10,11 @@ from dataclasses import replace
 
 from experiments.ablations import parts
 from experiments.ablations.arms import Arm
-from experiments.ablations.studies.study import DRAWING, READING, Study, Variant
+from experiments.ablations.studies.study import Study, Variant, with_seen_loss
 
 
 def _variants(arms: Mapping[str, Arm]) -> tuple[Variant, ...]:
-    adam = Variant("decoupled", arms["decoupled"], scores=(*READING, *DRAWING, "flow_loss_seen"))
+    adam = with_seen_loss(Variant("decoupled", arms["decoupled"]))
     return adam, replace(adam, name="muon", matrices="muon")
 
 

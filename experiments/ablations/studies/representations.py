@@ -4,13 +4,12 @@ size S."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from experiments.ablations import parts
 from experiments.ablations.arms import Arm, S
 from experiments.ablations.design import DESIGNS, JOINT, single_arms
 from experiments.ablations.pool import KINDS
-from experiments.ablations.studies.study import DRAWING, READING, Study, Variant
+from experiments.ablations.studies.study import DRAWING, READING, Study, Variant, with_seen_loss
 
 _READING, _DRAWING = (*READING, "transfer_questions"), (*DRAWING, "transfer_pictures")
 
@@ -36,10 +35,7 @@ def _all(arms: Mapping[str, Arm]) -> tuple[Variant, ...]:
 
 
 def _long(arms: Mapping[str, Arm]) -> tuple[Variant, ...]:
-    return tuple(
-        replace(variant, scores=(*variant.scores, "flow_loss_seen")) if "pictures" in variant.kinds else variant
-        for variant in _all(arms)
-    )
+    return tuple(with_seen_loss(variant) for variant in _all(arms))
 
 
 REPRESENTATIONS = Study("representations", "xs", _all)

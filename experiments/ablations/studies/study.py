@@ -115,6 +115,11 @@ class Study:
         return tuple(variant for variant in known.values() if not names or variant.name in names)
 
 
+def with_seen_loss(variant: Variant) -> Variant:
+    """The variant, scored by the flow loss of seen combinations, too, where it is trained to draw."""
+    return replace(variant, scores=(*variant.scores, "flow_loss_seen")) if "pictures" in variant.kinds else variant
+
+
 def exploratory(name: str, variants: Callable[[Arm], tuple[Variant, ...]], sizes: Sizes = USUAL_SIZES) -> Study:
     """A study of changes to decoupled, all with its settings, of which parameters and operations are listed alone.
 
@@ -125,10 +130,7 @@ def exploratory(name: str, variants: Callable[[Arm], tuple[Variant, ...]], sizes
     """
 
     def of(arms: Mapping[str, Arm]) -> tuple[Variant, ...]:
-        return tuple(
-            replace(variant, tuned_as="decoupled", scores=(*variant.scores, "flow_loss_seen"))
-            for variant in variants(arms["decoupled"])
-        )
+        return tuple(replace(with_seen_loss(variant), tuned_as="decoupled") for variant in variants(arms["decoupled"]))
 
     return Study(name, "xs", of, tuned_in="representations", matched=False, sizes=sizes)
 
