@@ -15,6 +15,7 @@ from experiments.costs import Case, contexts
 from internvlu_jax.config import Compute, InternVLUConfig
 from internvlu_jax.decode.generate import generate
 from internvlu_jax.decode.model import LanguageModel, Prompt, prefill
+from internvlu_jax.decode.settings import TextSettings
 from internvlu_jax.flow.guidance import Scales
 from internvlu_jax.flow.solver import Steps
 from internvlu_jax.inference import drawing, programs
@@ -87,11 +88,11 @@ class Traced:
         x = jax.eval_shape(partial(programs.embed, self.model), self.params, ids, *shown)
         read = partial(prefill, model, capacity=x.shape[1] + bucket(new))
         prompt: Prompt = jax.eval_shape(read, self.params, x, ints(1))
-        write = partial(generate, model, stop_ids=(-1,), pad_id=0, max_new_tokens=new, buffer=bucket(new))
+        settings = TextSettings(stop_ids=(-1,), pad_id=0, max_new_tokens=new, buffer=bucket(new))
         return {
             "vision": self._vision(),
             "prompt": Part(read, (self.params, x, ints(1))),
-            "write": Part(write, (self.params, prompt), rounds=new - 1),
+            "write": Part(partial(generate, model, settings=settings), (self.params, prompt), rounds=new - 1),
         }
 
     def _vision(self) -> Part:

@@ -35,6 +35,7 @@ from internvlu_jax.config import Compute, Qwen3Config
 from internvlu_jax.config_parts import Layers
 from internvlu_jax.decode.generate import generate
 from internvlu_jax.decode.model import prefill
+from internvlu_jax.decode.settings import TextSettings
 from internvlu_jax.models.qwen3 import KVCache, Qwen3, Qwen3Output, as_list
 from internvlu_jax.utils.files import write_json
 
@@ -117,7 +118,8 @@ def write_here(
     prompt = prefill(model, params, model.embed(params, ids), lengths, capacity=args.prompt + args.tokens)
     jax.block_until_ready(prompt)
     read = time.perf_counter()
-    text = generate(model, params, prompt, stop_ids=(-1,), pad_id=0, max_new_tokens=args.tokens, buffer=args.tokens)
+    settings = TextSettings(stop_ids=(-1,), pad_id=0, max_new_tokens=args.tokens, buffer=args.tokens)
+    text = generate(model, params, prompt, settings)
     jax.block_until_ready(text)
     end = time.perf_counter()
     return end - begin, end - read

@@ -158,7 +158,7 @@ class ExampleBuilder:
     def _as_written(self, reasoning: str) -> list[int]:
         """Ids of the reasoning, a line break where text is learned, and the start of the picture.
 
-        The released sampler draws without the last token before the one that stops it (`inference.reasoning`). The
+        The released sampler draws without the last token before the one that stops it (`inference.writing`). The
         line break is there to be learned and lost; it is a token of its own, for a tokenizer may join a full stop and a
         line break. Where it is there it is no part of the context, but the start of the picture, a part, has read it.
         """

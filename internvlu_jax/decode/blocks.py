@@ -7,16 +7,17 @@ wrote is looked at. So the device does not wait, and the text is that of `genera
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
-from internvlu_jax.decode.generate import Generated, Rules, Run, State, advanced, check, plainly, rules_of, started
+from internvlu_jax.decode.generate import Generated, Run, State, advanced, plainly, started
 from internvlu_jax.decode.model import Params, Prompt, TextModel
+from internvlu_jax.decode.settings import Rules, TextSettings
 from internvlu_jax.models.qwen3 import KVCache
 
 # Tokens of the blocks after the first token; the last number holds for all that follow. The first words come soon, and
@@ -35,17 +36,7 @@ def write_in_blocks(
     model: TextModel,
     params: Params,
     prompt: Prompt,
-    *,
-    stop_ids: Sequence[int],
-    pad_id: int,
-    max_new_tokens: int,
-    buffer: int,
-    keys: Key[Array, "b"] | None = None,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int | None = None,
-    repetition_penalty: float = 1.0,
-    stop_table: np.ndarray | None = None,
+    settings: TextSettings,
     run: Run = plainly,
     get: Callable[[Any], Any] = jax.device_get,
 ) -> Generator[Written, None, Generated]:
@@ -54,13 +45,13 @@ def write_in_blocks(
     Args:
         get: brings a tree of arrays that lead with rows to the host.
     """
-    check(prompt, stop_ids, max_new_tokens, buffer, keys, temperature, top_p, top_k, repetition_penalty, 1)
-    given = rules_of(prompt, stop_ids, pad_id, keys, temperature, top_p, repetition_penalty, stop_table)
-    top_k = None if keys is None else top_k
-    state, rules = run(_begin, model, params, prompt.cache, prompt.logits, given, buffer=buffer, top_k=top_k)
+    settings.check(prompt)
+    limit, top_k = settings.max_new_tokens, settings.static["top_k"]
+    given = prompt.cache, prompt.logits, settings.rules(prompt)
+    state, rules = run(_begin, model, params, *given, **settings.static)
     blocks, until = itertools.chain(_BLOCKS, itertools.repeat(_BLOCKS[-1])), 1
-    while until < max_new_tokens:
-        until = min(until + next(blocks), max_new_tokens)
+    while until < limit:
+        until = min(until + next(blocks), limit)
         before = state
         rest = state._replace(captured=None, cache=None)
         state = run(_go_on, model, params, state.cache, state.captured, rest, rules, np.int32(until), top_k=top_k)

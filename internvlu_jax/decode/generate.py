@@ -5,18 +5,19 @@ The embedding of a token just written is `TextModel.embed`'s business (see the t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from internvlu_jax.decode.beam import search
 from internvlu_jax.decode.model import Params, Prompt, Read, TextModel, read_on
-from internvlu_jax.decode.sampling import NO_NUMBER, SMALLEST, choose, penalised
+from internvlu_jax.decode.sampling import NO_NUMBER, choose, penalised
+from internvlu_jax.decode.settings import Rules, TextSettings
 from internvlu_jax.models.qwen3 import KVCache
 
 Run = Callable[..., Any]
@@ -29,7 +30,7 @@ def plainly(program: Callable[..., Any], model: Any, *arrays: Any, **static: Any
 
 
 class Generated(NamedTuple):
-    """What was written. T is `buffer`.
+    """What was written. T is `TextSettings.buffer`.
 
     tokens: int32 [b, T], without the prompt; `pad_id` from `lengths` on. `sampling.NO_NUMBER` ends a row that could
         not be written on, see `check_written`.
@@ -49,88 +50,25 @@ class Generated(NamedTuple):
     steps: Int[Array, ""]
 
 
-def generate(
-    model: TextModel,
-    params: Params,
-    prompt: Prompt,
-    *,
-    stop_ids: Sequence[int],
-    pad_id: int,
-    max_new_tokens: int,
-    buffer: int,
-    keys: Key[Array, "b"] | None = None,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int | None = None,
-    repetition_penalty: float = 1.0,
-    num_beams: int = 1,
-    stop_table: np.ndarray | None = None,
-    run: Run = plainly,
-) -> Generated:
-    """Writes at most `max_new_tokens` tokens to each row, ending it with the first of `stop_ids`.
+def generate(model: TextModel, params: Params, prompt: Prompt, settings: TextSettings, run: Run = plainly) -> Generated:
+    """Writes after each row of a prompt as `settings` say.
 
-    Greedy; with `keys` (see `utils.seeds.numbered_keys`) sampling with temperature, top-k and top-p
-    (`sampling.choose`); with `num_beams` > 1 beam search. `repetition_penalty` goes with all of them
-    (`sampling.penalised`); 1 is none.
-
-    A new `buffer`, batch size, cache capacity or top-k compiles anew; a new `max_new_tokens`, temperature, top-p (below
-    1), penalty (but 1), stop ids or prompt does not. `prompt.cache` is given up: it cannot be used again.
+    A new batch size or cache capacity compiles anew; a new prompt does not. `prompt.cache` is given up: it cannot be
+    used again.
 
     Args:
-        buffer: the largest `max_new_tokens` of the compiled program. The cache needs prompt length + buffer slots;
-            it must have at least `buffer` and one.
-        stop_table: int [states, tokens] of strings that end a text, too (`stop_strings.stop_table`); not with beams.
-        run: calls the program where `params`, `prompt` and `keys` lie.
+        run: calls the program where `params`, `prompt` and keys lie.
 
     Raises:
-        ValueError: an option has no meaning, or options do not go together.
+        ValueError: see `TextSettings.check`.
     """
-    check(prompt, stop_ids, max_new_tokens, buffer, keys, temperature, top_p, top_k, repetition_penalty, num_beams)
-    if num_beams > 1 and stop_table is not None:
-        raise ValueError(f"num_beams is {num_beams} and a stop_table is given; beams end with stop_ids alone")
-    rules = rules_of(prompt, stop_ids, pad_id, keys, temperature, top_p, repetition_penalty, stop_table)
-    limit = np.int32(max_new_tokens)
-    if num_beams > 1:
+    settings.check(prompt)
+    rules, limit = settings.rules(prompt), np.int32(settings.max_new_tokens)
+    if settings.num_beams > 1:
         given = (prompt.lengths, prompt.logits, rules.stops, rules.pad_id, limit, rules.penalty)
-        return run(_search, model, params, prompt.cache, *given, buffer=buffer, num_beams=num_beams)
-    top_k = None if keys is None else top_k
-    return run(_write, model, params, prompt.cache, prompt.logits, rules, limit, buffer=buffer, top_k=top_k)
-
-
-def check(
-    prompt: Prompt,
-    stop_ids: Sequence[int],
-    max_new_tokens: int,
-    buffer: int,
-    keys: Key[Array, "b"] | None,
-    temperature: float,
-    top_p: float,
-    top_k: int | None,
-    repetition_penalty: float,
-    num_beams: int,
-) -> None:
-    """Raises the ValueErrors of `generate`."""
-    capacity = prompt.cache.slots
-    if not 1 <= max_new_tokens <= buffer:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; expected 1 to {buffer}, the size of the buffer")
-    if capacity <= buffer:
-        raise ValueError(f"the cache has {capacity} slots; expected room for a prompt and {buffer} new tokens")
-    if not stop_ids:
-        raise ValueError("stop_ids is empty; expected at least one token that ends a text")
-    if num_beams < 1:
-        raise ValueError(f"num_beams is {num_beams}; expected at least 1")
-    if num_beams > 1 and keys is not None:
-        raise ValueError(f"num_beams is {num_beams} and keys are given; beam search draws nothing. Use one of the two")
-    if not temperature >= SMALLEST:
-        raise ValueError(f"temperature is {temperature}; expected a number from {SMALLEST} on")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}; expected a number over 0 and at most 1")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k is {top_k}; expected at least 1, or None")
-    if not repetition_penalty >= SMALLEST:
-        raise ValueError(
-            f"repetition_penalty is {repetition_penalty}; expected a number from {SMALLEST} on (1 is none)"
-        )
+        wide = {"buffer": settings.buffer, "num_beams": settings.num_beams}
+        return run(_search, model, params, prompt.cache, *given, **wide)
+    return run(_write, model, params, prompt.cache, prompt.logits, rules, limit, **settings.static)
 
 
 def check_written(tokens: np.ndarray) -> None:
@@ -140,46 +78,6 @@ def check_written(tokens: np.ndarray) -> None:
             "the scores of the next token are not finite: they overflowed, or the checkpoint's weights are damaged. "
             "Take dtype='float32', or another checkpoint"
         )
-
-
-class Rules(NamedTuple):
-    """What stays the same while a text is written, arrays of the host or the device; None is none of it.
-
-    prompt_lengths: int32 [b]. stops: int32 [n], ids that end a text. pad_id: int32, written after the end. keys: [b],
-    of random choices. temperature, top_p, penalty: float32, as in `sampling`. stop_table: see `stop_strings`.
-    """
-
-    prompt_lengths: Any
-    stops: Any
-    pad_id: Any
-    keys: Any
-    temperature: Any
-    top_p: Any
-    penalty: Any
-    stop_table: Any
-
-
-def rules_of(
-    prompt: Prompt,
-    stop_ids: Sequence[int],
-    pad_id: int,
-    keys: Key[Array, "b"] | None,
-    temperature: float,
-    top_p: float,
-    repetition_penalty: float,
-    stop_table: np.ndarray | None,
-) -> Rules:
-    """Arguments of `generate` that hold as `check` says; numbers are of the host."""
-    return Rules(
-        prompt_lengths=prompt.lengths,
-        stops=np.asarray(stop_ids, np.int32),
-        pad_id=np.int32(pad_id),
-        keys=keys,
-        temperature=np.float32(temperature),
-        top_p=None if top_p == 1 else np.float32(top_p),
-        penalty=None if repetition_penalty == 1 else np.float32(repetition_penalty),
-        stop_table=stop_table,
-    )
 
 
 class State(NamedTuple):
@@ -209,7 +107,7 @@ def started(
     buffer: int,
     top_k: int | None,
 ) -> State:
-    """The first token of each row; arguments as in `generate`."""
+    """The first token of each row. buffer, top_k: as in `TextSettings`."""
     rows = logits.shape[0]
     first = choose(logits, rules.keys, 0, rules.temperature, rules.top_p, top_k)
     place, stopped = _look(rules, jnp.zeros(rows, jnp.int32), first)

@@ -9,22 +9,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from internvlu_jax.decode.blocks import write_in_blocks
 from internvlu_jax.decode.model import LanguageModel, Prompt, grown, prefill, read_further
-from internvlu_jax.inference.encoding import WithEncoding
 from internvlu_jax.inference.options import NEW_TOKENS, Options
-from internvlu_jax.inference.reasoning import embedded, one_row, settings
 from internvlu_jax.inference.stream import TextStream, Writing, pieces
+from internvlu_jax.inference.writing import WithWriting
 from internvlu_jax.models.qwen3 import KVCache
 from internvlu_jax.processing import chat
 from internvlu_jax.processing.images import as_picture, to_rgb, vision_tiles
 from internvlu_jax.processing.messages import turns
-from internvlu_jax.processing.rows import Row
+from internvlu_jax.processing.rows import Row, bucket
 from internvlu_jax.utils.seeds import Seed, any_seed
 
 _SMALLEST = 512  # slots of a cache; more are powers of two, so that few programs are compiled
@@ -80,7 +77,7 @@ class _Asked(NamedTuple):
     tiles: np.ndarray
 
 
-class WithChat(WithEncoding):
+class WithChat(WithWriting):
     """The part of the pipeline that converses."""
 
     _conversation: ChatCache
@@ -153,11 +150,8 @@ class WithChat(WithEncoding):
 
     def _answering(self, asked: _Asked, options: Options, memory: ChatCache) -> Writing[ChatOutput]:
         tokenizer = self.processor.tokenizer
-        language_model = LanguageModel(self.model)
-        how = settings(self.on, tokenizer, options, 1)
-        prompt, read = self._read_new(language_model, asked, *memory.take(), room=how["buffer"])
-        blocks = write_in_blocks(language_model, self.params, prompt, get=partial(self.on.get, rows=1), **how)
-        generated, tokens = yield from pieces(one_row(blocks), tokenizer)
+        prompt, read = self._read_new(asked, *memory.take(), room=bucket(options.max_new_tokens))
+        generated, tokens = yield from pieces(self._blocks(prompt, options), tokenizer)
         # The last token was not read, and of a prompt special tokens have other embeddings than those written here.
         special = np.isin(tokens[:-1], tokenizer.special_table_ids)
         kept = tokens[: int(np.argmax(np.append(special, True)))]
@@ -168,24 +162,23 @@ class WithChat(WithEncoding):
         output = ChatOutput(text, tokens, ended, len(asked.ids), read, options.seed)
         return lambda: output
 
-    def _read_new(
-        self, language_model: LanguageModel, asked: _Asked, cache: KVCache | None, marks: np.ndarray, room: int
-    ) -> tuple[Prompt, int]:
+    def _read_new(self, asked: _Asked, cache: KVCache | None, marks: np.ndarray, room: int) -> tuple[Prompt, int]:
         """The prompt with its cache, and how many of its tokens were read: all that the cache does not hold."""
         common = 0 if cache is None else _common(marks, asked.marks[:-1])  # one is read at least: what follows it?
         per_tile, tokenizer = self.config.vlm.tokens_per_tile, self.processor.tokenizer
         before = int((asked.ids[:common] == tokenizer.img_context).sum())
         first_tile = before // per_tile
         visual = self._visual_tokens(asked.tiles[first_tile:])
-        row, on, params = Row(asked.ids[common:], before - first_tile * per_tile), self.on, self.params
-        batch, x, lengths = embedded(on, self.model, params, tokenizer, [row], visual)
+        row = Row(asked.ids[common:], before - first_tile * per_tile)
+        batch, x, lengths = self._embedded([row], visual)
+        on, model, params = self.on, LanguageModel(self.model), self.params
         capacity = _capacity(common + batch.ids.shape[1] + room)
         if cache is None or not common:
-            return on.run(prefill, language_model, params, x, lengths, capacity=capacity), len(asked.ids)
+            return on.run(prefill, model, params, x, lengths, capacity=capacity), len(asked.ids)
         if cache.slots < capacity:
-            cache = on.run(grown, language_model, params, cache, capacity=capacity)
+            cache = on.run(grown, model, params, cache, capacity=capacity)
         starts = on.put(np.array([common], np.int32))
-        return on.run(read_further, language_model, params, cache, x, starts, lengths), len(asked.ids) - common
+        return on.run(read_further, model, params, cache, x, starts, lengths), len(asked.ids) - common
 
 
 # Of `Options` what text does not ask for.

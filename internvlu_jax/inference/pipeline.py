@@ -35,7 +35,6 @@ from internvlu_jax.inference.encoding import PromptEmbeds, source_size
 from internvlu_jax.inference.layers import layers_of, listed
 from internvlu_jax.inference.options import Options
 from internvlu_jax.inference.outputs import PipelineOutput, SourceSize, by_size, collected, sized
-from internvlu_jax.inference.reasoning import reason, stream, stream_reasoning, write
 from internvlu_jax.inference.stream import TextStream, Writing, pieces
 from internvlu_jax.models.internvlu import InternVLU
 from internvlu_jax.models.quantization import check_quantization, placed, spread
@@ -235,18 +234,16 @@ class InternVLUPipeline(WithChat, WithAdapters):
 
     def _streamed(self, prompt: ProcessedPrompt, options: Options, given: Given) -> Writing[PipelineOutput]:
         visual, (row,) = self._see([prompt])
-        parts = self.on, self.model, self.params, self.processor.tokenizer, row, visual
+        text = yield from pieces(self._stream(row, visual, options), self.processor.tokenizer)
         if options.mode == "text":
-            tokens = yield from pieces(stream(*parts, options), self.processor.tokenizer)
-            return lambda: self._given(self._text([tokens]), given, options)
+            return lambda: self._given(self._text(text.tokens), given, options)
         grid = options.latent_grid(self.config)
-        reasoning = stream_reasoning(*parts, options, self._source_grids(prompt), grid)
-        reasoned = yield from pieces(reasoning, self.processor.tokenizer)
+        cond, tokens = self._branches_after([row], text, [self._source_grids(prompt)], grid), text.tokens
 
         def finish() -> PipelineOutput:
             with self._counting([options], [self._kind(prompt)]) as (own,):
-                images = self._draw(self._pictures([prompt], [row], [reasoned.branch], visual, grid), own)
-            return self._given(dataclasses.replace(self._text([reasoned.tokens]), images=images), given, options)
+                images = self._draw(self._pictures([prompt], [row], cond, visual, grid), own)
+            return self._given(dataclasses.replace(self._text(tokens), images=images), given, options)
 
         return finish
 
@@ -308,13 +305,11 @@ class InternVLUPipeline(WithChat, WithAdapters):
         if options.mode == "image":
             return PipelineOutput(images=self._draw(self._encode(prompts, grid), options))
         visual, rows = self._see(prompts)
-        parts = self.on, self.model, self.params, self.processor.tokenizer
         if options.mode == "text":
-            return self._text(write(*parts, rows, visual, options))
-        reasoned = reason(*parts, rows, visual, options, [self._source_grids(p) for p in prompts], grid)
-        cond = [r.branch for r in reasoned]
+            return self._text(self._write(rows, visual, options).tokens)
+        tokens, cond = self._reason(rows, visual, options, [self._source_grids(p) for p in prompts], grid)
         images = self._draw(self._pictures(prompts, rows, cond, visual, grid), options)
-        return dataclasses.replace(self._text([r.tokens for r in reasoned]), images=images)
+        return dataclasses.replace(self._text(tokens), images=images)
 
     def _given(self, out: PipelineOutput, given: Given, options: Options) -> Any:
         """The output as it was asked for."""

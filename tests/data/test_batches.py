@@ -13,7 +13,7 @@ from internvlu_jax.data.examples import PACKED, DataError, ExampleBuilder
 from internvlu_jax.data.loader import Loader
 from internvlu_jax.data.records import BrokenRecord, Record
 from internvlu_jax.data.sources import entry, open_source, write_shards
-from internvlu_jax.inference.reasoning import kept_text
+from internvlu_jax.inference.writing import kept_text
 from internvlu_jax.processing import chat
 from internvlu_jax.processing.processor import Processor
 from internvlu_jax.processing.tokenizer import Tokenizer

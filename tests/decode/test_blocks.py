@@ -6,16 +6,14 @@ import pytest
 from internvlu_jax.decode.blocks import write_in_blocks
 from internvlu_jax.decode.model import prefill
 from internvlu_jax.utils.seeds import numbered_keys
-from tests.helpers.toy_text import PAD, PROMPTS, STOPS, Toy, pad_prompts, texts, toy_params, write
+from tests.helpers.toy_text import PROMPTS, Toy, pad_prompts, texts, toy_params, toy_settings, write
 
 
 def in_blocks(model, params, max_new_tokens, **options):
     """(what stood after each block, the result)."""
     ids, lengths = pad_prompts(PROMPTS)
     prompt = prefill(model, params, model.embed(params, ids), lengths, capacity=ids.shape[1] + 40)
-    blocks = write_in_blocks(
-        model, params, prompt, stop_ids=STOPS, pad_id=PAD, max_new_tokens=max_new_tokens, buffer=40, **options
-    )
+    blocks = write_in_blocks(model, params, prompt, toy_settings(max_new_tokens, 40, **options))
     so_far = []
     while True:
         try:

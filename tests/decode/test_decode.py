@@ -14,8 +14,9 @@ from converters.vlm import vlm_rules
 from internvlu_jax.config import Compute
 from internvlu_jax.config_files import read_config
 from internvlu_jax.decode.blocks import _begin, _go_on
-from internvlu_jax.decode.generate import Rules, _search, _write, generate
+from internvlu_jax.decode.generate import _search, _write, generate
 from internvlu_jax.decode.model import LanguageModel, extend, grown, prefill, read_further
+from internvlu_jax.decode.settings import Rules, TextSettings
 from internvlu_jax.models.internvlu import InternVLU, modules, param_shapes
 from internvlu_jax.models.qwen3 import KVCache, as_list
 from internvlu_jax.presets import debug_config, small_config
@@ -23,7 +24,7 @@ from internvlu_jax.processing.tokenizer import SPECIAL_TABLE
 from internvlu_jax.utils.seeds import numbered_keys
 from tests.conftest import sizes_only
 from tests.helpers.measures import assert_close
-from tests.helpers.toy_text import PAD, PROMPTS, STOPS, Toy, pad_prompts, texts, toy_params, write
+from tests.helpers.toy_text import PAD, PROMPTS, Toy, pad_prompts, texts, toy_params, toy_settings, write
 
 # Goldens
 
@@ -58,7 +59,7 @@ def test_golden_text(released, name):
 
     model = LanguageModel(model)
     prompt = prefill(model, params, x, jnp.asarray(lengths), capacity=x.shape[1] + 16)
-    got = generate(model, params, prompt, stop_ids=stops, pad_id=stops[0], buffer=16, **kwargs)
+    got = generate(model, params, prompt, TextSettings(stop_ids=stops, pad_id=stops[0], buffer=16, **kwargs))
 
     assert_close(prompt.logits, case["prefill_last_logits"], what="prefill_last_logits")
     want = case["generated_tokens"]  # rows that end early are filled with <|im_end|>
@@ -187,7 +188,7 @@ def test_the_cache_given_is_given_up(num_beams):
     model, params = Toy(), toy_params(0)
     ids, lengths = pad_prompts([[3, 4]])
     prompt = prefill(model, params, model.embed(params, ids), lengths, capacity=16)
-    generate(model, params, prompt, stop_ids=STOPS, pad_id=PAD, max_new_tokens=4, buffer=8, num_beams=num_beams)
+    generate(model, params, prompt, toy_settings(4, 8, num_beams=num_beams))
     assert prompt.cache.k.is_deleted()
 
 
@@ -297,4 +298,4 @@ def test_the_cache_must_have_room():
         prefill(model, params, x, jnp.asarray([8]), capacity=4)
     prompt = prefill(model, params, x, jnp.asarray([8]), capacity=8)
     with pytest.raises(ValueError, match="8 slots"):
-        generate(model, params, prompt, stop_ids=STOPS, pad_id=PAD, max_new_tokens=4, buffer=8)
+        generate(model, params, prompt, toy_settings(4, 8))

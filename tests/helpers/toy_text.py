@@ -8,6 +8,7 @@ import numpy as np
 
 from internvlu_jax.decode.generate import generate
 from internvlu_jax.decode.model import prefill
+from internvlu_jax.decode.settings import TextSettings
 from internvlu_jax.models.qwen3 import KVCache, Qwen3Output
 
 STOPS, PAD = (0, 1), 2
@@ -63,11 +64,14 @@ def pad_prompts(prompts):
     return jnp.asarray(ids), lengths
 
 
+def toy_settings(max_new_tokens, buffer, **options):
+    return TextSettings(stop_ids=STOPS, pad_id=PAD, max_new_tokens=max_new_tokens, buffer=buffer, **options)
+
+
 def write(model, params, prompts, max_new_tokens=6, buffer=8, **options):
     ids, lengths = pad_prompts(prompts)
     prompt = prefill(model, params, model.embed(params, ids), lengths, capacity=ids.shape[1] + buffer)
-    return generate(model, params, prompt, stop_ids=STOPS, pad_id=PAD, max_new_tokens=max_new_tokens, buffer=buffer,
-                    **options)  # fmt: skip
+    return generate(model, params, prompt, toy_settings(max_new_tokens, buffer, **options))
 
 
 def texts(result):

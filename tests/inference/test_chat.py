@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from internvlu_jax import InternVLUPipeline
-from internvlu_jax.inference import chat, programs, reasoning
+from internvlu_jax.inference import chat, programs, writing
 from internvlu_jax.inference.chat import ChatCache
 from internvlu_jax.inference.options import Options
 from internvlu_jax.processing.chat import UNDERSTANDING_SYSTEM
@@ -35,13 +35,13 @@ def said(text: str) -> dict:
 def counted(pipe, monkeypatch):
     """Of every call the tokens that are embedded, padding left out, and the tiles that are looked at."""
     counts = {"tokens": [], "tiles": []}
-    embed, see, pack = programs.embed, programs.visual_tokens, reasoning.pack
+    embed, see, pack = programs.embed, programs.visual_tokens, writing.pack
 
     def packed(rows, tokenizer):
         counts["tokens"].append(sum(len(row.ids) for row in rows))
         return pack(rows, tokenizer)
 
-    monkeypatch.setattr(reasoning, "pack", packed)
+    monkeypatch.setattr(writing, "pack", packed)
     monkeypatch.setattr(programs, "visual_tokens", lambda *g: counts["tiles"].append(len(g[2])) or see(*g))
     monkeypatch.setattr(programs, "embed", embed)
     return counts
@@ -72,8 +72,7 @@ def written(pipe, ids: np.ndarray, pictures, **options) -> np.ndarray:
         **{"max_new_tokens": 9, "temperature": 1.0, "top_p": 1.0, "top_k": 50, "repetition_penalty": 1.0,
            "max_tiles": 1, "stop_strings": (), **chat._NOT_OF_TEXT, **options},
     )  # fmt: skip
-    parts = pipe.on, pipe.model, pipe.params, pipe.processor.tokenizer
-    return reasoning.write(*parts, [Row(ids)], pipe._visual_tokens(tiles), given)[0]
+    return pipe._write([Row(ids)], pipe._visual_tokens(tiles), given).tokens[0]
 
 
 def test_a_conversation_is_its_text(pipe):
@@ -142,16 +141,16 @@ def test_what_is_another_conversation_is_read(pipe):
 
 def test_special_tokens_that_were_written_are_read_again(pipe, monkeypatch):
     """Written with the language model's table; in a prompt they have their own. So what follows them is not kept."""
-    ref, cache, real = pipe.processor.tokenizer.id_of("<ref>"), ChatCache(), chat.one_row
+    ref, cache, real = pipe.processor.tokenizer.id_of("<ref>"), ChatCache(), pipe._blocks
 
-    def with_special(blocks):
-        generated, tokens = yield from real(blocks)
+    def with_special(prompt, options):
+        generated, tokens = yield from real(prompt, options)
         return generated, np.where(np.arange(len(tokens)) == 4, ref, tokens)
 
     first = pipe.chat(FIRST, cache=cache, max_new_tokens=9)
     _, marks = cache.take()
     np.testing.assert_array_equal(marks[first.prompt_tokens :], first.tokens[:8])
-    monkeypatch.setattr(chat, "one_row", with_special)
+    monkeypatch.setattr(pipe, "_blocks", with_special)
     pipe.chat(FIRST, cache=cache, max_new_tokens=9)
     _, marks = cache.take()
     np.testing.assert_array_equal(marks[first.prompt_tokens :], first.tokens[:4])

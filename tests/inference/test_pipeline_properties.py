@@ -12,7 +12,7 @@ from PIL import Image
 from internvlu_jax import InternVLUPipeline
 from internvlu_jax.flow.noise import starting_noise
 from internvlu_jax.flow.solver import schedule
-from internvlu_jax.inference import encoding, programs, reasoning
+from internvlu_jax.inference import encoding, programs, writing
 from internvlu_jax.inference.options import Options
 from tests.conftest import GOLDENS
 from tests.helpers.measures import assert_close, relative_l2
@@ -210,7 +210,7 @@ def full_context(pipe, prompt: str, written: np.ndarray) -> np.ndarray:
     """Prompt, kept text and <img> read in one go: what the states of writing must equal."""
     tokenizer = pipe.processor.tokenizer
     (request,) = pipe.processor.process(prompt, None, "text_image")
-    ids = np.concatenate([request.cond, reasoning.kept_text(written), [tokenizer.img_start]]).astype(np.int32)
+    ids = np.concatenate([request.cond, writing.kept_text(written), [tokenizer.img_start]]).astype(np.int32)
     begin = int(np.flatnonzero(request.cond == tokenizer.im_start)[1])
     return np.asarray(programs.contexts(pipe.model, pipe.params, ids[None], np.arange(begin, len(ids))[None]))[0]
 
@@ -218,13 +218,13 @@ def full_context(pipe, prompt: str, written: np.ndarray) -> np.ndarray:
 def reason(pipe, monkeypatch, **kwargs):
     """(written ids, context of the head)."""
     branches = []
-    real = reasoning._branches
+    real = pipe._branches_after
 
     def keep(*args):
         branches.extend(real(*args))
         return branches
 
-    monkeypatch.setattr(reasoning, "_branches", keep)
+    monkeypatch.setattr(pipe, "_branches_after", keep)
     out = pipe("draw a cat", generation_mode="text_image", latents=start(1), **SMALL, **kwargs)
     return out.tokens[0], branches[0].context
 
@@ -242,31 +242,31 @@ def test_reasoning_with_beams(pipe, monkeypatch):
 
 def test_special_tokens_in_the_text_are_read_again(pipe, monkeypatch):
     """Written with the language model's table, they condition the head with their own."""
-    real = reasoning.generate
+    real = writing.generate
 
-    def with_special(model, params, prompt, **kwargs):
-        out = real(model, params, prompt, **kwargs)
+    def with_special(*args):
+        out = real(*args)
         ref = pipe.processor.tokenizer.id_of("<ref>")
         tokens = np.asarray(out.tokens).copy()
         tokens[0, 2] = ref
         return out._replace(tokens=tokens)
 
-    monkeypatch.setattr(reasoning, "generate", with_special)
+    monkeypatch.setattr(writing, "generate", with_special)
     written, context = reason(pipe, monkeypatch, max_new_tokens=9)
-    assert pipe.processor.tokenizer.id_of("<ref>") in reasoning.kept_text(written)
+    assert pipe.processor.tokenizer.id_of("<ref>") in writing.kept_text(written)
     assert_close(context, full_context(pipe, "draw a cat", written), 1e-5)
 
 
 @pytest.mark.parametrize("limit", [1, 2])
 def test_a_text_that_stops_at_once_draws_from_the_prompt(pipe, monkeypatch, limit):
     written, context = reason(pipe, monkeypatch, max_new_tokens=limit)
-    assert len(written) == limit and not len(reasoning.kept_text(written))
+    assert len(written) == limit and not len(writing.kept_text(written))
     assert_close(context, full_context(pipe, "draw a cat", written), 1e-5)
 
 
 def test_kept_text_drops_two():
-    assert reasoning.kept_text(np.arange(5)).tolist() == [0, 1, 2]
-    assert reasoning.kept_text(np.arange(1)).tolist() == []
+    assert writing.kept_text(np.arange(5)).tolist() == [0, 1, 2]
+    assert writing.kept_text(np.arange(1)).tolist() == []
 
 
 def test_new_prompts_do_not_compile_again(pipe):

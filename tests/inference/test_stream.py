@@ -101,7 +101,7 @@ def test_reasoning_streams_before_its_picture(pipe, monkeypatch):
 
 
 def test_nothing_is_computed_before_the_first_piece(pipe, monkeypatch):
-    monkeypatch.setattr("internvlu_jax.inference.reasoning.prefill", None)
+    monkeypatch.setattr("internvlu_jax.inference.writing.prefill", None)
     stream = pipe.stream("Say hello")
     with pytest.raises(TypeError):
         next(stream)
