@@ -235,10 +235,11 @@ class InternVLUPipeline(WithChat, WithAdapters):
     def _streamed(self, prompt: ProcessedPrompt, options: Options, given: Given) -> Writing[PipelineOutput]:
         visual, (row,) = self._see([prompt])
         text = yield from pieces(self._stream(row, visual, options), self.processor.tokenizer)
+        tokens = text.tokens  # what is given back may be held for long, and must not hold the cache
         if options.mode == "text":
-            return lambda: self._given(self._text(text.tokens), given, options)
+            return lambda: self._given(self._text(tokens), given, options)
         grid = options.latent_grid(self.config)
-        cond, tokens = self._branches_after([row], text, [self._source_grids(prompt)], grid), text.tokens
+        cond = self._branches_after([row], text, [self._source_grids(prompt)], grid)
 
         def finish() -> PipelineOutput:
             with self._counting([options], [self._kind(prompt)]) as (own,):

@@ -1,5 +1,6 @@
 """Text as it is written is the text of the call, in whole characters."""
 
+import gc
 import io
 
 import jax
@@ -107,6 +108,23 @@ def test_nothing_is_computed_before_the_first_piece(pipe, monkeypatch):
         next(stream)
     with pytest.raises(ValueError, match="closed before its text was written"):
         stream.result()
+
+
+@pytest.mark.parametrize("options", [{}, {"generation_mode": "text_image", "num_inference_steps": 1}])
+def test_an_ended_stream_holds_nothing_on_the_device(pipe, options):
+    def used() -> int:
+        gc.collect()
+        return sum(array.nbytes for array in jax.live_arrays())
+
+    def ended():
+        stream = pipe.stream("Say hello", max_new_tokens=4, **options)
+        list(stream)
+        return stream
+
+    ended().result()  # keeps the states of the dropped prompt
+    before, stream = used(), ended()
+    assert used() == before
+    del stream
 
 
 def test_what_fails_at_the_end_can_be_asked_for_again():
