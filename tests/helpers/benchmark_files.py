@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from io import BytesIO
@@ -172,15 +173,15 @@ def mmmu(folder: Path) -> Path:
         ("validation_Math_2", "How many in <image 1>?", "[]", "7", "open", 1),
         ("validation_Art_1", "Who painted <image 1>?", "['Dürer', 'Goya']", "A", "multiple-choice", 1),
     ]
-    for subject in ("Math", "Art"):
+    for subject, split in itertools.product(("Math", "Art"), ("dev", "test", "validation")):
         parquet(
-            folder / "MMMU" / subject / "validation-00000-of-00001.parquet",
+            folder / "MMMU" / subject / f"{split}-00000-of-00001.parquet",
             [
                 {
-                    "id": name,
+                    "id": name.replace("validation", split),
                     "question": text,
                     "options": options,
-                    "answer": answer,
+                    "answer": "?" if split == "test" else answer,
                     "question_type": kind,
                     **{f"image_{n}": kept() if n <= pictures else None for n in range(1, 8)},
                 }

@@ -13,13 +13,19 @@ from internvlu_jax.evaluation.benchmarks import reading
 from internvlu_jax.evaluation.rules import mmmu
 from internvlu_jax.evaluation.task import Benchmark, Item, Picture, Report
 
+_SPLIT = "validation"  # whose score is published; the answers of test are not
 _FIELDS = ("id", "question", "options", "answer", "question_type", "image_1")
 PUBLISHED = {"overall": 54.7}
 
 
 def items(data: Path, pictures: Path | None = None) -> Iterator[Item]:
-    """data: the set's Parquet files, or the folder of its subjects, with the pictures in them."""
-    for row in reading.expect(reading.parquet(data), _FIELDS, data, "MMMU"):
+    """data: the set's Parquet files, or the folder of its subjects, with the pictures in them.
+
+    Of a folder the files of validation are read. Raises ValueError where a row is of another split.
+    """
+    for row in reading.expect(reading.parquet(data, _SPLIT), _FIELDS, data, "MMMU"):
+        if not row["id"].startswith(f"{_SPLIT}_"):
+            raise ValueError(f"{data}: {row['id']} is not of {_SPLIT}, whose score is published; expected its files")
         options = [str(option) for option in _listed(row["options"])]
         named = [f"image_{number}" for number in range(1, 8) if row.get(f"image_{number}") is not None]
         shown = [reading.kept(row[name], f"{data}: {name} of {row['id']}") for name in named]

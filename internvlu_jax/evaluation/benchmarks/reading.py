@@ -57,8 +57,10 @@ def table(path: Path, delimiter: str = ",") -> list[Row]:
     return list(csv.DictReader(_text(path).splitlines(keepends=True), delimiter=delimiter))
 
 
-def parquet(path: Path) -> Iterator[Row]:
+def parquet(path: Path, split: str | None = None) -> Iterator[Row]:
     """The rows of a Parquet file, or of all in a folder and its folders, by name. Pictures stay as they are kept there.
+
+    split: of the files of a folder those whose names begin with it, where there are such.
 
     Raises:
         ValueError: there is none, one is damaged, or pyarrow is not installed.
@@ -71,6 +73,7 @@ def parquet(path: Path) -> Iterator[Row]:
             f"{path}: Parquet needs pyarrow, which is not installed: pip install 'internvlu-jax[parquet]'"
         ) from error
     files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    files = [file for file in files if split and file.name.startswith(split)] or files
     if not files:
         raise ValueError(f"{path}: no *.parquet in this folder")
     for file in files:

@@ -75,6 +75,13 @@ def test_further_prompts_of_mmmu(tmp_path):
     assert [picture().size for picture in choice.pictures] == [(80, 48), (40, 24)]  # the first at twice its size
 
 
+def test_another_split_of_mmmu_is_refused(tmp_path):
+    """In a folder validation alone is read."""
+    [path] = FILES["mmmu"](tmp_path).glob("Art/test-*.parquet")
+    with pytest.raises(ValueError, match="test_Art_1 is not of validation, whose score is published"):
+        list(BENCHMARKS["mmmu"].items(path, None))
+
+
 @pytest.mark.parametrize("name, tiles", [("ocrbench", 24), ("mme", 6), ("mmmu", 12), ("gedit", 1)])
 def test_tiles(name, tiles, tmp_path):
     assert {item.max_tiles for item in _items(name, tmp_path)} == {tiles}
