@@ -139,6 +139,15 @@ def test_what_is_another_conversation_is_read(pipe):
     np.testing.assert_array_equal(grown.tokens, pipe.chat(long, cache=ChatCache(), max_new_tokens=2).tokens)
 
 
+def test_a_short_conversation_after_a_long_one_has_a_cache_of_its_own_size(pipe):
+    """Else all its tokens would look at the slots of the other, and these stay taken."""
+    cache = ChatCache()
+    pipe.chat([user("word " * 1200)], cache=cache, max_new_tokens=2)
+    out = pipe.chat(FIRST, cache=cache, max_new_tokens=2)
+    held, _ = cache.take()
+    assert held.slots == 512 and out.read == out.prompt_tokens
+
+
 def test_special_tokens_that_were_written_are_read_again(pipe, monkeypatch):
     """Written with the language model's table; in a prompt they have their own. So what follows them is not kept."""
     ref, cache, real = pipe.processor.tokenizer.id_of("<ref>"), ChatCache(), pipe._blocks
