@@ -6,10 +6,12 @@ our package's metadata name `manifest` as an entry point of the group `lmms_eval
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,9 +37,10 @@ class InternVLUJax(lmms):  # type: ignore[misc]  # the harness has no types
 
     Args:
         pretrained: as in `from_pretrained`; None is the model in the box.
-        mode: "text" answers; "image" and "text_image" draw, and answer with JSON: {"text", "images": [files]}.
+        mode: "text" answers as the task says; "image" and "text_image" draw as the pipeline does, and answer with JSON:
+            {"text", "images": [files]}.
         output_dir: where pictures go.
-        seed: of pictures and drawn tokens; the number of the document is added.
+        seed: of pictures and drawn tokens; the number of the document is added, and repeats of one have others.
         batch_size: prompts of a call.
         num_inference_steps: of the sampler.
         device, max_batch_size: lmms-eval gives them; JAX's devices are chosen by `devices` in `loading`.
@@ -75,7 +78,8 @@ class InternVLUJax(lmms):  # type: ignore[misc]  # the harness has no types
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """One answer a request, in their order. Requests with the same options share calls."""
-        asked = [self._asked(*request.args) for request in requests]
+        times = Counter[str]()
+        asked = [_apart(self._asked(*request.args), times) for request in requests]
         answers: dict[int, str] = {}
         for numbers in _batches([one.options for one in asked], self._batch):
             for number, answer in zip(numbers, self._answers([asked[n] for n in numbers]), strict=True):
@@ -85,19 +89,21 @@ class InternVLUJax(lmms):  # type: ignore[misc]  # the harness has no types
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
         """All answers of each request: after each the task says what is asked next, or that it has ended."""
-        return [self._rounds(*request.args) for request in requests]
+        times = Counter[str]()
+        return [self._rounds(times, *request.args) for request in requests]
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Not offered: tasks that compare the likelihood of given answers have a form that asks for an answer."""
         raise NotImplementedError("internvlu_jax writes answers; choose the generate_until form of the task")
 
     def _rounds(
-        self, context: str, options: dict[str, Any], to_visual: Callable[[Any], Any], to_text: Callable[..., Any],
-        number: int, task: str, split: str,
+        self, times: Counter[str], context: str, options: dict[str, Any], to_visual: Callable[[Any], Any],
+        to_text: Callable[..., Any], number: int, task: str, split: str,
     ) -> list[str]:  # fmt: skip
         document, told, answers, rounds = self.task_dict[task][split][number], None, [], 0
         while True:
-            answers += self._answers([self._asked(context, options, to_visual, number, task, split)])
+            asked = _apart(self._asked(context, options, to_visual, number, task, split), times)
+            answers += self._answers([asked])
             rounds += 1
             visuals, context, ended, answers, told = to_text(
                 document, previous_output=answers, round_idx=rounds, previous_round_info=told
@@ -113,11 +119,10 @@ class InternVLUJax(lmms):  # type: ignore[misc]  # the harness has no types
     ) -> _Asked:  # fmt: skip
         pictures = [_opened(visual) for visual in to_visual(self.task_dict[task][split][number]) or ()]
         text = context if IMAGE_MARK in context else prompts.with_pictures(context, len(pictures))
-        chosen: dict[str, Any] = {"max_tiles": prompts.tiles(task, len(pictures))}
-        if self._mode != "text":
-            chosen["num_inference_steps"] = self._steps
-        if self._mode != "image":
-            chosen |= _writing(options)
+        # What a task says of its answers says nothing of words before a picture, whose sources enter as the paper's do.
+        chosen: dict[str, Any] = {"num_inference_steps": self._steps}
+        if self._mode == "text":
+            chosen = {"max_tiles": prompts.tiles(task, len(pictures)), **_writing(options)}
         return _Asked(text, pictures, chosen, self._seed + number, f"{task}_{split}_{number}")
 
     def _answers(self, asked: Sequence[_Asked]) -> list[str]:
@@ -148,6 +153,19 @@ class _Asked:
     options: dict[str, Any]
     seed: int
     name: str
+
+
+def _apart(asked: _Asked, times: Counter[str]) -> _Asked:
+    """With a seed and a file of its own, where the document was asked before: repeats are further samples.
+
+    times: how often each name was, counted here.
+    """
+    before = times[asked.name]
+    times[asked.name] += 1
+    if not before:
+        return asked
+    seed = int.from_bytes(hashlib.sha256(f"{asked.seed}/{before}".encode()).digest()[:4])
+    return replace(asked, seed=seed, name=f"{asked.name}-{before}")
 
 
 def _writing(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def test_answers_come_in_the_order_of_requests(loaded):
     calls = [(call["prompt"], call["max_new_tokens"], call["seed"]) for call in pipe.calls]
     assert calls == [
         (["<image>\nWhat?"] * 2, 4, [5, 7]),
-        (["<image>\nWhat?"], 4, [5]),
+        (["<image>\nWhat?"], 4, [3101376431]),  # the first document once more: sha256 of "5/1"
         (["<image>\nWhat?", "What?"], 9, [6, 8]),
     ]
     assert pipe.calls[0]["max_tiles"] == 12 and "do_sample" not in pipe.calls[2]
@@ -70,13 +70,16 @@ def test_sampling_and_marks(loaded):
 def test_pictures_are_files_in_the_answer(loaded, tmp_path):
     build, pipe = loaded
     model = build(mode="text_image", output_dir=str(tmp_path / "out"), num_inference_steps=3)
-    edited, drawn = model.generate_until([_request(2, max_new_tokens=7), _request(3)])
-    files = [tmp_path / "out/mmmu_val_test_2.png", tmp_path / "out/mmmu_val_test_3.png"]
-    assert [json.loads(answer) for answer in (edited, drawn)] == [
-        {"text": text, "images": [str(file)]} for text, file in zip(("1.", "2."), files, strict=True)
+    requests = [_request(2, max_new_tokens=7, until=["\n\n"]), _request(3), _request(3)]
+    files = [tmp_path / f"out/mmmu_val_test_{name}.png" for name in ("2", "3", "3-1")]
+    assert [json.loads(answer) for answer in model.generate_until(requests)] == [
+        {"text": f"{n}.", "images": [str(file)]} for n, file in enumerate(files, start=1)
     ]
-    assert [Image.open(file).size for file in files] == [(22, 17), (64, 48)]
-    assert [(call["mode"], call["num_inference_steps"]) for call in pipe.calls] == [("text_image", 3)] * 2
+    assert [Image.open(file).size for file in files] == [(22, 17), (64, 48), (64, 48)]
+    given = {"mode": "text_image", "num_inference_steps": 3}
+    for call in pipe.calls:  # and nothing of what the task says of answers
+        assert {name: call[name] for name in call if name not in ("prompt", "image", "seed")} == given
+    assert len({call["seed"][0] for call in pipe.calls}) == 3
 
 
 def test_rounds_go_on_until_the_task_ends_them(loaded):
