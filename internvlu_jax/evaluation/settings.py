@@ -14,6 +14,7 @@ import numpy as np
 from internvlu_jax.config_files import to_json
 from internvlu_jax.evaluation.task import Item
 from internvlu_jax.inference.arguments import given_to, options_of
+from internvlu_jax.inference.layers import unlisted
 from internvlu_jax.inference.options import GUIDANCE, NEW_TOKENS, STEPS
 from internvlu_jax.inference.pipeline import InternVLUPipeline
 from internvlu_jax.processing.chat import system_text
@@ -160,9 +161,9 @@ def differing(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
 def fingerprint(pipe: InternVLUPipeline) -> str:
     """A hash of the configuration and all parameters, whatever the checkpoint is called and how it is laid out."""
     digest = hashlib.sha256(json.dumps(to_json(pipe.config), sort_keys=True).encode())
-    for path, leaf in jax.tree.leaves_with_path(pipe.parameters()):
+    for path, leaf in jax.tree.leaves_with_path(unlisted(pipe.parameters(), pipe.config)):
         digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+        digest.update(np.ascontiguousarray(leaf() if callable(leaf) else leaf).view(np.uint8).data)
     return digest.hexdigest()[:16]
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from internvlu_jax.config import InternVLUConfig
 from internvlu_jax.config_parts import Layers
 from internvlu_jax.models.internvlu import Params
 from internvlu_jax.models.lora import full_size
-from internvlu_jax.models.qwen3 import as_list
+from internvlu_jax.models.qwen3 import as_list, as_stack
 from internvlu_jax.utils.tree import from_paths, paths
 
 STACK = "vlm/llm/layers"
@@ -33,6 +34,16 @@ def listed(vlm: Params) -> Params:
     if sum(leaf.nbytes for leaf in jax.tree.leaves(stack)) < _LIST_FROM:
         return vlm
     return {**vlm, "llm": {**vlm["llm"], "layers": as_list(stack)}}
+
+
+def unlisted(params: Params, config: InternVLUConfig) -> Params:
+    """All parameters as a checkpoint has them, whatever `listed` did; leaves as in `models.qwen3.as_stack`."""
+    leaves = paths(params)
+    if not any(path.startswith(f"{STACK}/0/") for path in leaves):
+        return params
+    llm = params["vlm"]["llm"]
+    stack = as_stack(llm["layers"], config.vlm.llm_config)
+    return {**params, "vlm": {**params["vlm"], "llm": {**llm, "layers": stack}}}
 
 
 def layers_of(params: Params) -> Layers:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
@@ -37,7 +38,7 @@ from internvlu_jax.models.layers import (
 from internvlu_jax.ops.attention import attention
 from internvlu_jax.ops.attention.cached import cached_attention
 from internvlu_jax.ops.rope import Table, apply_half, rotary_table
-from internvlu_jax.utils.tree import merge
+from internvlu_jax.utils.tree import from_paths, merge, paths
 
 
 class KVCache(NamedTuple):
@@ -133,6 +134,32 @@ def _listed(maps: tuple[dict[str, Array], ...], layer: Array, inputs: int) -> di
     """Of stacked maps those of a layer, as one. A program, so that nothing but the result is left in memory."""
     own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), maps)
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(outputs_first(one, inputs) for one in own))
+
+
+def as_stack(layers: dict[str, Any], cfg: Qwen3Config) -> dict[str, Any]:
+    """What `as_list` was given, for whoever reads leaf by leaf: each leaf is a function that makes it on the host.
+
+    The bytes are those of the stack; of a kernel the shape is [layers, inputs, outputs].
+    """
+    heads, kv_heads = cfg.num_attention_heads * cfg.head_dim, cfg.num_key_value_heads * cfg.head_dim
+    widths = {"q": heads, "k": kv_heads, "v": kv_heads, "gate": cfg.intermediate_size, "up": cfg.intermediate_size}
+    joined = {f"{module}/{'_'.join(names)}": names for module, maps in _LISTED.items() for names, _ in maps}
+    each = [paths(layers[str(number)]) for number in range(len(layers))]
+    found: dict[str, Any] = {}
+    for path in each[0]:
+        own, begin = [leaves[path] for leaves in each], 0
+        owner, _, leaf = path.rpartition("/")
+        if owner not in joined:
+            found[path] = partial(_stacked, own, slice(None))
+        for name in joined.get(owner, ()):
+            part = slice(begin, begin + widths.get(name, cfg.hidden_size))
+            found[f"{owner.split('/')[0]}/{name}/{leaf}"] = partial(_stacked, own, part)
+            begin = part.stop
+    return from_paths(found)
+
+
+def _stacked(layers: list[Any], outputs: slice) -> np.ndarray:
+    return np.stack([np.asarray(leaf)[outputs].T for leaf in layers])
 
 
 class SelfAttention(nn.Module):

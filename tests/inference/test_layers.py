@@ -5,12 +5,15 @@ import jax.numpy as jnp
 import pytest
 
 from internvlu_jax import InternVLUPipeline
+from internvlu_jax.evaluation.settings import fingerprint
 from internvlu_jax.inference import layers
 from internvlu_jax.inference.layers import layers_of, listed
 from internvlu_jax.inference.pipeline import _finished
 from internvlu_jax.models.quantization import Kernel
+from internvlu_jax.models.qwen3 import as_list
 from internvlu_jax.parallel.placement import OneDevice
 from internvlu_jax.utils.tree import paths
+from tests.conftest import GOLDENS
 
 
 @pytest.mark.parametrize(("spare", "layers"), [(1, "scan"), (0, "unrolled")])
@@ -45,3 +48,15 @@ def test_nothing_is_held_for_whoever_gave_it(monkeypatch):
 def test_the_model_in_the_box_keeps_its_stack():
     """Its first picture waits for compilation, and a list would compile longer."""
     assert InternVLUPipeline.from_pretrained().model.compute.layers == "scan"
+
+
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"quantize": "int8"}])
+def test_a_list_has_the_fingerprint_of_its_stack(options):
+    """A benchmark that began on one device goes on with many, whose layers are a stack."""
+    whole = InternVLUPipeline.from_pretrained(GOLDENS / "base/checkpoint", **options)
+    stack = fingerprint(whole)
+    whole.params["vlm"]["llm"]["layers"] = as_list(whole.params["vlm"]["llm"]["layers"])
+    assert layers_of(whole.params) == "unrolled" and fingerprint(whole) == stack
+    layer = whole.params["vlm"]["llm"]["layers"]["1"]["mlp"]["gate_up"]
+    layer["kernel"] = layer["kernel"].at[-1, -1].add(1)
+    assert fingerprint(whole) != stack
