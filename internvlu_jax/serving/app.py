@@ -202,7 +202,7 @@ async def _left(request: Request, error: Left) -> Response:
 
 
 async def _http(request: Request, error: HTTPException) -> Response:
-    """Of Starlette's own: a path or method that is not there, a form that is broken."""
+    """Of Starlette's own: a path or method that is not there, a form that is broken or holds too much."""
     said = {404: "there is no such endpoint", 405: "this endpoint has another method"}
-    message = said.get(error.status_code, "the request is broken")
+    message = said.get(error.status_code, f"the request is broken: {error.detail}")
     return JSONResponse(Refused(error.status_code, message).body(), error.status_code, headers=error.headers)

@@ -161,13 +161,21 @@ def _messages(given: Any, max_pixels: int) -> list[dict[str, Any]]:
 
 def _part(part: Any, name: str, role: str, max_pixels: int) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, dict) else None
-    if kind == "text" and is_text(part.get("text")) and len(part["text"]) <= _TEXT:
-        return {"type": "text", "text": part["text"]}
+    if kind == "text" and isinstance(text := part.get("text"), str):
+        return {"type": "text", "text": _text(text, name)}
     if kind == "image_url" and role == "user":
         named = part.get("image_url")
         url = named.get("url") if isinstance(named, dict) else named
         return {"type": "image", "image": from_data_url(url, name, max_pixels)}
     raise Refused(400, f"{name} is no part that can be read; expected {_EXPECTED_PART}", param=name)
+
+
+def _text(text: str, name: str) -> str:
+    if len(text) > _TEXT:
+        raise Refused(400, f"{name} has {len(text)} characters; expected at most {_TEXT}", param=name)
+    if not is_text(text):
+        raise Refused(400, f"{name} has half a character, a lone surrogate; expected text in Unicode", param=name)
+    return text
 
 
 def _stops(given: Any) -> tuple[str, ...]:

@@ -85,6 +85,7 @@ def test_edits(server):
         ([("image", b"no picture", True), ("prompt", b"a", False)], "not a picture"),
         ([("image", b"/etc/passwd", False), ("prompt", b"a", False)], "image is missing"),
         ([("image", png(), True), ("prompt", b"a", False), ("mask", b"m", False)], "'mask' is not supported"),
+        ([("image[]", png(), True)] * 11, "Maximum number of files is 10"),
     ]:
         body, kind = form(*parts)
         reply = server.ask("/v1/images/edits", body, Content_Type=kind)
@@ -279,6 +280,18 @@ def test_what_is_wrong_is_said(server, path, body, status, said):
 
 
 PICTURE = {"type": "image_url", "image_url": {"url": data_url(png())}}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a" * 100_001, r"has 100001 characters; expected at most 100000"),
+        ("\ud800", "half a character, a lone surrogate"),
+    ],
+)
+def test_texts_that_are_too_long_or_none_are_named(server, text, said):
+    reply = server.chat(text)
+    assert reply.status == 400 and said in reply.error["message"] and reply.error["param"] == "messages[0].content[0]"
 
 
 @pytest.mark.parametrize("stream", [False, True])
