@@ -128,6 +128,7 @@ def ended(outcome: Outcome, out: Path) -> int:
 
 def score(out: Path) -> None:
     """Prints the scores of a run's folder beside what was published, or what has to come first."""
+    out = out.absolute()  # scorers know a run by its folder's name, which "." is not
     benchmark = {**BENCHMARKS, small_world.NAME: small_world.benchmark()}[benchmark_of(out)]
     try:
         report = benchmark.score(out)

@@ -323,6 +323,13 @@ class TestCommand:
         assert main(["score", str(tmp_path / "drawn")]) == 0
         assert "evaluate_images.py" in capsys.readouterr().out
 
+    def test_the_current_directory_has_its_name(self, tmp_path, capsys, monkeypatch):
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine/run.json").write_text('{"benchmark": "gedit"}')
+        monkeypatch.chdir(tmp_path / "mine")
+        assert main(["score", "."]) == 0
+        assert f"--model_name mine --save_path {tmp_path}" in capsys.readouterr().out
+
     def test_every_benchmark_has_its_name(self):
         assert set(get_args(Name)) == set(BENCHMARKS)
 
