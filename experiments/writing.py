@@ -104,8 +104,9 @@ def random_params(cfg: Qwen3Config) -> dict[str, Any]:
 
 
 def bytes_read(params: dict[str, Any]) -> int:
-    """Of the weights for one token: all but the table of embeddings, of which one row is read."""
-    return sum(leaf.nbytes for name, part in params.items() if name != "embed" for leaf in jax.tree.leaves(part))
+    """Of the weights for one token: all but a table of embeddings of its own, of which one row is read."""
+    read = params if "lm_head" not in params else {name: part for name, part in params.items() if name != "embed"}
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(read))
 
 
 def write_here(

@@ -56,3 +56,5 @@ def test_a_token_reads_all_weights_but_the_table():
     params = random_params(MODEL)
     size = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
     assert bytes_read(params) == size - 4 * MODEL.vocab_size * MODEL.hidden_size
+    tied = random_params(dataclasses.replace(MODEL, tie_word_embeddings=True))
+    assert bytes_read(tied) == bytes_read(params)  # the table is the output layer
