@@ -27,6 +27,7 @@ from internvlu_jax.training.optimizer import factors
         ({"b2": -0.1}, "b2 is -0.1"),
         ({"ema": 1.0}, "ema is 1.0; expected a number from 0, below 1"),
         ({"decay_steps": 0}, "decay_steps is 0; expected over 0"),
+        ({"schedule": "cosine", "decay_steps": 1000}, "decay_steps is 1000; expected over 1000, the warmup"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1"),
     ],
 )
@@ -37,6 +38,7 @@ def test_an_optimizer_that_would_not_learn_or_run_away_is_refused(given, said):
 
 def test_what_switches_off_is_taken():
     OptimizerConfig(learning_rate=0.0, warmup=0, clip=math.inf, b1=0.0, ema=0.0)
+    OptimizerConfig(schedule="cosine", warmup=0, decay_steps=1)
 
 
 @pytest.mark.parametrize(
