@@ -42,8 +42,8 @@ from internvlu_jax.training.autoencoder import (
     with_statistics,
 )
 from internvlu_jax.training.config import ObjectiveConfig, OptimizerConfig, TrainConfig
-from internvlu_jax.training.loop import NotFiniteError, train
-from internvlu_jax.training.resuming import Stopped
+from internvlu_jax.training.loop import train
+from internvlu_jax.training.resuming import NotFiniteError, Stopped
 from internvlu_jax.utils.compilation import enable_cache
 from internvlu_jax.utils.failures import failed, interrupted, one_line
 from internvlu_jax.utils.files import check_writable, write_json

@@ -7,7 +7,8 @@ shards DST/0, DST/1, ..., in the order of the sources and of their records: trai
 the weights as before. Every record keeps its prompt; its pictures become latents, and its prompt the hidden states of
 the backbone, whole and in the forms that guidance drops. They have the precision of `--compute.dtype`; in float32
 training on them gives the same losses as training on the pictures. Runs that train more than the head are refused,
-here and where they would read the result. The same command goes on with the source at which it was stopped.
+here and where they would read the result. The same command goes on with the source at which it was stopped, also with
+another `--data.batch-size` where that took too much memory.
 """
 
 from __future__ import annotations
@@ -52,7 +53,11 @@ _BLOCK = 256  # records that are looked at together, so that rows of one kind fi
 _PER_SHARD = 1000
 # What the result depends on, of a run's configuration; and of that, what it does not.
 _DEPENDS = ("model", "start", "seed", "head_sources", "compute", "data")
-_MAY_CHANGE = ("data.threads", "data.prefetch", "data.workers", "data.max_broken", "data.allow_outside")
+_MAY_CHANGE = (
+    "data.threads", "data.prefetch", "data.workers", "data.max_broken", "data.allow_outside", "data.batch_size",
+    "data.packed_rows", "data.pack_length", "data.pack_tiles", "data.drop_all_t2i", "data.drop_all_edit",
+    "data.drop_text_edit", "data.text_targets", "data.shuffle", "compute.remat",
+)  # fmt: skip
 
 
 class Precomputer:
@@ -184,7 +189,8 @@ def _was_begun(target: Path, told: dict[str, Any]) -> bool:
     """Whether the same was begun at the target before. Raises ValueError if something else was."""
     if not (target / "config.json").is_file():
         return False
-    differences = config_differences(target, told, _MAY_CHANGE)
+    weights = (f"data.sources.{n}.1" for n in range(len(told["data"]["sources"])))
+    differences = config_differences(target, told, (*_MAY_CHANGE, *weights))
     if differences:
         raise ValueError(f"{target} holds what was computed otherwise: {'; '.join(differences)}. Choose another name")
     return True

@@ -27,7 +27,8 @@ import tyro
 from experiments.configs import CONFIGS, not_named
 from internvlu_jax.parallel.mesh import initialise, leave
 from internvlu_jax.training.config import TrainConfig
-from internvlu_jax.training.loop import NotFiniteError, train
+from internvlu_jax.training.loop import train
+from internvlu_jax.training.resuming import NotFiniteError
 from internvlu_jax.utils.buckets import path_of
 from internvlu_jax.utils.compilation import enable_cache
 from internvlu_jax.utils.failures import check_accelerator, failed, interrupted, one_line, out_of_memory

@@ -243,8 +243,9 @@ def train_together(
         "study": dict(settings),
     }
     state = run_steps(
-        Path(workdir), whole, init, advance, steps=count, save_every=save_every, quiet=quiet, speed=waiting.words
-    )
+        Path(workdir), whole, init, advance, steps=count, save_every=save_every, quiet=quiet, speed=waiting.words,
+        must_be_finite=False,
+    )  # fmt: skip
     return _restored(state, frozen)
 
 

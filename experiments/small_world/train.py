@@ -24,8 +24,7 @@ from converters.engine import on_host
 from experiments.small_world.parts import Settings, remaining
 from experiments.small_world.recipe import PARTS
 from internvlu_jax.checkpoints import loading
-from internvlu_jax.training.loop import NotFiniteError
-from internvlu_jax.training.resuming import Stopped
+from internvlu_jax.training.resuming import NotFiniteError, Stopped
 from internvlu_jax.utils.compilation import enable_cache
 from internvlu_jax.utils.failures import interrupted
 

@@ -34,8 +34,8 @@ class DataConfig:
         text_targets: whether answers and reasoning are targets of the language model.
         shuffle: whether the examples of a source come in another order each time it is repeated; else in that of its
             records.
-        max_broken: the run stops when clearly more than this share of the records read so far could not be used;
-            however often they are read, each counts once.
+        max_broken: the run stops when clearly more than this share of the records read so far could not be used, and
+            more than one, which is borne unless this is 0; however often they are read, each counts once.
         allow_outside: whether records may name pictures elsewhere than in the folder of their file and those in it.
         workers: processes that make batches side by side, each one those of every so-manieth step; 0 makes them in the
             run's own process. Another number is another order of the examples.

@@ -8,7 +8,9 @@ first fit, in order, into the rows of one batch; a sample that fits in none of t
 The state is the next position and the positions that wait: restoring drafts these again. It has the fingerprints of the
 sources besides, because among other records a position is another example, and nobody would notice.
 
-Of several plans side by side each walks every n-th position (`share`).
+Of several plans side by side (`share`) each takes every n-th position, and every n-th example of each source: sources
+are shared out before they are mixed. Every n-th example of the mixture would be of the same few sources for ever, since
+the mixture repeats with the period of its weights.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ class Plan:
     """Iterator over `Planned`, without end.
 
     Args:
-        share: (which, of how many) plans that share out the positions this one is.
+        share: (which, of how many) plans that share out the records of every source this one is.
 
     Raises:
         ValueError: the seed is not one.
@@ -61,7 +63,7 @@ class Plan:
         if not 0 <= seed < _SEEDS:
             raise ValueError(f"seed is {seed}; expected a whole number from 0 to {_SEEDS - 1}")
         self._builder, self._sources, self._data, self._seed = builder, sources, data, seed
-        self._order = _order([len(source) for source in sources], data, seed)
+        self._order = _order([len(source) for source in sources], data, seed, share)
         self._position, self._stride = share
         self._tally = Tally(data.max_broken, [len(source) for source in sources], [w for _, w in data.sources])
         self._records = [fingerprint(source) for source in sources]
@@ -105,7 +107,7 @@ class Plan:
 
     def _draft(self, position: int) -> Draft | None:
         """The example at a position; None if its record is broken."""
-        source, index = self._order[position]
+        source, index = self._order[position // self._stride]
         self._tally.read += 1
         read = partial(self._sources[source].__getitem__, index)
         try:
@@ -153,12 +155,13 @@ def check_records(data: DataConfig, state: dict[str, Any], records: list[list[in
         )
 
 
-def _order(sizes: Sequence[int], data: DataConfig, seed: int) -> Any:
-    """position -> (source, record), by grain."""
+def _order(sizes: Sequence[int], data: DataConfig, seed: int, share: tuple[int, int]) -> Any:
+    """n -> (source, record) of the n-th example of one of the plans that share the records, by grain."""
+    which, count = share
     datasets = []
     for number, size in enumerate(sizes):
         numbered = grain.MapDataset.range(size).map(lambda index, n=number: (n, int(index)))
         if data.shuffle:
             numbered = numbered.shuffle(seed=(seed + number) % _SEEDS)
-        datasets.append(numbered.repeat())
+        datasets.append(numbered.repeat()[which::count])
     return grain.MapDataset.mix(datasets, [weight for _, weight in data.sources])

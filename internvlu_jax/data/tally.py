@@ -10,7 +10,7 @@ from internvlu_jax.data.examples import DataError
 from internvlu_jax.data.records import BrokenRecord
 
 log = logging.getLogger("internvlu_jax.data")
-_ENOUGH = 20  # records after which the share of broken ones says something
+_ENOUGH = 20  # records after which the share of broken ones says something; fewer do when they are all there are
 
 
 class Tally:
@@ -19,6 +19,9 @@ class Tally:
     A record counts once, however often it is read: of a small set a run makes many passes, and would else count one
     broken record again in each. Among the first hundreds chance brings more broken ones than their share, so three
     standard deviations are allowed.
+
+    Of a set of 8 or 20 one broken record is more than any share that is meant for thousands. One is therefore borne, as
+    long as the share is not 0, and two of so few end the run once all have been read.
 
     Args:
         share: of broken records that is borne.
@@ -39,7 +42,7 @@ class Tally:
     def bad(self, error: BrokenRecord) -> None:
         """Notes that one of the records that were read is broken.
 
-        Raises DataError once the share is exceeded, or when as many reads as there are records were all in vain.
+        Raises DataError when clearly more than the share are, or as many reads as there are records were all in vain.
         """
         self._in_vain += 1
         if error.where not in self.broken:
@@ -47,7 +50,8 @@ class Tally:
             log.warning("skipped %s", error)
         records = self.records()
         expected = self._share * records
-        too_many = records >= _ENOUGH and len(self.broken) > expected + 3 * math.sqrt(expected)
+        most = max(1.0, expected + 3 * math.sqrt(expected)) if self._share else 0.0
+        too_many = records >= min(_ENOUGH, self._total) and len(self.broken) > most
         whole_pass = self._in_vain == self.read - self._settled and self._in_vain >= self._total
         if too_many or whole_pass:
             raise DataError(

@@ -1,12 +1,14 @@
 """Batches made by several processes: where records cost more time than their step, as drawn ones do on a GPU.
 
-Worker w of n is a `Loader` of its own over the positions w, w + n, w + 2n, ... of the data, and makes the steps w,
-w + n, ...: the order of the steps is fixed, whichever worker is the quickest, and the state is that of all of them.
+Worker w of n is a `Loader` of its own over the examples w, w + n, w + 2n, ... of each source, mixed by the weights as
+all of them would be, and makes the steps w, w + n, ...: the order of the steps is fixed, whichever worker is the
+quickest, and the state is that of all of them.
 """
 
 from __future__ import annotations
 
 import atexit
+import logging
 import multiprocessing
 import pickle
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from internvlu_jax.data.prefetch import Prefetcher
 from internvlu_jax.processing.tokenizer import Tokenizer
 from internvlu_jax.utils.signals import children_spared
 
+log = logging.getLogger("internvlu_jax.data")
 _WAITING = 2  # steps that are received ahead, besides those that the workers hold
 
 
@@ -60,7 +63,8 @@ class WorkerLoader(Prefetcher):
             start = first.state()
         own = {n: list((rows or range)(n)) for n in {data.batch_size, data.packed_rows or data.batch_size}}
         states = [{**start, "position": w} for w in range(data.workers)]
-        super().__init__(_WAITING, {"next": 0, "workers": states})
+        super().__init__(_WAITING, _state(0, states))
+        self._mixed = len(data.sources) > 1
         self._check = partial(check_records, data, records=start["records"])
         self._job = partial(_Job, cfg, tokenizer, data, seed, accumulate, own)
         self._workers: list[tuple[Any, Connection]] = []
@@ -68,7 +72,13 @@ class WorkerLoader(Prefetcher):
     def restore(self, state: dict[str, Any]) -> None:
         for worker in state["workers"]:
             self._check(worker)
-        super().restore(state)
+        if "shared" not in state and len(state["workers"]) > 1 and self._mixed:
+            log.warning(
+                "the run was last saved by an earlier version, whose workers had some sources more often than their "
+                "weights say and others less or never. From here on each has them by their weights: the examples come "
+                "in another order than they would have"
+            )
+        super().restore(_state(state["next"], state["workers"]))
 
     def close(self) -> None:
         """Ends the processes."""
@@ -98,7 +108,7 @@ class WorkerLoader(Prefetcher):
         while (item := self._received(number)) is not None:
             batches, states[number] = item
             number = (number + 1) % len(states)
-            self._put((batches, {"next": number, "workers": list(states)}))
+            self._put((batches, _state(number, list(states))))
 
     def _received(self, number: int) -> Any:
         """The next step of a worker and the state after it; None when the loader is closed.
@@ -120,6 +130,11 @@ class WorkerLoader(Prefetcher):
         if isinstance(item, BaseException):
             raise item
         return None if self._stop.is_set() else item
+
+
+def _state(number: int, workers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of all workers; `number` makes the next step. What is shared out is said since it was the mixture once."""
+    return {"next": number, "workers": workers, "shared": "sources"}
 
 
 def _work(job: _Job, pipe: Connection) -> None:

@@ -93,7 +93,7 @@ def train_autoencoder(
 
     Raises:
         ConfigError: the one in `workdir` began under other settings.
-        Stopped: SIGTERM or Ctrl-C came; the same call goes on.
+        NotFiniteError, Stopped: see `resuming.run_steps`.
     """
     return _train(cfg, how, {}, pictures, Path(workdir), {"vae": dataclasses.asdict(cfg)}, quiet)
 
@@ -117,7 +117,7 @@ def train_decoder(
 
     Raises:
         ConfigError: the one in `workdir` began under other settings.
-        Stopped: SIGTERM or Ctrl-C came; the same call goes on.
+        NotFiniteError, Stopped: see `resuming.run_steps`.
     """
     return _train(cfg, how, {_ENCODER: encoder}, pictures, Path(workdir), {"codec": dataclasses.asdict(cfg)}, quiet)
 
@@ -136,8 +136,7 @@ def _train(
     alike, key = dataclasses.replace(how, seed=0), jax.random.key(how.seed)  # runs of all seeds share what is compiled
 
     def step(state: LoopState, number: int) -> tuple[LoopState, dict[str, Array]]:
-        state, loss = _step(cfg, alike, state, frozen, pictures(number), jnp.int32(number), key)
-        return state, {"loss": loss}
+        return _step(cfg, alike, state, frozen, pictures(number), jnp.int32(number), key)
 
     state = run_steps(
         workdir, {"autoencoder": dataclasses.asdict(how), **settings}, lambda: _start(cfg, alike, key), step,
@@ -167,8 +166,8 @@ def _step(
     batch: UInt8[Array, "b y x 3"],
     number: Array,
     key: PRNGKeyArray,
-) -> tuple[LoopState, Array]:
-    """Step `number` from 0, and its loss. key: of the run."""
+) -> tuple[LoopState, dict[str, Array]]:
+    """Step `number` from 0, and its metrics. key: of the run."""
     pixels = jnp.asarray(codec_values(batch, GenerationImageProcessorConfig()))
     noise_key = jax.random.fold_in(key, number)
 
@@ -177,7 +176,8 @@ def _step(
 
     loss, gradient = jax.value_and_grad(loss_of)(state.trained)
     updates, opt_state = _transform(how, state.trained).update(gradient, state.opt_state, state.trained)
-    return LoopState(optax.apply_updates(state.trained, updates), opt_state), loss
+    metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
+    return LoopState(optax.apply_updates(state.trained, updates), opt_state), metrics
 
 
 def _transform(how: AutoencoderConfig, trained: Params) -> optax.GradientTransformationExtraArgs:

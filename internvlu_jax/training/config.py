@@ -48,7 +48,7 @@ class OptimizerConfig:
         matrices: what moves the kernels of stacked layers: "adam" as all else, or "muon", which gives every direction
             of a matrix the same step (`training.muon`). Learning rates mean about the same for both.
         schedule: "constant" or "cosine", after `warmup` steps of linear increase.
-        decay_steps: when the cosine is at 0; None is the last step of the run.
+        decay_steps: when the cosine is at 0, after `warmup`; None is the last step of the run.
         warmup: steps in which the learning rate rises from 0.
         b1: decay of the mean of gradients.
         b2: decay of the mean of their squares.
@@ -84,7 +84,9 @@ class OptimizerConfig:
             _check(f"optimizer.{name}", value, value is None or 0 <= value < 1, "a number from 0, below 1")
         for name in ("eps", "clip"):
             _check(f"optimizer.{name}", getattr(self, name), getattr(self, name) > 0, "a number over 0")
-        _check("optimizer.decay_steps", self.decay_steps, self.decay_steps is None or self.decay_steps > 0, "over 0")
+        decay, warmup = self.decay_steps, self.warmup if self.schedule == "cosine" else 0
+        expected = f"over {warmup}" + (", the warmup, behind which the cosine begins" if warmup else "")
+        _check("optimizer.decay_steps", decay, decay is None or decay > warmup, expected)
 
 
 def _check(name: str, value: object, good: bool, expected: str) -> None:

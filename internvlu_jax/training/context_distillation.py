@@ -86,7 +86,7 @@ def distill_context(
     Raises:
         ConfigError, ValueError: the models do not fit together, the rules or the data cannot be used, or what is in
             `workdir` began under other settings; before compilation.
-        Stopped: SIGTERM or Ctrl-C came; the same call goes on.
+        NotFiniteError, Stopped: see `resuming.run_steps`.
     """
     workdir = Path(workdir)
     target = workdir / "model"

@@ -30,7 +30,14 @@ from internvlu_jax.parallel.together import next_step
 from internvlu_jax.training import overview, setup
 from internvlu_jax.training.config import TrainConfig
 from internvlu_jax.training.reporting import Records, check_tracker
-from internvlu_jax.training.resuming import Interrupted, check_settings, interruptible, interruption, sole_run
+from internvlu_jax.training.resuming import (
+    Interrupted,
+    NotFiniteError,
+    check_settings,
+    interruptible,
+    interruption,
+    sole_run,
+)
 from internvlu_jax.training.samples import sample_sheet
 from internvlu_jax.training.setup import InitialModel
 from internvlu_jax.training.step import Step, TrainState, not_finite
@@ -46,10 +53,6 @@ _MAY_CHANGE = (
     "steps", "executor", "mesh", "save_every", "keep_last", "keep_every", "validation", "report", "sample_every",
     "sample_prompts", "sample_steps", "data.threads", "data.prefetch", "data.max_broken", "data.allow_outside",
 )  # fmt: skip
-
-
-class NotFiniteError(RuntimeError):
-    """A loss or a gradient is not a finite number."""
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ One process at a time has a work directory (`sole_run`).
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -38,6 +40,10 @@ class Stopped(Exception):
 
     def __init__(self, workdir: Path, step: int) -> None:
         super().__init__(f"stopped at step {step}; `{workdir}` can go on")
+
+
+class NotFiniteError(RuntimeError):
+    """A loss or a gradient is not a finite number."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -179,6 +185,7 @@ def run_steps(
     may_change: Iterable[str] = (),
     quiet: bool = False,
     speed: Callable[[], str] = str,
+    must_be_finite: bool = True,
 ) -> LoopState:
     """Runs the steps of a small loop, or goes on where it was stopped; returns the state after the last.
 
@@ -189,10 +196,12 @@ def run_steps(
         data: loaders whose positions are saved with the state, by name.
         may_change: settings that may differ when the loop goes on.
         speed: words that the live line ends with.
+        must_be_finite: whether a metric that is not ends the loop; else the step takes care of that itself.
 
     Raises:
         ConfigError: the loop began under other settings; before `init`.
         ValueError: another process is at work in `workdir`.
+        NotFiniteError: a metric of a step is not a finite number. What is saved is from before.
         Stopped: SIGTERM or Ctrl-C came, even in the last step; the step in hand is saved.
     """
     check_loop(workdir, settings, may_change)
@@ -211,15 +220,16 @@ def run_steps(
                 closing(Records(workdir, steps, done, write=True, show=not quiet)) as records,
                 interruption() as is_interrupted,
             ):
+                record = partial(_record, workdir, records, speed, must_be_finite)
                 waiting: tuple[int, Mapping[str, Any]] | None = None
                 for number in range(done, steps):
                     state, metrics = step(state, number)
                     # The step before this one is read while this one runs: the device need not wait for the host.
-                    _record(records, waiting, speed)
+                    record(waiting)
                     waiting = (number + 1, metrics)
                     stops = is_interrupted(number + 1)
                     if stops or (number + 1) % save_every == 0 or number + 1 == steps:
-                        _record(records, waiting, speed)
+                        record(waiting)
                         waiting = None
                         saved.save(number + 1, state, {name: d.state() for name, d in data.items()})
                     if stops:
@@ -238,7 +248,23 @@ def _alone(workdir: Path) -> Iterator[None]:
         raise Stopped(workdir, max(saved_steps(workdir / "checkpoints"), default=0)) from None
 
 
-def _record(records: Records, ended: tuple[int, Mapping[str, Any]] | None, speed: Callable[[], str]) -> None:
-    if ended is not None:
-        values = jax.device_get(dict(ended[1]))  # all of them in flight at once
-        records.write(ended[0], {name: np.asarray(value).item() for name, value in values.items()}, speed())
+def _record(
+    workdir: Path,
+    records: Records,
+    speed: Callable[[], str],
+    must_be_finite: bool,
+    ended: tuple[int, Mapping[str, Any]] | None,
+) -> None:
+    """Writes the metrics of a step that has ended; raises NotFiniteError."""
+    if ended is None:
+        return
+    step, metrics = ended
+    read = jax.device_get(dict(metrics))  # all of them in flight at once
+    values = {name: np.asarray(value).item() for name, value in read.items()}
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if must_be_finite and bad:
+        raise NotFiniteError(
+            f"{workdir}, step {step}: {', '.join(bad)} is not finite. What is saved is from before; "
+            "look at the data of that step, or begin elsewhere with a lower learning rate"
+        )
+    records.write(step, values, speed())

@@ -82,29 +82,20 @@ def _started(cfg: TrainConfig) -> InitialModel:
     if cfg.model not in PRESETS:
         raise ConfigError(f"model is {cfg.model!r}; expected one of {', '.join(PRESETS)}, or a checkpoint as `start`")
     config = PRESETS[cfg.model]()
-    shapes = _adapted_shapes(cfg, param_shapes(config))
-    if PRESETS[cfg.model] is InternVLUConfig:
-        _check_learned(factors(shapes, cfg.optimizer))
-    return InitialModel(config, Tokenizer.byte_level(chat.FIXED_TEXTS), shapes, None, {}, None)
-
-
-def _check_learned(rules: Factors) -> None:
-    """Raises ConfigError where parts of a model that is made up at random would stay so. Small presets may: they are
-    there to try things out."""
-    parts = {path.split("/")[0] for path in rules.rates}
-    learned = {path.split("/")[0] for path in rules.rates if rules.is_trained(path)}
-    if parts != learned:
+    if PRESETS[cfg.model] is InternVLUConfig:  # small ones may: they are there to try things out
         raise ConfigError(
-            f"start is None, and {', '.join(sorted(parts - learned))} would stay at random numbers; expected --start "
-            "CHECKPOINT, such as InternVL-U/InternVL-U (the released weights) or the work directory of another run"
+            f"start is None, and the vae of {cfg.model}, which no run trains, would stay at random numbers; expected "
+            "--start CHECKPOINT, such as InternVL-U/InternVL-U (the released weights) or another run's work directory"
         )
+    shapes = _adapted_shapes(cfg, param_shapes(config))
+    return InitialModel(config, Tokenizer.byte_level(chat.FIXED_TEXTS), shapes, None, {}, None)
 
 
 def make_step(cfg: TrainConfig, initial: InitialModel, shards: int) -> Step:
     """The step of a run whose rows are shared out over `shards` groups of devices.
 
     Raises:
-        ConfigError: rules or adapters do not fit the model, or a term of the loss is not known.
+        ConfigError: rules or adapters do not fit the model or train the VAE, or a term of the loss is not known.
     """
     unknown = [name for name, _ in cfg.objective.weights if name not in TERMS]
     if unknown:
@@ -112,7 +103,13 @@ def make_step(cfg: TrainConfig, initial: InitialModel, shards: int) -> Step:
     scale = None if cfg.lora is None else cfg.lora.alpha / cfg.lora.rank
     model = InternVLU(initial.config, initial.tokenizer.special_table_ids, cfg.compute, scale)
     objective = Objective(model, cfg.objective, _CHUNK * shards)
-    return Step(objective, cfg.optimizer, factors(initial.shapes, cfg.optimizer), cfg.steps)
+    rules = factors(initial.shapes, cfg.optimizer)
+    if any(rules.is_trained(path) for path in rules.rates if path.startswith("vae/")):
+        raise ConfigError(
+            "optimizer.rates trains vae, which no term of the loss reaches: weight decay alone would move it; expected "
+            "rules that begin with 'vae/.*' 0"
+        )
+    return Step(objective, cfg.optimizer, rules, cfg.steps)
 
 
 def check_computed(cfg: TrainConfig, rules: Factors) -> None:

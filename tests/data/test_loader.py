@@ -274,9 +274,12 @@ def test_the_share_of_broken_records_that_is_borne(share, every, stops):
         read()
 
 
-@pytest.mark.parametrize(("size", "broken", "stops"), [(20, 1, False), (60, 2, False), (60, 4, True), (20, 3, True)])
+@pytest.mark.parametrize(
+    ("size", "broken", "stops"),
+    [(20, 1, False), (60, 2, False), (60, 4, True), (20, 3, True), (8, 1, False), (8, 2, True), (15, 12, True)],
+)
 def test_a_broken_record_counts_once_however_many_passes(size, broken, stops):
-    """Before, one of 20 ended a run in its third pass, and one of 60 in its 34th."""
+    """Before, one of 20 ended a run in its third pass, and one of 60 in its 34th; and of 15 any 14 were borne."""
     tally = Tally(0.01, [size], [1.0])
 
     def passes(count: int, first: int = 0) -> None:
@@ -296,6 +299,15 @@ def test_a_broken_record_counts_once_however_many_passes(size, broken, stops):
     assert list(tally.broken) == [f"a:{size - broken + n}" for n in range(broken)] and tally.records() == size
 
 
+def test_one_of_few_is_not_borne_where_none_is_to_be():
+    tally = Tally(0.0, [8], [1.0])
+    tally.read = 7
+    tally.settle()
+    tally.read = 8
+    with pytest.raises(DataError, match=r"1 of the 8 records read so far cannot be used, and data.max_broken is 0"):
+        tally.bad(BrokenRecord("a:7", "why"))
+
+
 def test_records_of_a_mixture_are_counted_by_source():
     tally = Tally(0.01, [10, 1000], [1.0, 1.0])
     for read, records in ((8, 8), (20, 20), (100, 60), (10**6, 1010)):
@@ -305,8 +317,8 @@ def test_records_of_a_mixture_are_counted_by_source():
 
 def test_records_that_are_lost_later_end_the_run():
     """All of them, or too many."""
-    for lost, said in ((10, "10 of the 10"), (40, r"\d of the 40")):
-        tally = Tally(0.01, [lost], [1.0])
+    for share, lost, said in ((0.5, 10, "10 of the 10"), (0.01, 10, "2 of the 10"), (0.01, 40, r"\d of the 40")):
+        tally = Tally(share, [lost], [1.0])
         tally.read = lost
         tally.settle()
         with pytest.raises(DataError, match=f"{said} records read so far cannot be used"):

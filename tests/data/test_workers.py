@@ -18,7 +18,7 @@ from internvlu_jax.data.loader import Loader
 from internvlu_jax.data.workers import WorkerLoader
 from internvlu_jax.presets import small_config
 from internvlu_jax.processing.tokenizer import Tokenizer
-from tests.helpers.data import assert_same, plan, steps, t2i
+from tests.helpers.data import assert_same, drafts, plan, steps, t2i
 
 ROOT = Path(__file__).parents[2]
 CFG, TOKENIZER = small_config(), Tokenizer.from_directory(BUILT_IN / "processor")
@@ -52,6 +52,27 @@ def test_shares_are_all_of_the_data():
     parts = [next(plan(records, batch_size=4, share=(w, 3))).rows for w in range(3)]
     found = [[row[0].where for row in rows] for rows in parts]
     assert [where for four in zip(*found, strict=True) for where in four] == whole
+
+
+def test_every_share_has_the_mixture():
+    """A pass of a source is shared out among all. Before, each of four had one source of 1:1:2, and that for ever."""
+    records = [[t2i(100 * source + n) for n in range(size)] for source, size in enumerate((8, 8, 16))]
+    made = [plan(records, weights=[1.0, 1.0, 2.0], batch_size=8, share=(w, 4)) for w in range(4)]
+    for _ in range(3):
+        found = [[int(draft.where.removeprefix("t2i:")) for draft in drafts(share, 1)] for share in made]
+        assert [sorted(n // 100 for n in numbers) for numbers in found] == 4 * [[0, 0, 1, 1, 2, 2, 2, 2]]
+        assert len({number for numbers in found for number in numbers}) == 32
+
+
+@pytest.mark.parametrize("sources, told", [(SOURCES, 1), (SOURCES[:1], 0)])
+def test_a_run_that_shared_out_the_mixture_hears_that_its_order_changes(sources, told, caplog):
+    """Of one source the order is what it was."""
+    made = WorkerLoader(CFG, TOKENIZER, dataclasses.replace(TWO, sources=sources), seed=0)
+    state = json.loads(json.dumps(made.state()))
+    made.restore({name: value for name, value in state.items() if name != "shared"})
+    made.restore(state)
+    assert made.state() == state
+    assert len([r for r in caplog.records if "the examples come in another order" in r.getMessage()]) == told
 
 
 def test_broken_data_ends_the_run_with_its_own_words(tmp_path):

@@ -151,6 +151,15 @@ def test_other_settings_are_refused(step, start, steps, together):
             train_together(step, start, members, steps, together[1], settings, quiet=True)
 
 
+def test_a_seed_that_is_not_finite_does_not_end_the_others(step, start, steps, tmp_path):
+    def model(seed: int):
+        made = start(seed)
+        return made if seed == SEEDS[1] else {**made, "head": jax.tree.map(lambda p: p * jnp.nan, made["head"])}
+
+    states = train_together(step, model, MEMBERS, steps, tmp_path, {"data": "random"}, quiet=True)
+    assert states.step.tolist() == [0, STEPS]
+
+
 def test_a_seed_that_is_not_finite_stays_where_it_is_and_the_others_go_on(step, start, steps, apart):
     states = first_states(step, [start(seed) for seed in SEEDS])
     broken = states.replace(trained=jax.tree.map(lambda p: p.at[0].set(jnp.nan), states.trained))

@@ -87,11 +87,17 @@ def test_the_same_command_goes_on_with_the_source_that_is_missing(two, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         precompute.precompute(run, tmp_path / "out")
     (tmp_path / "b.jsonl").write_text(json.dumps({"task": "t2i", "prompt": "second", "image": "a.png"}))
-    more = dataclasses.replace(run, steps=7, data=dataclasses.replace(run.data, threads=3))  # nothing depends on these
+    weighted = tuple((name, 2.0) for name, _ in run.data.sources)
+    data = dataclasses.replace(run.data, sources=weighted, threads=3, batch_size=2, drop_all_t2i=0.5, shuffle=False)
+    compute = dataclasses.replace(run.compute, remat="full")
+    more = dataclasses.replace(run, steps=7, data=data, compute=compute)  # nothing depends on these
     directories = precompute.precompute(more, tmp_path / "out")
     assert computed == ["first", "second"] and [len(open_source(one)) for one in directories] == [1, 1]
     other = dataclasses.replace(run, data=dataclasses.replace(run.data, sides=(32,)))
     with pytest.raises(ValueError, match=r"out holds what was computed otherwise: data\.sides\.0: .* -> 32"):
+        precompute.precompute(other, tmp_path / "out")
+    other = dataclasses.replace(run, data=dataclasses.replace(run.data, sources=run.data.sources[::-1]))
+    with pytest.raises(ValueError, match=r"computed otherwise: data\.sources\.0\.0: .*a\.jsonl.* -> .*b\.jsonl"):
         precompute.precompute(other, tmp_path / "out")
 
 

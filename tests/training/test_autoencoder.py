@@ -43,7 +43,7 @@ def whole(tmp_path_factory):
 def test_every_step_is_recorded_and_the_loss_falls(whole):
     rows = [json.loads(line) for line in (whole[0] / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert rows[-1]["loss"] < rows[0]["loss"] and rows[0]["grad_norm"] > 0
     mean, std = latent_statistics(VAE, whole[1], [pictures(0), pictures(1)])
     assert mean.shape == std.shape == (VAE.z_dim,) and (std > 0).all()
 

@@ -1,5 +1,6 @@
 """What all loops share: signals, and settings that must stay; on a loop that only adds."""
 
+import json
 import os
 import signal
 import threading
@@ -8,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from internvlu_jax.checkpoints.run_checkpoints import saved_steps
 from internvlu_jax.checkpoints.run_directory import with_present_names
 from internvlu_jax.config import Compute, ConfigError
 from internvlu_jax.training.config import TrainConfig
-from internvlu_jax.training.resuming import LoopState, Stopped, interruptible, interruption, run_steps
+from internvlu_jax.training.resuming import LoopState, NotFiniteError, Stopped, interruptible, interruption, run_steps
 from internvlu_jax.utils.locks import locked
 
 SETTINGS = {"rate": 0.5, "data": {"sources": [["a", 1.0]], "threads": 1}}
@@ -103,6 +105,22 @@ def test_a_damaged_last_step_is_made_again(tmp_path, caplog):
     assert float(run(tmp_path / "run", rest).trained["total"]) == float(whole.trained["total"])
     assert rest.steps == [2, 3, 4] and "step 2 is taken" in caplog.text
     assert (tmp_path / "run/metrics.jsonl").read_text() == (tmp_path / "whole/metrics.jsonl").read_text()
+
+
+def test_a_number_that_is_not_finite_ends_the_loop_and_what_is_saved_is_from_before(tmp_path):
+    """Before, the loop went on to its end, and what it saved on the way was that number."""
+
+    def step(state: LoopState, number: int) -> tuple[LoopState, dict]:
+        total = state.trained["total"] + (jnp.nan if number == 2 else 1.0)
+        return LoopState({"total": total}, state.opt_state, {"total": total}), {"loss": 1.0, "grad_norm": total}
+
+    for _ in range(2):  # the same call comes to the same end
+        with pytest.raises(NotFiniteError, match=rf"{tmp_path}, step 3: grad_norm is not finite"):
+            run(tmp_path, step, steps=9, save_every=2, data={})
+        assert saved_steps(tmp_path / "checkpoints") == [2]
+    assert [json.loads(line)["grad_norm"] for line in (tmp_path / "metrics.jsonl").open()] == [1.0, 2.0]
+    done = run(tmp_path / "borne", step, steps=5, data={}, must_be_finite=False)
+    assert np.isnan(done.trained["total"])
 
 
 def test_off_the_main_thread_handlers_are_left_alone(tmp_path):

@@ -30,8 +30,9 @@ from internvlu_jax.data.plan import DataError
 from internvlu_jax.inference.pipeline import InternVLUPipeline
 from internvlu_jax.training import setup
 from internvlu_jax.training.config import LoraConfig, ValidationConfig
-from internvlu_jax.training.loop import NotFiniteError, train
+from internvlu_jax.training.loop import train
 from internvlu_jax.training.reporting import Records
+from internvlu_jax.training.resuming import NotFiniteError
 from internvlu_jax.training.validation import Validation
 from internvlu_jax.utils import signals
 from internvlu_jax.utils.locks import locked

@@ -27,6 +27,7 @@ from internvlu_jax.training.optimizer import factors
         ({"b2": -0.1}, "b2 is -0.1"),
         ({"ema": 1.0}, "ema is 1.0; expected a number from 0, below 1"),
         ({"decay_steps": 0}, "decay_steps is 0; expected over 0"),
+        ({"schedule": "cosine", "decay_steps": 1000}, "decay_steps is 1000; expected over 1000, the warmup"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1"),
     ],
 )
@@ -37,6 +38,7 @@ def test_an_optimizer_that_would_not_learn_or_run_away_is_refused(given, said):
 
 def test_what_switches_off_is_taken():
     OptimizerConfig(learning_rate=0.0, warmup=0, clip=math.inf, b1=0.0, ema=0.0)
+    OptimizerConfig(schedule="cosine", warmup=0, decay_steps=1)
 
 
 @pytest.mark.parametrize(
@@ -58,14 +60,26 @@ def test_rules_that_freeze_everything_are_named():
         factors(param_shapes(debug_config()), OptimizerConfig(rates=((".*", 0.0),)))
 
 
-@pytest.mark.parametrize("name, frozen", [("stage1", "vae, vlm"), ("stage2", "vae, vlm"), ("stage3", "vae")])
-def test_a_stage_without_a_start_would_train_on_noise(name, frozen):
+@pytest.mark.parametrize("rates", [CONFIGS["stage1"].optimizer.rates, OptimizerConfig().rates])
+def test_a_stage_without_a_start_would_train_on_noise(rates):
+    """Also with rules that name all: nothing moves the VAE but weight decay."""
+    optimizer = dataclasses.replace(CONFIGS["stage3"].optimizer, rates=rates)
     with pytest.raises(
-        ConfigError, match=f"start is None, and {frozen} would stay at random numbers; expected --start"
+        ConfigError, match=r"the vae of internvl-u-4b, .*, would stay at random numbers; expected --start"
     ):
-        setup.initial_model(CONFIGS[name])
-    learned = dataclasses.replace(CONFIGS[name].optimizer, rates=((".*", 1.0),))
-    assert setup.initial_model(dataclasses.replace(CONFIGS[name], optimizer=learned)).params is None
+        setup.initial_model(dataclasses.replace(CONFIGS["stage3"], optimizer=optimizer))
+
+
+@pytest.mark.parametrize("rates", [((".*", 1.0),), (("vae/.*/bias", 0.5), ("vae/.*", 0.0), (".*", 1.0))])
+def test_rules_that_train_the_vae_are_refused(rates):
+    """It would have gradients and moments of zeros, and shrink by weight decay."""
+    debug = CONFIGS["debug"]
+    cfg = dataclasses.replace(debug, optimizer=dataclasses.replace(debug.optimizer, rates=rates))
+    with pytest.raises(
+        ConfigError, match=r"optimizer\.rates trains vae, .*; expected rules that begin with 'vae/\.\*' 0"
+    ):
+        setup.make_step(cfg, setup.initial_model(cfg), 1)
+    setup.make_step(debug, setup.initial_model(debug), 1)
 
 
 @pytest.mark.parametrize(
