@@ -164,8 +164,8 @@ class WithChat(WithWriting):
 
     def _read_new(self, asked: _Asked, cache: KVCache | None, marks: np.ndarray, room: int) -> tuple[Prompt, int]:
         """The prompt with its cache, and how many of its tokens were read: all that the cache does not hold."""
-        if cache is not None and cache.slots > 2 * _capacity(len(asked.ids) + room):
-            cache = None  # of a far longer conversation: every token would look at all its slots
+        if cache is not None and cache.slots > 2 * _capacity(bucket(len(asked.ids)) + room):
+            cache = None  # of a longer conversation: every token would look at all its slots
         common = 0 if cache is None else _common(marks, asked.marks[:-1])  # one is read at least: what follows it?
         per_tile, tokenizer = self.config.vlm.tokens_per_tile, self.processor.tokenizer
         before = int((asked.ids[:common] == tokenizer.img_context).sum())

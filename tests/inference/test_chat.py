@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from internvlu_jax import InternVLUPipeline
+from internvlu_jax.decode.model import LanguageModel, grown
 from internvlu_jax.inference import chat, programs, writing
 from internvlu_jax.inference.chat import ChatCache
 from internvlu_jax.inference.options import Options
@@ -139,13 +140,16 @@ def test_what_is_another_conversation_is_read(pipe):
     np.testing.assert_array_equal(grown.tokens, pipe.chat(long, cache=ChatCache(), max_new_tokens=2).tokens)
 
 
-def test_a_short_conversation_after_a_long_one_has_a_cache_of_its_own_size(pipe):
-    """Else all its tokens would look at the slots of the other, and these stay taken."""
-    cache = ChatCache()
-    pipe.chat([user("word " * 1200)], cache=cache, max_new_tokens=2)
-    out = pipe.chat(FIRST, cache=cache, max_new_tokens=2)
-    held, _ = cache.take()
-    assert held.slots == 512 and out.read == out.prompt_tokens
+@pytest.mark.parametrize("times, left", [(2, 2), (4, 1)])
+def test_a_long_conversation_leaves_no_large_cache_to_short_ones(pipe, times, left):
+    """Every token would look at all its slots. What is twice as large as need be goes on."""
+    asked = pipe._asked(FIRST, 1)
+    fresh, _ = pipe._read_new(asked, None, asked.marks, room=32)
+    slots = fresh.cache.slots
+    large = pipe.on.run(grown, LanguageModel(pipe.model), pipe.params, fresh.cache, capacity=times * slots)
+    prompt, read = pipe._read_new(asked, large, asked.marks, room=32)
+    assert prompt.cache.slots == left * slots
+    assert read == (1 if left == times else len(asked.ids))
 
 
 def test_special_tokens_that_were_written_are_read_again(pipe, monkeypatch):
