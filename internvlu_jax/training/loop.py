@@ -94,21 +94,23 @@ def _train(cfg: TrainConfig, workdir: Path, quiet: bool, command: str | None) ->
     initial = setup.initial_model(cfg, None if last is None else workdir)
     step = setup.make_step(cfg, initial, executor.shards)
     setup.check_computed(cfg, step.factors)
-    validation = Validation(cfg, initial, executor, step.objective) if cfg.validation.sources else None
+    model = dataclasses.replace(initial, params=None)  # for all of the run, which does not look at them again
+    validation = Validation(cfg, model, executor, step.objective) if cfg.validation.sources else None
     with (
-        setup.make_loader(cfg, initial, executor) as loader,
+        setup.make_loader(cfg, model, executor) as loader,
         RunCheckpoints(workdir / "checkpoints", cfg.keep_last, cfg.keep_every) as saved,
     ):
         if last is None:
             state = setup.first_state(cfg, initial, step, executor)
-            _write_start(cfg, workdir, initial, executor.savable(state), command)
+            _write_start(cfg, workdir, model, executor.savable(state), command)
         else:
-            state, position = setup.saved_state(cfg, initial, step, executor, workdir, saved, last)
+            state, position = setup.saved_state(cfg, model, step, executor, workdir, saved, last)
             loader.restore(position)
+        del initial  # gigabytes, of which the state has its own
         if not quiet and jax.process_index() == 0:
             overview.show(executor.savable(state), step.factors)
         executor.compile(step)
-        return _Run(cfg, workdir, initial, step, executor, loader, validation, saved, quiet).go(state, last or 0)
+        return _Run(cfg, workdir, model, step, executor, loader, validation, saved, quiet).go(state, last or 0)
 
 
 def check_workdir(cfg: TrainConfig, workdir: Path) -> None:

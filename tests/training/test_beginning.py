@@ -1,0 +1,47 @@
+"""What a run holds when its first step begins, before it compiles."""
+
+import dataclasses
+import gc
+import weakref
+
+import jax
+import pytest
+
+from internvlu_jax.training import loop, setup
+from internvlu_jax.training.config import ValidationConfig
+from tests.helpers.training import TINY
+
+
+class Begun(Exception):
+    """In place of the first step."""
+
+
+def begin(cfg, workdir, monkeypatch, look=lambda: None):
+    """The state before the first step of a run, which ends there; `look` is called while all of the run is there."""
+    states = []
+
+    def go(self, state, done):
+        states.append(state)
+        look()
+        raise Begun
+
+    monkeypatch.setattr(loop._Run, "go", go)
+    with pytest.raises(Begun):
+        loop.train(cfg, workdir, quiet=True)
+    return states[0]
+
+
+@pytest.mark.parametrize("held_out", [(), TINY.data.sources])
+def test_the_weights_of_the_start_are_not_held(tmp_path, monkeypatch, held_out):
+    """Gigabytes of each process's host; a trained array is looked at, for a state may share others."""
+    load, loaded, held = setup.initial_model, [], []
+
+    def watched(*given):
+        initial = load(*given)
+        loaded.append(weakref.ref(jax.tree.leaves(initial.params["head"])[0]))
+        return initial
+
+    monkeypatch.setattr(setup, "initial_model", watched)
+    cfg = dataclasses.replace(TINY, validation=ValidationConfig(held_out))
+    begin(cfg, tmp_path, monkeypatch, lambda: (gc.collect(), held.append(loaded[0]())))
+    assert held == [None]
