@@ -130,11 +130,10 @@ def _write_start(
 ) -> None:
     if command is not None and jax.process_index() == 0:
         write_text(workdir / run_directory.COMMAND, command + "\n")
-    if not run_directory.is_run(workdir):
-        run_directory.start_run(
-            workdir, dataclasses.asdict(cfg), initial.config, state.frozen, initial.extras, initial.tokenizer,
-            initial.assets,
-        )  # fmt: skip
+    run_directory.start_run(
+        workdir, dataclasses.asdict(cfg), initial.config, state.frozen, initial.extras, initial.tokenizer,
+        initial.assets,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,13 @@ import gc
 import weakref
 
 import jax
+import numpy as np
 import pytest
 
+from internvlu_jax.checkpoints import run_directory
 from internvlu_jax.training import loop, setup
 from internvlu_jax.training.config import ValidationConfig
-from tests.helpers.training import TINY
+from tests.helpers.training import TINY, leaves_equal
 
 
 class Begun(Exception):
@@ -45,3 +47,18 @@ def test_the_weights_of_the_start_are_not_held(tmp_path, monkeypatch, held_out):
     cfg = dataclasses.replace(TINY, validation=ValidationConfig(held_out))
     begin(cfg, tmp_path, monkeypatch, lambda: (gc.collect(), held.append(loaded[0]())))
     assert held == [None]
+
+
+def test_what_is_kept_is_what_is_trained_on(tmp_path, monkeypatch):
+    """Where a run ended before its first checkpoint, and what it starts from has changed when it is begun again."""
+    started = setup._started
+
+    def changed(cfg):
+        initial = started(cfg)
+        return dataclasses.replace(initial, params=jax.tree.map(lambda leaf: leaf + 1, initial.params))
+
+    first = begin(TINY, tmp_path, monkeypatch)
+    monkeypatch.setattr(setup, "_started", changed)
+    second = begin(TINY, tmp_path, monkeypatch)
+    assert not np.array_equal(*(jax.tree.leaves(state.frozen)[0] for state in (first, second)))
+    leaves_equal(run_directory.restore_frozen(tmp_path, second.frozen), second.frozen)
