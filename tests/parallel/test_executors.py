@@ -250,6 +250,15 @@ def test_executor_of_a_configuration():
         make_executor("mesh", MeshConfig(fsdp=5))
 
 
+@pytest.mark.parametrize("kind", ["mesh", "single"])
+def test_what_lies_on_the_only_device_is_not_copied(kind):
+    executor = make_executor(kind, MeshConfig())
+    placed = executor.place({"kernel": np.ones((8, 8), np.float32)})["kernel"]
+    for dtype in (None, "float32"):
+        local = executor.local({"kernel": placed}, dtype)["kernel"]
+        assert local.unsafe_buffer_pointer() == placed.unsafe_buffer_pointer()
+
+
 def test_only_a_mesh_spans_processes(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ValueError, match="'pmap' runs on one process, and there are 2"):
