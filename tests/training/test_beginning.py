@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from internvlu_jax.checkpoints import run_directory
+from internvlu_jax.parallel.executors import make_executor
 from internvlu_jax.training import loop, setup
-from internvlu_jax.training.config import ValidationConfig
+from internvlu_jax.training.config import LoraConfig, ValidationConfig
+from internvlu_jax.utils.tree import paths
 from tests.helpers.training import TINY, leaves_equal
 
 
@@ -62,3 +64,19 @@ def test_what_is_kept_is_what_is_trained_on(tmp_path, monkeypatch):
     second = begin(TINY, tmp_path, monkeypatch)
     assert not np.array_equal(*(jax.tree.leaves(state.frozen)[0] for state in (first, second)))
     leaves_equal(run_directory.restore_frozen(tmp_path, second.frozen), second.frozen)
+
+
+@pytest.mark.parametrize("kind", ["mesh", "pmap", "single"])
+def test_frozen_parameters_are_on_the_devices_once(monkeypatch, kind):
+    cfg = dataclasses.replace(
+        TINY,
+        lora=LoraConfig(rank=2, pattern="head/mmdit/.*/(q|out)"),
+        optimizer=dataclasses.replace(TINY.optimizer, rates=((".*/lora_[ab]", 1.0), (".*", 0.0))),
+    )
+    initial, executor = setup.initial_model(cfg), make_executor(kind, cfg.mesh)
+    step, placed = setup.make_step(cfg, initial, executor.shards), executor.place(initial.params)
+    monkeypatch.setattr(executor, "place", lambda params: placed)
+    state = setup.first_state(cfg, initial, step, executor)
+    shapes, flat = jax.eval_shape(step.init, initial.shapes), paths(placed)
+    assert jax.tree.structure(state) == jax.tree.structure(shapes)
+    assert all(leaf is flat[path] for path, leaf in paths(state.frozen).items())
