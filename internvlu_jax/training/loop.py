@@ -108,7 +108,7 @@ def _train(cfg: TrainConfig, workdir: Path, quiet: bool, command: str | None) ->
             loader.restore(position)
         del initial  # gigabytes, of which the state has its own
         if not quiet and jax.process_index() == 0:
-            overview.show(executor.savable(state), step.factors)
+            overview.show(executor.savable(state), step.factors, executor.device_count)
         executor.compile(step)
         return _Run(cfg, workdir, model, step, executor, loader, validation, saved, quiet).go(state, last or 0)
 
@@ -164,7 +164,7 @@ class _Run:
         self._cfg, self._workdir, self._initial, self._quiet = cfg, workdir, initial, quiet
         self._executor, self._loader, self._validation, self._saved = executor, loader, validation, saved
         self._first = jax.process_index() == 0
-        self._pictures, self._work, self._peak = Rate(), Rate(), peak_operations()
+        self._pictures, self._work, self._peak = Rate(), Rate(), peak_operations(executor.device_count)
         self._waiting = Waiting()
         # From the rows that this process loads to those of the run.
         self._of_all = cfg.data.batch_size / len(executor.rows(cfg.data.batch_size))

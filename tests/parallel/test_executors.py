@@ -245,6 +245,8 @@ def test_rows_that_cannot_be_shared_out():
 
 def test_executor_of_a_configuration():
     assert isinstance(make_executor("single", MeshConfig()), SingleExecutor)
+    assert SingleExecutor().device_count == 1, "however many there are"
+    assert PmapExecutor([jax.devices()[0]] * 4).device_count == 4
     assert list(make_executor("mesh", MeshConfig()).rows(3)) == [0, 1, 2]
     with pytest.raises(ValueError, match=r"mesh\.fsdp 5"):
         make_executor("mesh", MeshConfig(fsdp=5))
