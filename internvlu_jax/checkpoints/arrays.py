@@ -53,13 +53,15 @@ def targets_like(tree: Any) -> Any:
 
 
 def read_arrays(path: Path, specs: Any) -> Any:
-    """Reads what `write_arrays` wrote as `specs` says, see `targets`.
+    """Reads what `write_arrays` wrote as `specs` says, see `targets`; what says no sharding is read as numpy arrays.
 
     Raises:
         CheckpointError: it cannot be read, or does not fit.
     """
-    with orbax_errors(f"{path} cannot be read"), ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path, specs)
+    # A StandardCheckpointer would put what says no sharding where it lay when it was written, and fail without that.
+    how = ocp.args.PyTreeRestore(specs, ocp.checkpoint_utils.construct_restore_args(specs))
+    with orbax_errors(f"{path} cannot be read"), ocp.PyTreeCheckpointer() as checkpointer:
+        return checkpointer.restore(path, how)
 
 
 def at_most(dtype: Any, max_dtype: str | None) -> np.dtype:

@@ -170,7 +170,7 @@ def _load_run(
     params = checked(params)
     if adapters is not None:
         params = lora.merge(params, adapters["alpha"] / adapters["rank"])
-        params = jax.tree.map(lambda p: p.astype(at_most(p.dtype, max_dtype)), params)
+        params = jax.tree.map(lambda p: p.astype(at_most(p.dtype, max_dtype), copy=False), params)
     return LoadedModel(config, params, extras, run_directory.assets(workdir), run_directory.trained_time(workdir))
 
 

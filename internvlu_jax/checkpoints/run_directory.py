@@ -76,6 +76,8 @@ def start_run(
 ) -> None:
     """Writes down what a run starts from and never changes. The directory is a run once all of it is written.
 
+    What a run began with that has saved no step is written over: it may start from something else this time.
+
     Args:
         config: the run's configuration as JSON; its entry "lora" is None or has "alpha" and "rank", and "start" names
             the checkpoint that it begins with, if there is one.
@@ -84,22 +86,16 @@ def start_run(
             configs and the tokenizer are written.
 
     Raises:
-        CheckpointError: the directory holds a run or part of one, the disk is full, or writing failed.
+        CheckpointError: the directory holds a run that has saved a step, or part of a run, the disk is full, or writing
+            failed.
     """
     root = path_of(workdir).absolute()
     start = root / "start"
-    if (is_model(start) if in_bucket(start) else start.exists()) or saved_steps(root / "checkpoints"):
-        raise CheckpointError(
-            f"{root} holds a run, or part of one (start/, checkpoints/); take another work directory, or remove that"
-        )
+    partial = start if in_bucket(start) else root / ".start.partial"  # one name for all processes
+    from_first(lambda: _clear(root, start, partial))
     arrays = {"frozen": frozen, "extras": extras}
     check_space(root, arrays)
-    partial = start if in_bucket(start) else root / ".start.partial"  # one name for all processes
     if jax.process_index() == 0:
-        if in_bucket(partial):
-            remove_objects(partial)
-        else:
-            shutil.rmtree(partial, ignore_errors=True)
         with filled(partial / "released") as files:
             if released is None:
                 tokenizer.save(files / "processor")
@@ -114,6 +110,23 @@ def start_run(
         if partial != start:
             partial.rename(start)
     barrier("start_run: ended")
+
+
+def _clear(root: Path, start: Path, partial: Path) -> int:
+    """Removes what was begun, and may have been killed in, before a step was saved; returns 0, for `from_first`."""
+    if saved_steps(root / "checkpoints") or (start.exists() and not in_bucket(start) and not is_run(root)):
+        raise CheckpointError(
+            f"{root} holds a run, or part of one (start/, checkpoints/); take another work directory, or remove that"
+        )
+    if in_bucket(start):
+        (start / MARKER).unlink(missing_ok=True)  # first, so that what is half removed is never taken for whole
+        remove_objects(start)
+        return 0
+    shutil.rmtree(partial, ignore_errors=True)
+    if start.exists():
+        start.rename(partial)
+        shutil.rmtree(partial)
+    return 0
 
 
 def hub_id(name: str | Path | None) -> str | None:

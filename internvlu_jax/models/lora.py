@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import PRNGKeyArray
 
@@ -77,12 +78,16 @@ def _adapter(kernel: tuple[int, ...], path: tuple[str, ...], rank: int, key: PRN
 
 
 def merge(params: Tree, scale: float) -> Tree:
-    """Parameters whose kernels hold their adapters' updates, without the adapters; worked out in float32."""
+    """Parameters whose kernels hold their adapters' updates, without the adapters; worked out in float32.
+
+    A kernel that is a numpy array stays one: of a model on the host the device holds one kernel at a time.
+    """
     if not isinstance(params, dict):
         return params
     rest = {name: merge(child, scale) for name, child in params.items() if name not in (_A, _B)}
     if _A in params:
-        rest["kernel"] = folded(params["kernel"], params[_A], params[_B], scale)
+        kernel = folded(params["kernel"], params[_A], params[_B], scale)
+        rest["kernel"] = np.asarray(kernel) if isinstance(params["kernel"], np.ndarray) else kernel
     return rest
 
 

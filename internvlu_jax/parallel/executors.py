@@ -32,9 +32,11 @@ class Executor(Protocol):
     """Where a run's state lives and how its steps run.
 
     shards: groups of devices that the rows of one program are shared out over.
+    device_count: devices that work, of all processes; the machine may have more.
     """
 
     shards: int
+    device_count: int
 
     def rows(self, batch_rows: int) -> Sequence[int]:
         """The rows of a micro-batch that this process loads. Raises ValueError if the devices cannot share them."""
@@ -93,7 +95,7 @@ class SingleExecutor:
     another program.
     """
 
-    shards = 1
+    shards = device_count = 1
 
     def __init__(self) -> None:
         self._here = SingleDeviceSharding(jax.devices()[0])
@@ -142,6 +144,7 @@ class MeshExecutor:
         self.mesh = mesh
         self._by_row = rows_sharding(mesh)
         self.shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        self.device_count = mesh.size
         self._step: Step | None = None
         self._programs: Programs | None = None
 
@@ -202,6 +205,8 @@ class MeshExecutor:
         return tree
 
     def local(self, tree: Tree, dtype: str | None = None) -> Tree:
+        if self.mesh.size == 1:  # where it lies whole, and gathering would copy it
+            return _cast(jax.tree.map(lambda leaf: leaf.addressable_data(0), tree), dtype)
         gather = _gather(self.mesh, dtype)
 
         def one(leaf: jax.Array) -> jax.Array:
@@ -218,6 +223,7 @@ class PmapExecutor:
 
     def __init__(self, devices: Sequence[jax.Device] | None = None) -> None:
         self.devices = jax.local_devices() if devices is None else list(devices)
+        self.device_count = len(self.devices)
         self._by_device = NamedSharding(Mesh(np.array(self.devices), (AXIS,)), PartitionSpec(AXIS))
 
     def rows(self, batch_rows: int) -> Sequence[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -130,6 +131,8 @@ class ValidationConfig:
     def __post_init__(self) -> None:
         for name in ("every", "batches"):
             _check(f"validation.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        good = all(0 < weight < math.inf for _, weight in self.sources)
+        _check("validation.sources", self.sources, good, "weights over 0; leave a source out instead")
 
 
 @dataclass(frozen=True)

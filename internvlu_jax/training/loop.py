@@ -97,21 +97,23 @@ def _train(cfg: TrainConfig, workdir: Path, quiet: bool, command: str | None) ->
     initial = setup.initial_model(cfg, None if last is None else workdir)
     step = setup.make_step(cfg, initial, executor.shards)
     setup.check_computed(cfg, step.factors)
-    validation = Validation(cfg, initial, executor, step.objective) if cfg.validation.sources else None
+    model = dataclasses.replace(initial, params=None)  # for all of the run, which does not look at them again
+    validation = Validation(cfg, model, executor, step.objective) if cfg.validation.sources else None
     with (
-        setup.make_loader(cfg, initial, executor) as loader,
+        setup.make_loader(cfg, model, executor) as loader,
         RunCheckpoints(workdir / "checkpoints", cfg.keep_last, cfg.keep_every) as saved,
     ):
         if last is None:
             state = setup.first_state(cfg, initial, step, executor)
-            _write_start(cfg, workdir, initial, executor.savable(state), command)
+            _write_start(cfg, workdir, model, executor.savable(state), command)
         else:
-            state, position = setup.saved_state(cfg, initial, step, executor, workdir, saved, last)
+            state, position = setup.saved_state(cfg, model, step, executor, workdir, saved, last)
             loader.restore(position)
+        del initial  # gigabytes, of which the state has its own
         if not quiet and jax.process_index() == 0:
-            overview.show(executor.savable(state), step.factors)
+            overview.show(executor.savable(state), step.factors, executor.device_count)
         executor.compile(step)
-        return _Run(cfg, workdir, initial, step, executor, loader, validation, saved, quiet).go(state, last or 0)
+        return _Run(cfg, workdir, model, step, executor, loader, validation, saved, quiet).go(state, last or 0)
 
 
 def check_workdir(cfg: TrainConfig, workdir: Path) -> None:
@@ -131,11 +133,10 @@ def _write_start(
 ) -> None:
     if command is not None and jax.process_index() == 0:
         write_text(workdir / run_directory.COMMAND, command + "\n")
-    if not run_directory.is_run(workdir):
-        run_directory.start_run(
-            workdir, dataclasses.asdict(cfg), initial.config, state.frozen, initial.extras, initial.tokenizer,
-            initial.assets,
-        )  # fmt: skip
+    run_directory.start_run(
+        workdir, dataclasses.asdict(cfg), initial.config, state.frozen, initial.extras, initial.tokenizer,
+        initial.assets,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ class _Run:
         self._cfg, self._workdir, self._initial, self._quiet = cfg, workdir, initial, quiet
         self._executor, self._loader, self._validation, self._saved = executor, loader, validation, saved
         self._first = jax.process_index() == 0
-        self._pictures, self._work, self._peak = Rate(), Rate(), peak_operations()
+        self._pictures, self._work, self._peak = Rate(), Rate(), peak_operations(executor.device_count)
         self._waiting = Waiting()
         # From the rows that this process loads to those of the run.
         self._of_all = cfg.data.batch_size / len(executor.rows(cfg.data.batch_size))

@@ -32,17 +32,17 @@ def _sharding(leaf: jax.Array) -> str:
     return ", ".join("-" if axis is None else str(axis) for axis in spec)
 
 
-def summary(state: TrainState) -> str:
-    """Numbers trained and frozen, in words."""
+def summary(state: TrainState, devices: int) -> str:
+    """Numbers trained and frozen, and on how many devices, in words."""
     trained, frozen = (
         sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) for tree in (state.trained, state.frozen)
     )
-    return f"{trained:,} numbers trained, {frozen:,} frozen, on {jax.device_count()} device(s)"
+    return f"{trained:,} numbers trained, {frozen:,} frozen, on {devices} device(s)"
 
 
-def show(state: TrainState, factors: Factors) -> None:
+def show(state: TrainState, factors: Factors, devices: int) -> None:
     """Prints both on standard error, paths whole however narrow the terminal is."""
     console = Console(stderr=True)
     console.width = max(console.width, _WIDTH)
     console.print(parameter_table(state, factors))
-    console.print(summary(state))
+    console.print(summary(state, devices))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from PIL import Image
 
 from internvlu_jax.config import InternVLUConfig
 from internvlu_jax.inference.pipeline import InternVLUPipeline
-from internvlu_jax.models import lora
 from internvlu_jax.processing.processor import Processor
 from internvlu_jax.processing.tokenizer import Tokenizer
 from internvlu_jax.training.config import TrainConfig
@@ -20,12 +21,12 @@ def sample_sheet(
     """Draws `cfg.sample_prompts` from noise that is the same every time.
 
     Args:
-        params: of the whole model, on one device; adapters are folded in here.
+        params: of the whole model, on one device, adapters beside the kernels: folded ones would be so many more.
         side: pixels of each picture.
     """
-    if cfg.lora is not None:
-        params = lora.merge(params, cfg.lora.alpha / cfg.lora.rank)
     pipe = InternVLUPipeline(config, params, Processor(config.processor, tokenizer), cfg.compute)
+    if cfg.lora is not None:
+        pipe.model = replace(pipe.model, adapter_scale=cfg.lora.alpha / cfg.lora.rank)
     out = pipe(
         list(cfg.sample_prompts), generation_mode="image", height=side, width=side, seed=0,
         num_inference_steps=cfg.sample_steps,

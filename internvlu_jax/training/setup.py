@@ -29,7 +29,7 @@ from internvlu_jax.training.config import TrainConfig
 from internvlu_jax.training.losses import TERMS, Objective
 from internvlu_jax.training.optimizer import Factors, factors
 from internvlu_jax.training.step import Step, TrainState
-from internvlu_jax.utils.tree import Tree
+from internvlu_jax.utils.tree import Tree, merge, paths, split
 
 # Target positions whose logits one device holds at once: 620 MB at 151,936 entries.
 _CHUNK = 1024
@@ -133,12 +133,21 @@ def make_loader(cfg: TrainConfig, initial: InitialModel, executor: Executor) -> 
 
 
 def first_state(cfg: TrainConfig, initial: InitialModel, step: Step, executor: Executor) -> TrainState:
-    """The state before the first step, born where the executor keeps it."""
+    """The state before the first step, born where the executor keeps it. What is frozen is placed there once."""
     key = jax.random.key(cfg.seed)
     params = (
         executor.place(initial.params) if initial.params is not None else random_params(initial.config, key, executor)
     )
-    return executor.init(lambda p, k: step.init(_adapted(cfg, p, k)), params, jax.random.fold_in(key, 1))
+    frozen, _ = split(params, lambda path: not step.factors.is_trained(path))
+    stays = frozenset(paths(frozen))
+
+    def made(params: Tree, key: jax.Array) -> TrainState:
+        """The state but for what stays, of which a program would give back a copy."""
+        state = step.init(_adapted(cfg, params, key))
+        return dataclasses.replace(state, frozen=split(state.frozen, lambda path: path not in stays)[0])
+
+    state = executor.init(made, params, jax.random.fold_in(key, 1))
+    return dataclasses.replace(state, frozen=merge(state.frozen, frozen))
 
 
 def saved_state(

@@ -17,10 +17,10 @@ from internvlu_jax.utils.devices import bfloat16_peak
 from internvlu_jax.utils.flops import count_flops
 
 
-def peak_operations() -> float | None:
-    """Of all devices of the run together, operations a second; None where that is not known."""
+def peak_operations(devices: int) -> float | None:
+    """Of so many devices together, operations a second; None where that is not known."""
     one = bfloat16_peak()
-    return one * jax.device_count() if one else None
+    return one * devices if one else None
 
 
 class Operations:

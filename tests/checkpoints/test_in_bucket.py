@@ -16,7 +16,7 @@ from internvlu_jax.checkpoints.run_checkpoints import RunCheckpoints, last_intac
 from internvlu_jax.checkpoints.seals import check_seal
 from internvlu_jax.cli import main
 from internvlu_jax.utils.buckets import BucketError, path_of
-from tests.checkpoints.test_run_directory import RELEASED, assert_same, make_run
+from tests.checkpoints.test_run_directory import RELEASED, assert_same, begin, make_run
 from tests.helpers.bucket import Service, in_process
 from tests.helpers.run_checkpoint import assert_restores, save
 from tests.helpers.training import one_block
@@ -182,6 +182,17 @@ def test_a_start_that_was_killed_is_written_over(service, model):
     assert "run/start/arrays/left" not in service.names()
     like = {"vae": model.params["vae"]}
     assert_same(run_directory.restore_frozen("gs://bucket/run", like), frozen)
+
+
+def test_a_start_that_nothing_was_saved_from_is_written_over(service, model):
+    begin(path_of("gs://bucket/run"), model, {"vae": {"x": np.ones(2)}})
+    began = len(service.history)
+    begin(path_of("gs://bucket/run"), model, {"vae": {"x": np.zeros(2)}})
+    for number in moments(service):
+        if number >= began:
+            whole = number == len(service.history) - 1
+            assert run_directory.is_run("gs://bucket/run") == whole, "its marker is removed first and written last"
+    assert not run_directory.restore_frozen("gs://bucket/run", {"vae": {"x": np.ones(2)}})["vae"]["x"].any()
 
 
 def test_a_model_directory_is_read_from_a_bucket(service, model, tmp_path, capsys):

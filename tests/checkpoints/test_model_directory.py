@@ -205,7 +205,7 @@ def test_a_mistake_in_code_passes_through(written, tmp_path, monkeypatch):
         raise TypeError("of ours")
 
     monkeypatch.setattr(ocp.StandardCheckpointer, "save", mistaken)
-    monkeypatch.setattr(ocp.StandardCheckpointer, "restore", mistaken)
+    monkeypatch.setattr(ocp.PyTreeCheckpointer, "restore", mistaken)
     with pytest.raises(TypeError, match="of ours"):
         write_arrays(tmp_path / "new", TREE)
     with pytest.raises(TypeError, match="of ours"):

@@ -180,6 +180,26 @@ def test_a_start_that_was_killed_is_made_anew(tmp_path, model):
     assert {p.name for p in tmp_path.iterdir()} == {"config.json", "start", "checkpoints"}
 
 
+def begin(workdir: Path, model: loading.LoadedModel, frozen: dict) -> None:
+    """A run that has saved nothing yet."""
+    tokenizer = Tokenizer.from_directory(RELEASED / "processor")
+    run_directory.start_run(workdir, CONFIG, model.config, frozen, {}, tokenizer, RELEASED)
+
+
+def test_a_start_that_nothing_was_saved_from_is_written_over(tmp_path, model):
+    """And nothing else is, whatever has that name."""
+    for value in (1, 2):
+        begin(tmp_path, model, {"vae": {"x": np.full(3, value)}})
+        found = run_directory.restore_frozen(tmp_path, {"vae": {"x": np.zeros(3, int)}})
+        assert found["vae"]["x"].tolist() == [value] * 3
+    assert {p.name for p in tmp_path.iterdir()} == {"config.json", "start"}
+    (tmp_path / "other/start").mkdir(parents=True)
+    (tmp_path / "other/start/mine").touch()
+    with pytest.raises(CheckpointError, match="holds a run, or part of one"):
+        begin(tmp_path / "other", model, {})
+    assert (tmp_path / "other/start/mine").exists()
+
+
 def test_differences_of_configurations(tmp_path, model):
     make_run(tmp_path, model, {"head": model.params["head"]}, {"vae": model.params["vae"]})
     sources = ({"path": "b", "weight": 1.0}, {"path": "c", "weight": 2.0})

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-if sys.argv[1:2] in (["shardings"], ["two"]):
-    _count = 8 if sys.argv[1] == "shardings" else 2
+if sys.argv[1:2] in (["shardings"], ["spread"], ["two"]):
+    _count = 2 if sys.argv[1] == "two" else 8
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={_count}"
 
 import jax
@@ -167,6 +167,32 @@ def shardings(directory: str) -> None:
             assert kernel.sharding == like.trained["head"]["kernel"].sharding
 
 
+def spread(directory: str) -> None:
+    """As eight devices write them: a run of adapters on a mesh, one of the head under pmap, and a model on the mesh."""
+    from internvlu_jax.checkpoints.model_directory import save_model
+    from internvlu_jax.models import lora
+    from internvlu_jax.parallel.config import MeshConfig
+    from internvlu_jax.parallel.executors import PmapExecutor, make_executor
+    from internvlu_jax.utils.tree import split
+    from tests.checkpoints.test_run_directory import RELEASED, loading, make_run, on_host
+    from tests.helpers.parallel_training import write_arrays_whole
+
+    write_arrays_whole()
+    model, root = loading.load(RELEASED, place=on_host), Path(directory)
+    mesh, pmap = make_executor("mesh", MeshConfig(1, 8, 1)), PmapExecutor(jax.devices()[4:])
+    on_mesh, of_pmap = ({"head": e.savable(e.place(model.params["head"]))} for e in (mesh, pmap))
+    save_model(root / "model", model.config, {**model.params, **on_mesh}, model.extras, model.assets)
+    _, rest = split(model.params, lambda path: path.startswith("head/"))
+    make_run(root / "pmap", model, of_pmap, rest)
+    adapters, _ = split(lora.add(model.params, "head/mmdit/blocks/image/q", 8, jax.random.key(0)), _is_adapter)
+    adapters = mesh.savable(mesh.place(adapters))
+    make_run(root / "mesh", model, adapters, {**rest, **on_mesh}, lora={"rank": 8, "alpha": 3.0, "pattern": ""})
+
+
+def _is_adapter(path: str) -> bool:
+    return "/lora_" in path
+
+
 def two(directory: str, port: str, number: str) -> None:
     """One of two processes that start a run and write a checkpoint of arrays that neither has whole."""
     jax.distributed.initialize(f"localhost:{port}", 2, int(number))
@@ -190,4 +216,4 @@ def two(directory: str, port: str, number: str) -> None:
 
 
 if __name__ == "__main__":
-    {"kills": kills, "full": full, "shardings": shardings, "two": two}[sys.argv[1]](*sys.argv[2:])
+    {"kills": kills, "full": full, "shardings": shardings, "spread": spread, "two": two}[sys.argv[1]](*sys.argv[2:])

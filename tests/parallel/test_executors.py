@@ -245,9 +245,20 @@ def test_rows_that_cannot_be_shared_out():
 
 def test_executor_of_a_configuration():
     assert isinstance(make_executor("single", MeshConfig()), SingleExecutor)
+    assert SingleExecutor().device_count == 1, "however many there are"
+    assert PmapExecutor([jax.devices()[0]] * 4).device_count == 4
     assert list(make_executor("mesh", MeshConfig()).rows(3)) == [0, 1, 2]
     with pytest.raises(ValueError, match=r"mesh\.fsdp 5"):
         make_executor("mesh", MeshConfig(fsdp=5))
+
+
+@pytest.mark.parametrize("kind", ["mesh", "single"])
+def test_what_lies_on_the_only_device_is_not_copied(kind):
+    executor = make_executor(kind, MeshConfig())
+    placed = executor.place({"kernel": np.ones((8, 8), np.float32)})["kernel"]
+    for dtype in (None, "float32"):
+        local = executor.local({"kernel": placed}, dtype)["kernel"]
+        assert local.unsafe_buffer_pointer() == placed.unsafe_buffer_pointer()
 
 
 def test_only_a_mesh_spans_processes(monkeypatch):

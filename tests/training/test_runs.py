@@ -167,6 +167,9 @@ def test_held_out_records_that_are_not_there(tiny, tmp_path):
             train(dataclasses.replace(tiny, validation=ValidationConfig((sources,))), tmp_path, quiet=True)
     with pytest.raises(ConfigError, match=r"validation.every is 0; expected at least 1"):
         ValidationConfig(every=0)
+    for weight in (0.0, float("nan")):
+        with pytest.raises(ConfigError, match=r"validation.sources is .*; expected weights over 0; leave a source out"):
+            ValidationConfig((("a.jsonl", weight),))
 
 
 def test_held_out_records_that_cannot_be_used(tiny, tmp_path, monkeypatch):

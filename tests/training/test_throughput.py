@@ -24,9 +24,9 @@ def test_the_speed_is_that_of_all_processes(tmp_path, monkeypatch):
     """Each loads 6 of 24 rows: of 8 processes, say, of which two share each row and its work."""
     monkeypatch.setattr(throughput.time, "perf_counter", iter(range(10)).__next__)
     monkeypatch.setattr(loop, "Operations", lambda *_: SimpleNamespace(of=lambda batches: 5.0 * len(batches)))
-    monkeypatch.setattr(loop, "peak_operations", lambda: 100.0)
+    monkeypatch.setattr(throughput, "bfloat16_peak", lambda: 25.0)
     monkeypatch.setattr("jax.process_count", lambda: 8)
-    executor = SimpleNamespace(rows=lambda rows: range(rows // 4), replica=lambda values: values)
+    executor = SimpleNamespace(device_count=4, rows=lambda rows: range(rows // 4), replica=lambda values: values)
     model, step = SimpleNamespace(shapes={}), SimpleNamespace(init=lambda shapes: shapes)
     run = loop._Run(with_data(TINY, batch_size=24), tmp_path, model, step, executor, None, None, None, True)
     said, batch = [], SimpleNamespace(picture=SimpleNamespace(weight=np.zeros(6)))
