@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import anyio
@@ -15,7 +16,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Match, Route
 
 from internvlu_jax.serving import answers
 from internvlu_jax.serving.errors import Refused, refusal
@@ -39,6 +40,7 @@ from internvlu_jax.serving.worker import Worker
 Handler = Callable[[Request], Awaitable[Response]]
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")
 _READERS = 2  # requests whose pictures are read or written at once
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _JSON, _FORM = "application/json", "multipart/form-data"
 
 
@@ -55,7 +57,7 @@ class Endpoints:
 
     def routes(self) -> list[BaseRoute]:
         """All of them."""
-        return [
+        known: list[BaseRoute] = [
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
             Route("/v1/images/generations", self._generate, methods=["POST"]),
             Route("/v1/images/edits", self._edit, methods=["POST"]),
@@ -64,6 +66,8 @@ class Endpoints:
             Route("/health", self._health, methods=["GET"]),
             Route("/metrics", self._count, methods=["GET"]),
         ]
+        # Else the page, which takes all paths that no route has, would answer in words of its own.
+        return [*known, Route("/v1/{path:path}", partial(_nowhere, known), methods=_METHODS)]
 
     async def _chat(self, request: Request) -> Response:
         given = json_object(await self._body(request, _JSON))
@@ -190,6 +194,11 @@ def make_app(
         exception_handlers={Refused: _refused, Left: _left, HTTPException: _http},
         openapi_url=None,
     )
+
+
+async def _nowhere(known: Sequence[BaseRoute], request: Request) -> Response:
+    """A path that is none of the known routes', or a method that is none of its route's."""
+    raise HTTPException(405 if any(route.matches(request.scope)[0] is Match.PARTIAL for route in known) else 404)
 
 
 async def _refused(request: Request, error: Refused) -> Response:

@@ -93,6 +93,12 @@ def test_edits(server):
     assert server.ask("/v1/images/edits", b"--x", Content_Type="multipart/form-data; boundary=y").status == 400
 
 
+@pytest.mark.parametrize(("path", "status"), [("/v1/nothing", 404), ("/v1/images/generations", 405)])
+def test_what_is_not_there_is_said_as_all_errors_are(server, path, status):
+    reply = server.ask(path)
+    assert reply.status == status and reply.error["message"].startswith("th")
+
+
 def test_answers(server):
     reply = server.chat("How many?", seed=3).json
     assert reply["choices"][0]["message"]["content"] == "How many?! 3"
