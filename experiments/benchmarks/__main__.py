@@ -11,6 +11,7 @@ Status 1: some items failed, and DIR/failures.json says why; 2: what a user can 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ from internvlu_jax.evaluation.task import NeedsJudge, Report, distinct
 from internvlu_jax.inference.pipeline import InternVLUPipeline
 from internvlu_jax.small_world import benchmark as small_world
 from internvlu_jax.small_world.benchmark import Cases
-from internvlu_jax.utils.failures import failed, one_line, out_of_memory
+from internvlu_jax.utils.failures import failed, nobody_reads, one_line, out_of_memory
+from internvlu_jax.utils.signals import interrupts_unwrapped
 
 Name = Literal["geneval", "dpg", "wise", "gedit", "imgedit", "risebench", "textedit", "ocrbench", "mme", "mmmu"]
 
@@ -128,7 +130,7 @@ def ended(outcome: Outcome, out: Path) -> int:
 
 def score(out: Path) -> None:
     """Prints the scores of a run's folder beside what was published, or what has to come first."""
-    out = out.absolute()  # scorers know a run by its folder's name, which "." is not
+    out = Path(os.path.abspath(out))  # scorers know a run by its folder's name, which "." and ".." are not
     benchmark = {**BENCHMARKS, small_world.NAME: small_world.benchmark()}[benchmark_of(out)]
     try:
         report = benchmark.score(out)
@@ -175,14 +177,19 @@ def table(report: Report) -> Table:
 
 def main(arguments: Sequence[str]) -> int:
     """The command; its status."""
+    program, first = "python -m experiments.benchmarks", list(arguments[:1])
     try:
-        if list(arguments[:1]) == ["score"]:
-            score(tyro.cli(Score, args=arguments[1:], prog="python -m experiments.benchmarks score").out)
-            return 0
-        if list(arguments[:1]) == [small_world.NAME]:
-            program = f"python -m experiments.benchmarks {small_world.NAME}"
-            return execute_small_world(tyro.cli(SmallWorld, args=arguments[1:], prog=program))
-        return execute(tyro.cli(Run, args=arguments, description=__doc__))
+        with interrupts_unwrapped():
+            if first == ["score"]:
+                score(tyro.cli(Score, args=arguments[1:], prog=f"{program} score").out)
+                return 0
+            if first == [small_world.NAME]:
+                return execute_small_world(
+                    tyro.cli(SmallWorld, args=arguments[1:], prog=f"{program} {small_world.NAME}")
+                )
+            return execute(tyro.cli(Run, args=arguments, prog=program, description=__doc__))
+    except BrokenPipeError:
+        return nobody_reads()
     except (ValueError, OSError) as error:
         return failed("error", one_line(error), 2)
     except (RuntimeError, MemoryError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -154,8 +154,17 @@ def settings(
 
 def differing(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
     """The settings that decide and are not the same, each with both values."""
-    names = [name for name in {**before, **now} if name not in _NOTED]
-    return [f"{n} {before.get(n)!r}, now {now.get(n)!r}" for n in names if before.get(n) != now.get(n)]
+    old, new = ({n: v for n, v in _named(given) if n not in _NOTED} for given in (before, now))
+    return [f"{n} {old.get(n)!r}, now {new.get(n)!r}" for n in {**old, **new} if old.get(n) != new.get(n)]
+
+
+def _named(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value with its name, those of a mapping in a mapping as outer.inner."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _named(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def fingerprint(pipe: InternVLUPipeline) -> str:

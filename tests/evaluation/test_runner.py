@@ -1,5 +1,6 @@
 """Runs of benchmarks with a stand-in for the pipeline: batches, noise, going on, failures, and what is refused."""
 
+import dataclasses
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -234,6 +235,8 @@ def test_what_failed_on_one_of_two_hosts_and_is_made_by_one_alone_is_forgotten(t
 def test_other_settings_are_refused(whole):
     with pytest.raises(ValueError, match=r"other settings: seed 0, now 1\. Choose another --out"):
         run(MIXED, mixed(), Pipe(), whole, RunOptions(seed=1))
+    with pytest.raises(ValueError, match=r"other settings: modes\.image\.num_inference_steps 20, now 3\. Choose"):
+        run(MIXED, mixed(), Pipe(), whole, dataclasses.replace(OPTIONS, steps=3))
     with pytest.raises(ValueError, match=r"other settings: items '.*', now '.*'"):
         run(MIXED, mixed(29), Pipe(), whole, OPTIONS)
     other = Pipe()
