@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ import tyro
 from internvlu_jax.checkpoints.commands import Adapters, Convert, Info, Push
 from internvlu_jax.config import Attention, Noise, Quantization
 from internvlu_jax.serving.limits import Limits
-from internvlu_jax.utils.failures import check_accelerator, failed, one_line, out_of_memory, say
+from internvlu_jax.utils.failures import check_accelerator, failed, nobody_reads, one_line, out_of_memory, say
 from internvlu_jax.utils.progress import status
+from internvlu_jax.utils.signals import interrupts_unwrapped
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -258,7 +260,10 @@ def main(args: list[str] | None = None) -> int:
         print(f"{_NAME} {version(_NAME)}")
         return 0
     try:
-        _command(args).run()
+        with interrupts_unwrapped():
+            _command(args).run()
+    except BrokenPipeError:
+        return nobody_reads()
     except (ValueError, OSError) as error:
         return failed(_NAME, one_line(error), 2)
     except (RuntimeError, MemoryError) as error:
@@ -274,15 +279,22 @@ def _command(args: list[str]) -> Any:
     given += [flag.removeprefix("--like=") for flag in args if flag.startswith("--like=")]
     if given and args[0] in _DRAWN:
         prog = f"{_NAME} {args[0]}"
-        return tyro.cli(COMMANDS[args[0]], prog=prog, args=args[1:], default=_repeated(Path(given[-1]), args[0]))
+        others = any(flag.partition("=")[0] == "--image" for flag in args)
+        default = _repeated(Path(given[-1]), args[0], others)
+        return tyro.cli(COMMANDS[args[0]], prog=prog, args=args[1:], default=default)
     return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog=_NAME, description=_DESCRIPTION, args=args)
 
 
-def _repeated(path: Path, name: str) -> Any:
-    """The command `name` with the settings of a picture, checked as those of a command line."""
-    from internvlu_jax.utils.picture_settings import read_settings
+def _repeated(path: Path, name: str, other_sources: bool) -> Any:
+    """The command `name` with the settings of a picture, checked as those of a command line.
+
+    other_sources: whether the command line gives pictures in place of its sources.
+    """
+    from internvlu_jax.utils.picture_settings import found_sources, read_settings
 
     settings = read_settings(path)
+    named, sums = settings.pop("image", []), settings.pop("image_crc32", None)
+    settings["image"] = [] if other_sources else found_sources(path, named, sums)
     mode, prompt = settings.pop("mode", None), settings.pop("prompt", None)
     if mode != _DRAWN[name]:
         right = next((command for command, drawn in _DRAWN.items() if drawn == mode), None)
@@ -327,6 +339,7 @@ def _draw(model: Model, drawing: Drawing, prompt: str, files: tuple[Path, ...], 
     )  # fmt: skip
     kept = {
         "mode": mode, "prompt": prompt, "image": [str(file) for file in files],
+        "image_crc32": [zlib.crc32(file.read_bytes()) for file in files],
         **{name: getattr(model, name) for name in _KEPT_OF_MODEL}, **writing,
         **{name: value for name, value in vars(drawing).items() if name not in _NOT_KEPT},
     }  # fmt: skip

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import zlib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -110,7 +111,8 @@ def test_the_seed_is_shown_and_like_repeats_it(capsys):
     assert read_settings("c.png") == {**settings, "prompt": "a cat", "noise": "torch-cpu"}
     assert pixels("c.png") != pixels("b.png")
     assert main(["edit", "--like", "a-1.png", "--image", PHOTO, "--out", "d.png"]) == 0
-    assert read_settings("d.png") == {**settings, "image": [PHOTO]}
+    crc = zlib.crc32(Path(PHOTO).read_bytes())
+    assert read_settings("d.png") == {**settings, "image": [PHOTO], "image_crc32": [crc]}
     assert main(["edit", "--like", "a-1.png"]) == 2 and "edit needs a picture" in capsys.readouterr().err
 
 
@@ -139,6 +141,9 @@ def test_like_of_an_edit_and_of_sampled_reasoning(capsys):
         ({"mode": "image", "prompt": "a", "out": "/b.png"}, "a.png: unknown setting 'out'"),
         ({"mode": "image", "prompt": "a", "steps": "many"}, "a.png: its settings cannot be used"),
         ({"mode": "image", "prompt": "a", "seed": -1}, "seed is -1; expected"),
+        ({"mode": "image", "prompt": "a", "image": "b.png"}, "a.png: its settings are damaged: sources 'b.png'"),
+        ({"mode": "image", "prompt": "a", "image": ["b.png"]}, "a.png: its source b.png is neither here nor beside it"),
+        ({"mode": "image", "prompt": "a", "image": ["a.png"], "image_crc32": [1]}, "a.png is another picture now"),
     ],
 )
 def test_settings_that_cannot_be_repeated(settings, message, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,31 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ValueError(f"{path}: its settings are damaged: expected a JSON object")
     return settings
+
+
+def found_sources(path: Path, named: Any, sums: Any) -> list[str]:
+    """The files of the sources that a picture was drawn from: where they are named from, or beside the picture.
+
+    Args:
+        path: of the picture. named: files as they were given, of which the current directory may have others by now.
+        sums: CRC-32 of each, None where the picture is older than that is kept.
+
+    Raises:
+        ValueError: a source is not there, or is another picture now; or what was kept is damaged.
+    """
+    sums = [None] * len(named) if sums is None and isinstance(named, list) else sums
+    if not (isinstance(named, list) and isinstance(sums, list) and len(named) == len(sums)):
+        raise ValueError(f"{path}: its settings are damaged: sources {named!r}, {sums!r}")
+    return [str(_source(path, str(name), crc)) for name, crc in zip(named, sums, strict=True)]
+
+
+def _source(path: Path, name: str, crc: int | None) -> Path:
+    there = [file for file in (Path(name), path.parent / name) if file.is_file()]
+    for file in there:
+        if crc is None or zlib.crc32(file.read_bytes()) == crc:
+            return file
+    what = f"{there[0]} is another picture now" if there else f"{name} is neither here nor beside it"
+    raise ValueError(f"{path}: its source {what}; give its sources with --image")
 
 
 def _text(path: Path) -> bytes:

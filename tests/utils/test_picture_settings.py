@@ -1,13 +1,15 @@
 """Settings come back from a PNG as they went in; of damaged files a ValueError with the name is all that comes."""
 
 import os
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from internvlu_jax.processing.images import load_image
-from internvlu_jax.utils.picture_settings import read_settings, with_settings
+from internvlu_jax.utils.picture_settings import found_sources, read_settings, with_settings
 
 SETTINGS = {
     "prompt": 'ein Hund, 犬 "und" \n mehr',
@@ -28,6 +30,19 @@ def png(tmp_path):
 
 def test_there_and_back(png):
     assert read_settings(png) == SETTINGS
+
+
+def test_sources_are_those_that_were_read(tmp_path, monkeypatch):
+    """Another picture of the name in the current directory is none of them."""
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.png").write_text(folder)
+    monkeypatch.chdir(tmp_path / "second")
+    picture, crc = Path("../first/b.png"), zlib.crc32(b"first")
+    assert found_sources(picture, ["a.png"], [crc]) == ["../first/a.png"]
+    assert found_sources(picture, ["a.png"], None) == ["a.png"]  # of a picture that does not say
+    monkeypatch.chdir(tmp_path / "first")
+    assert found_sources(Path("b.png"), ["a.png"], [crc]) == ["a.png"]
 
 
 def test_damaged_files(png):
