@@ -29,6 +29,7 @@ from experiments.ablations.report import write_report
 from experiments.ablations.running import Bench, Group, Pending, bench, drawn, finish, open_runs, score, train
 from experiments.ablations.studies import BUDGETS, STUDIES, Budget, Study, Variant, design_of, designs
 from experiments.ablations.tuning import Settings, chosen, tune
+from experiments.command import command
 from internvlu_jax.config import ConfigError
 from internvlu_jax.training.resuming import Stopped
 from internvlu_jax.utils.compilation import compile_quickly, enable_cache
@@ -118,6 +119,8 @@ class _Processes(ProcessPoolExecutor):
 
 def run(arguments: Arguments, variants: tuple[Variant, ...], judges: Executor) -> None:
     """All that is missing of some arms of a study. Raises as `bench`, `tune` and `train` do."""
+    if arguments.until != "parts":
+        check_tuned(arguments, variants)
     names = needed(variant.arm for variant in arguments.of.all())
     parts = make_parts(arguments.workdir, arguments.size.parts, arguments.of.size, names, arguments.of.lessons)
     for mixture in dict.fromkeys(variant.mixture for variant in variants):
@@ -125,11 +128,18 @@ def run(arguments: Arguments, variants: tuple[Variant, ...], judges: Executor) -
     if arguments.until == "parts":
         return
     for variant in variants:
-        settings = settings_of(arguments, variant)  # refuses what is not tuned yet, before anything is prepared
         at = bench(arguments.of, variant, arguments.size, parts, arguments.workdir)
-        settings = settings or tune(at, judges, arguments.together)
+        settings = settings_of(arguments, variant) or tune(at, judges, arguments.together)
         if arguments.until == "runs":
             count(arguments, at, settings, judges)
+
+
+def check_tuned(arguments: Arguments, variants: tuple[Variant, ...]) -> None:
+    """Raises ValueError, before anything is made, if an arm has the settings of one that is not tuned, nor will be."""
+    now = {v.name for v in variants if v.tuned_as is None and arguments.of.tuned_in is None}
+    for variant in variants:
+        if variant.tuned_as not in now:
+            settings_of(arguments, variant)
 
 
 def settings_of(arguments: Arguments, variant: Variant) -> Settings | None:
@@ -196,4 +206,4 @@ def status(arguments: Arguments, variants: tuple[Variant, ...]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Arguments, description=__doc__)))
+    command(main, Arguments, "experiments.ablations", __doc__)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +27,13 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-import tyro
 
 from experiments.ablations.arms import TINY, XS, Arm, Size, arms_of, check_frozen_parts, with_frozen_parts
 from experiments.ablations.ceilings import RENDERS, Ceiling, ceiling, drawn_at_best
 from experiments.ablations.codes import draws_codes
 from experiments.ablations.understanding import UnderstandingConfig, initial, train_vision, understanding_settings
 from experiments.ablations.world import MEASURED, autoencoder, semantic_autoencoder
+from experiments.command import command
 from internvlu_jax.checkpoints.run_directory import config_differences
 from internvlu_jax.config import Compute, InternVLUConfig, QuantizedCodec, SemanticCodec, VAEConfig
 from internvlu_jax.evaluation.scores import Score
@@ -300,4 +299,4 @@ def main(arguments: Arguments) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Arguments, description=__doc__)))
+    command(main, Arguments, "experiments.ablations.parts", __doc__)

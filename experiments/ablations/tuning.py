@@ -85,7 +85,10 @@ def chosen(path: Path, study: str, arm: str, budget: Budget, sampled_by: str = "
         and "guidance" in (s := record.run.settings)
     }
     if len(tried) < len(budget.tuning.guidance) * len(budget.tuning.third(sampled_by)):
-        raise ValueError(f"{path}: arm {arm} of {study} is not tuned at budget {budget.name}; run that arm first")
+        raise ValueError(
+            f"{path}: arm {arm} of {study} is not tuned at budget {budget.name}; run that arm first: python -m "
+            f"experiments.ablations {study} --arms {arm} --budget {budget.name} --until tuning --workdir {path.parent}"
+        )
     # Rounded: means of one value by other ways differ in the last bit.
     best = max(tried, key=lambda key: (round(tried[key], 9), -key[2], -abs(math.log(key[3] * key[4]))))
     return Settings(*best)

@@ -312,6 +312,8 @@ def test_what_a_user_can_put_right_is_said(tmp_path, capsys):
     assert "--together 0 --judges 0; expected at least 1 and 0" in capsys.readouterr().err
     assert command.main(Arguments("representations", tmp_path, seeds=0)) == 2
     assert "--seeds 0; expected at least 1" in capsys.readouterr().err
+    assert command.main(Arguments("head", tmp_path)) == 2  # before anything is made
+    assert "experiments.ablations representations --arms decoupled --budget smoke --unti" in capsys.readouterr().err
     assert command.main(Arguments("representations", tmp_path, status=True)) == 0
     assert "48 runs are left" not in capsys.readouterr().out and not list(tmp_path.iterdir())
 
