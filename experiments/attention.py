@@ -9,7 +9,6 @@ from such figures.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,12 +17,11 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-import tyro
 
+from experiments.command import command
 from experiments.rows import Row, show
 from internvlu_jax.config import Attention
 from internvlu_jax.ops.attention import attention, resolve_implementation
-from internvlu_jax.utils.failures import failed, one_line
 
 
 class Shape(NamedTuple):
@@ -140,7 +138,4 @@ def main(args: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Arguments, description=__doc__))
-    except ValueError as error:
-        sys.exit(failed("attention", one_line(error), 2))
+    command(main, Arguments, "experiments.attention", __doc__)

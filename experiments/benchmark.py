@@ -22,8 +22,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
+from experiments.command import command
 from experiments.costs import Case
 from experiments.flops import case_for
 from experiments.rows import Row, show
@@ -177,8 +177,4 @@ def main(args: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Arguments, description=__doc__))
-    except ValueError as error:
-        print(f"benchmark: {error}", file=sys.stderr)
-        sys.exit(2)
+    command(main, Arguments, "experiments.benchmark", __doc__)

@@ -109,4 +109,4 @@ def _complain(error: ValueError) -> int:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    tyro.cli(main, prog="python -m experiments.flops")

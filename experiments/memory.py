@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
@@ -21,8 +20,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
+from experiments.command import command
 from experiments.configs import CONFIGS
 from internvlu_jax.config import InternVLUConfig
 from internvlu_jax.data.batch import Batch, ImageBatch, TextBatch
@@ -146,8 +145,4 @@ def main(arguments: Arguments) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(Arguments)))
-    except ValueError as error:
-        print(f"memory: {error}", file=sys.stderr)
-        sys.exit(2)
+    command(main, Arguments, "experiments.memory")

@@ -22,9 +22,9 @@ from typing import Any
 
 import jax
 import numpy as np
-import tyro
 from PIL import Image
 
+from experiments.command import command
 from experiments.configs.debug import DATA, TOY
 from experiments.configs.stage1 import HEAD_ONLY
 from experiments.configs.stage3 import ALL_BUT_VAE
@@ -189,4 +189,4 @@ def main(arguments: Arguments) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Arguments)))
+    command(main, Arguments, "experiments.overfit", __doc__)

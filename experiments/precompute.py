@@ -213,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
         Arguments,
         args=argv[1:],
         default=Arguments(tyro.MISSING, CONFIGS[argv[0]]),
-        prog=f"experiments.precompute {argv[0]}",
+        prog=f"python -m experiments.precompute {argv[0]}",
         description=__doc__,
         config=(tyro.conf.AvoidSubcommands,),
     )

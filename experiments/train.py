@@ -31,8 +31,8 @@ from internvlu_jax.training.loop import train
 from internvlu_jax.training.resuming import NotFiniteError
 from internvlu_jax.utils.buckets import path_of
 from internvlu_jax.utils.compilation import enable_cache
-from internvlu_jax.utils.failures import check_accelerator, failed, interrupted, one_line, out_of_memory
-from internvlu_jax.utils.signals import second_interrupt_ends
+from internvlu_jax.utils.failures import check_accelerator, failed, interrupted, nobody_reads, one_line, out_of_memory
+from internvlu_jax.utils.signals import interrupts_unwrapped, second_interrupt_ends
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,17 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {former} is {_FORMER[former]} now", file=sys.stderr)
         return 2
     defaults = Arguments(tyro.MISSING, CONFIGS[argv[0]])
-    arguments = tyro.cli(
-        Arguments,
-        args=argv[1:],
-        default=defaults,
-        prog=f"experiments.train {argv[0]}",
-        description=__doc__,
-        config=(tyro.conf.AvoidSubcommands,),
-    )
+    try:
+        arguments = tyro.cli(
+            Arguments,
+            args=argv[1:],
+            default=defaults,
+            prog=f"python -m experiments.train {argv[0]}",
+            description=__doc__,
+            config=(tyro.conf.AvoidSubcommands,),
+        )
+    except BrokenPipeError:  # of the help, which is long
+        return nobody_reads()
     return run(arguments, shlex.join(["python", "-m", "experiments.train", *argv]))
 
 
@@ -123,7 +126,7 @@ def _run(arguments: Arguments, command: str | None) -> int:
             initialise(*joins)
         check_accelerator()
         enable_cache()
-        with second_interrupt_ends(stopped):
+        with second_interrupt_ends(stopped), interrupts_unwrapped():
             outcome = train(arguments.run, workdir, command=command)
     except (ValueError, FileExistsError) as error:
         return failed("error", one_line(error), 2)

@@ -14,7 +14,6 @@ import json
 import math
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -25,11 +24,11 @@ from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 from experiments.benchmark import normal
+from experiments.command import command
 from experiments.rows import Row
 from internvlu_jax.config import Compute, Qwen3Config
 from internvlu_jax.config_parts import Layers
@@ -233,8 +232,4 @@ def main(args: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Arguments, description=__doc__))
-    except ValueError as error:
-        print(f"writing: {error}", file=sys.stderr)
-        sys.exit(2)
+    command(main, Arguments, "experiments.writing", __doc__)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import tyro
 
+from experiments.command import command
 from experiments.device_report.sections import GOLDENS, SECTIONS, Section, Settings, SizeName
 from experiments.rows import markdown, show
 from internvlu_jax.utils.compilation import compile_quickly, enable_cache
@@ -142,4 +142,4 @@ def page(sections: Sequence[Section], done: Mapping[str, Any], size: SizeName) -
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Arguments, description=__doc__)))
+    command(main, Arguments, "experiments.device_report", __doc__)

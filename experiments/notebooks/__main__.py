@@ -90,7 +90,7 @@ def _small(png: str) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
-    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    arguments = tyro.cli(Arguments, args=argv, prog="python -m experiments.notebooks", description=__doc__)
     try:
         import ipykernel
         import nbclient

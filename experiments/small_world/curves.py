@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +18,7 @@ import numpy as np
 import tyro
 from PIL import Image, ImageDraw, ImageFont
 
+from experiments.command import command
 from experiments.small_world.recipe import PARTS
 from internvlu_jax.utils.files import write_text
 from internvlu_jax.utils.sheets import save_sheet
@@ -109,4 +109,4 @@ def main(arguments: Arguments) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Arguments)))
+    command(main, Arguments, "experiments.small_world.curves", __doc__)

@@ -8,14 +8,13 @@ Chinese, are left out.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from PIL import Image, ImageDraw, ImageFont
 
+from experiments.command import command
 from internvlu_jax.small_world import WorldSource
 from internvlu_jax.small_world.scenes.scene import Drawable
 from internvlu_jax.small_world.tasks.example import Example
@@ -140,4 +139,4 @@ def _save(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Arguments)))
+    command(main, Arguments, "experiments.small_world.sheets", __doc__)

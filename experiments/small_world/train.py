@@ -17,10 +17,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from converters.checkpoint import export_released
 from converters.engine import on_host
+from experiments.command import command
 from experiments.small_world.parts import Settings, remaining
 from experiments.small_world.recipe import PARTS
 from internvlu_jax.checkpoints import loading
@@ -63,4 +62,4 @@ def main(arguments: Arguments) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Arguments, description=__doc__)))
+    command(main, Arguments, "experiments.small_world.train", __doc__)

@@ -36,7 +36,8 @@ def print_info(name: str | Path) -> None:
         table.add_row(*row)
     Console().print(table)
     if problems:
-        raise ValueError(f"{root} is not a complete checkpoint: " + "; ".join(problems))
+        said = [problem.removeprefix(f"{root}: ").removeprefix(f"{root} ") for problem in problems]
+        raise ValueError(f"{root} cannot be used: " + "; ".join(said))
 
 
 def _row(part: str, files: int, tensors: int, parameters: int, dtypes: list[str], size: int) -> list[str]:

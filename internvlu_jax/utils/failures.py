@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -51,6 +52,12 @@ def say(text: str, end: str = "\n") -> None:
     except UnicodeEncodeError:
         encoding = sys.stdout.encoding
         print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, flush=True)
+
+
+def nobody_reads() -> int:
+    """The exit status of a command whose reader has gone away, as `head` does; what is still to be written is lost."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+    return 128 + signal.SIGPIPE
 
 
 def failed(who: str, said: str, status: int) -> int:

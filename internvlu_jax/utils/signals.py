@@ -55,6 +55,23 @@ def interrupt_is_one_line(names: tuple[str, ...], said: str) -> None:
     sys.excepthook, sys.unraisablehook = uncaught, lost
 
 
+@contextmanager
+def interrupts_unwrapped() -> Iterator[None]:
+    """Within, an error that somebody made of Ctrl-C is that again: JAX raises ValueError where it compares metadata."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(_first(error), KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
+
+
+def _first(error: BaseException) -> BaseException:
+    """What an error came of."""
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return error if before is None else _first(before)
+
+
 def _started() -> str:
     """What Python was started to run: the module after `-m`, which is being looked for, or a script's file."""
     count = len(getattr(sys, "argv", ()))

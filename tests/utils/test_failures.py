@@ -2,6 +2,7 @@
 
 import io
 import os
+import subprocess
 import sys
 
 import jax
@@ -26,6 +27,14 @@ def test_only_a_lack_of_memory_is_said():
     with pytest.raises(RuntimeError) as raised:
         out_of_memory(other)
     assert raised.value is other
+
+
+def test_nobody_reads_what_is_left(tmp_path):
+    """As after `--help | head`."""
+    code = "import sys; from internvlu_jax.cli import main; sys.exit(main(['image', '--help']))"
+    process = subprocess.Popen([sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 141
 
 
 def test_a_character_that_the_output_cannot_hold_ends_nothing(monkeypatch):

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from internvlu_jax.utils.signals import children_spared, interrupts_held, second_interrupt_ends
+from internvlu_jax.utils.signals import children_spared, interrupts_held, interrupts_unwrapped, second_interrupt_ends
 
 ROOT = Path(__file__).parents[2]
 BUSY = """
@@ -237,3 +237,19 @@ def test_the_first_child_of_multiprocessing_too():
     """With it comes a process of multiprocessing's own."""
     ended = subprocess.run([sys.executable, "-c", FIRST], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ended.stdout.split() == ["0", "0"]
+
+
+def test_what_others_make_of_an_interrupt_is_one_again():
+    """JAX does where it compares metadata; what was raised in place of one, `from None`, stays."""
+    with pytest.raises(KeyboardInterrupt), interrupts_unwrapped():
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise ValueError("Exception raised while checking equality") from error
+    with pytest.raises(ValueError, match="stopped"), interrupts_unwrapped():
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise ValueError("stopped") from None
+    with pytest.raises(ValueError, match="mine"), interrupts_unwrapped():
+        raise ValueError("mine")
