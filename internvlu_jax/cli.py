@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -204,8 +203,9 @@ class Demo:
 
     def run(self) -> None:
         from internvlu_jax.demo import run_demo
+        from internvlu_jax.utils.out_names import check_directory
 
-        _check_directory(self.out)
+        check_directory(self.out)
         run_demo(self.model.load(), self.out, self.seed)
 
 
@@ -323,11 +323,12 @@ def _repeated(path: Path, name: str, other_sources: bool) -> Any:
 
 def _draw(model: Model, drawing: Drawing, prompt: str, files: tuple[Path, ...], mode: str, **writing: Any) -> None:
     from internvlu_jax.utils.files import written_whole
+    from internvlu_jax.utils.out_names import check_pictures, names
     from internvlu_jax.utils.picture_settings import with_settings
     from internvlu_jax.utils.seeds import LARGEST_SEED, any_seed, check_seed
 
     images = _load_images(files)
-    _check_out(drawing.out, drawing.num_images)
+    check_pictures(drawing.out, drawing.num_images)
     seed = any_seed() if drawing.seed is None else drawing.seed
     check_seed(seed)
     seeds = [(seed + n) % (LARGEST_SEED + 1) for n in range(drawing.num_images)]
@@ -343,7 +344,7 @@ def _draw(model: Model, drawing: Drawing, prompt: str, files: tuple[Path, ...], 
         **{name: getattr(model, name) for name in _KEPT_OF_MODEL}, **writing,
         **{name: value for name, value in vars(drawing).items() if name not in _NOT_KEPT},
     }  # fmt: skip
-    saved = list(zip(seeds, out.images or [], itertools.islice(_names(drawing.out), drawing.num_images), strict=True))
+    saved = list(zip(seeds, out.images or [], itertools.islice(names(drawing.out), drawing.num_images), strict=True))
     for own, picture, path in saved:
         # A picture is repeated alone, but where it needs the text that was written with the first seed.
         repeat = (seed, drawing.num_images) if writing.get("do_sample") else (own, 1)
@@ -381,38 +382,6 @@ def _written(pipe: InternVLUPipeline, prompt: str, **options: Any) -> PipelineOu
         say(piece, end="")
     print()
     return stream.result()
-
-
-def _check_out(out: Path | None, count: int) -> None:
-    """Raises ValueError if so many pictures cannot be written there; before the work of drawing them."""
-    from internvlu_jax.utils.files import check_writable
-    from internvlu_jax.utils.sheets import can_write
-
-    for path in itertools.islice(_names(out), max(count, 1)):
-        check_writable(path)
-        if not path.absolute().parent.is_dir():
-            raise ValueError(f"--out {path}: there is no directory {path.parent}")
-        if path.is_dir():
-            raise ValueError(f"--out {path} is a directory; expected the name of a picture, such as {path / 'a.png'}")
-        if not can_write(path.suffix):
-            named = path.suffix or "no"
-            raise ValueError(f"--out {path}: {named} suffix; expected that of a picture, such as .png or .jpg")
-
-
-def _check_directory(out: Path) -> None:
-    """Raises ValueError if no directory can be there; before the work of filling it."""
-    from internvlu_jax.utils.files import check_writable
-
-    if os.path.isfile(out):
-        raise ValueError(f"--out {out} is a file; expected a directory")
-    check_writable(out / "texts")
-
-
-def _names(out: Path | None) -> Iterator[Path]:
-    """`a.png` then `a-1.png`, ...; the default names skip what exists."""
-    path = out or Path("out.png")
-    numbered = itertools.chain([path], (path.with_stem(f"{path.stem}-{i}") for i in itertools.count(1)))
-    return numbered if out is not None else (p for p in numbered if not p.exists())
 
 
 if __name__ == "__main__":
