@@ -186,9 +186,9 @@ def _open_parts(root: Path) -> tuple[dict[str, TensorReader], dict[str, list[str
 def _missing_configs(root: Path) -> list[str]:
     if not root.is_dir():
         return [f"there is no directory {root}"]
-    if any(root.glob("**/adapter_config.json")):
-        return [f"{root} holds adapters; expected a checkpoint, which takes these by --adapter or load_lora_weights"]
     missing = [file for file in CONFIG_FILES if not (root / file).is_file()]
+    if missing and any(any(root.glob(f"{folder}adapter_config.json")) for folder in ("", "*/")):
+        return [f"{root} holds adapters; expected a checkpoint, which takes these by --adapter or load_lora_weights"]
     return [f"{root} is not a complete InternVL-U checkpoint: it lacks {', '.join(missing)}"] if missing else []
 
 

@@ -4,6 +4,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import zlib
@@ -208,6 +209,17 @@ def test_a_connection_that_breaks_is_one_line(capsys, monkeypatch):
     (line,) = capsys.readouterr().err.splitlines()
     assert "ORG/NAME" in line and "cannot be had: [Errno 104] Connection reset by peer. " in line
     assert "the same command fetches the files that have not come" in line
+
+
+def test_adapters_are_no_checkpoint_and_beside_one_no_harm(capsys, elsewhere):
+    (elsewhere / "lora/vlm").mkdir(parents=True)
+    (elsewhere / "lora/vlm/adapter_config.json").write_text("{}")
+    assert main(["info", "lora"]) == 2
+    assert "lora cannot be used: holds adapters; expected a checkpoint" in capsys.readouterr().err
+    shutil.copytree(CHECKPOINT, elsewhere / "whole")
+    shutil.copytree(elsewhere / "lora", elsewhere / "whole/lora")
+    (elsewhere / "whole/vlm/adapter_config.json").write_text("{}")
+    assert main(["info", "whole"]) == 0
 
 
 def test_info_says_what_is_missing(capsys, elsewhere):

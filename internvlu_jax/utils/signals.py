@@ -61,15 +61,17 @@ def interrupts_unwrapped() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(_first(error), KeyboardInterrupt):
+        if any(isinstance(before, KeyboardInterrupt) for before in _before(error)):
             raise KeyboardInterrupt from error
         raise
 
 
-def _first(error: BaseException) -> BaseException:
-    """What an error came of."""
+def _before(error: BaseException) -> Iterator[BaseException]:
+    """The errors that an error came of, one after the other."""
     before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return error if before is None else _first(before)
+    if before is not None:
+        yield before
+        yield from _before(before)
 
 
 def _started() -> str:

@@ -246,6 +246,14 @@ def test_what_others_make_of_an_interrupt_is_one_again():
             raise KeyboardInterrupt
         except KeyboardInterrupt as error:
             raise ValueError("Exception raised while checking equality") from error
+    with pytest.raises(KeyboardInterrupt), interrupts_unwrapped():  # which came while another error was handled
+        try:
+            try:
+                raise OSError
+            except OSError:
+                raise KeyboardInterrupt  # noqa: B904
+        except KeyboardInterrupt as error:
+            raise ValueError("Exception raised while checking equality") from error
     with pytest.raises(ValueError, match="stopped"), interrupts_unwrapped():
         try:
             raise KeyboardInterrupt
