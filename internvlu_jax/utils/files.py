@@ -7,12 +7,12 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from internvlu_jax.utils.buckets import BucketError, filled, in_bucket, path_of
-from internvlu_jax.utils.locks import lock
+from internvlu_jax.utils.locks import new_locked_directory, remove_unlocked_directory
 from internvlu_jax.utils.regular_files import NotAFileError, open_file
 
 _NAME_BYTES = 255  # the longest name that the usual file systems take
@@ -65,14 +65,9 @@ def new_directory(target: str | Path) -> Iterator[Path]:
     check_free(target)
     target = Path(target).resolve()
     _remove_leftovers(target)
-    with written_whole(target) as partial:
-        partial.mkdir()
-        file = os.open(partial, os.O_RDONLY)
-        try:
-            lock(file)  # which says that somebody is at work in it
-            yield partial
-        finally:
-            os.close(file)
+    with ExitStack() as held, written_whole(target) as partial:
+        held.callback(os.close, new_locked_directory(partial))  # until it has its name, or is removed
+        yield partial
         if target.exists():
             target.rmdir()
 
@@ -81,13 +76,8 @@ def _remove_leftovers(target: Path) -> None:
     """Directories that were to become `target`, and that no living process has locked."""
     begun, _ = _partial_name(target)
     for path in target.parent.iterdir() if target.parent.is_dir() else ():
-        if path.name.startswith(begun) and path.is_dir():
-            file = os.open(path, os.O_RDONLY)
-            try:
-                if lock(file):
-                    shutil.rmtree(path, ignore_errors=True)
-            finally:
-                os.close(file)
+        if path.name.startswith(begun):
+            remove_unlocked_directory(path)
 
 
 def check_free(target: str | Path) -> None:

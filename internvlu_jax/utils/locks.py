@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,7 +49,7 @@ def _taken(path: Path) -> int | None:
     """The locked file of that name, open; None if another process has it."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        if lock(file) is False:
+        if _lock(file) is False:
             os.close(file)
             return None
         if _is(path, file):
@@ -56,7 +57,37 @@ def _taken(path: Path) -> int | None:
         os.close(file)  # whoever had it removed it in between
 
 
-def lock(file: int) -> bool | None:
+def new_locked_directory(path: Path) -> int:
+    """Makes a directory under a name that is no other process's, and locks it; the open file that holds it.
+
+    Who calls `remove_unlocked_directory` between the two removes it, and it is made again.
+    """
+    while True:
+        path.mkdir(exist_ok=True)
+        try:
+            file = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        if _lock(file) is not False and _is(path, file):
+            return file
+        os.close(file)
+        time.sleep(0.001)  # for who has it, to remove it
+
+
+def remove_unlocked_directory(path: Path) -> None:
+    """Removes a directory, unless somebody has locked it, or it cannot be told, opened or removed."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        if _lock(file) and _is(path, file):  # else another of that name, made since
+            shutil.rmtree(path, ignore_errors=True)
+    finally:
+        os.close(file)
+
+
+def _lock(file: int) -> bool | None:
     """Locks an open file or directory until it is closed; False if another has locked it, None if that cannot be."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

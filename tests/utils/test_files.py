@@ -1,5 +1,6 @@
 """Files are there whole or not at all."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from internvlu_jax.utils.files import (
     write_text,
     written_whole,
 )
+from internvlu_jax.utils.locks import remove_unlocked_directory
 from internvlu_jax.utils.sheets import save_sheet
 
 ROOT = Path(__file__).parents[2]
@@ -135,6 +137,45 @@ def test_what_killed_writers_left_is_removed_and_what_living_ones_write_is_not(t
         for writer in writers:
             writer.kill()
             writer.communicate()
+
+
+@pytest.mark.parametrize("moment", ["mkdir", "open", "flock", "replace"])
+def test_who_writes_the_same_directory_removes_nothing_of_those_at_work(tmp_path, monkeypatch, moment):
+    """Whichever step of theirs it comes before."""
+    owner = {"mkdir": Path, "open": os, "flock": fcntl, "replace": Path}[moment]
+    step, others = getattr(owner, moment), []
+
+    def interrupted(*args, **kwargs):
+        if not others:
+            others.append(moment)
+            with new_directory(tmp_path / "a"):
+                pass
+            (tmp_path / "a").rmdir()
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(owner, moment, interrupted)
+    with new_directory(tmp_path / "a") as partial:
+        (partial / "file").write_text("whole")
+    assert others and [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a/file").read_text() == "whole"
+
+
+def test_who_looks_for_leftovers_removes_no_directory_made_since_under_the_name(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    flock = fcntl.flock
+
+    def late(file, how):
+        (tmp_path / "a").rename(tmp_path / "b")
+        (tmp_path / "a").mkdir()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    remove_unlocked_directory(tmp_path / "a")
+    assert (tmp_path / "a").exists()
+    remove_unlocked_directory(tmp_path / "none")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    remove_unlocked_directory(tmp_path / "link")
+    assert (tmp_path / "link").exists()
 
 
 def test_names_do_not_collide_in_containers(tmp_path):
