@@ -37,7 +37,8 @@ class Model:
 
     checkpoint: str | None = None
     """A directory (released layout, written by `convert`, or of a training run), or a Hub id such as
-    InternVL-U/InternVL-U. Default: the small model in the box, which knows coloured shapes and short words."""
+    InternVL-U/InternVL-U. Default, and `built-in`: the small model in the box, which knows coloured shapes and short
+    words."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Default: float32 on a CPU, bfloat16 on an accelerator."""
     time: Literal["float32", "bfloat16"] | None = None

@@ -51,7 +51,8 @@ class LoadedModel:
 
 
 def resolve(name: str | Path | None) -> Path:
-    """The directory of a checkpoint: `name` itself, or a snapshot of the Hub repository `name`; None is `BUILT_IN`.
+    """The directory of a checkpoint: `name` itself, or a snapshot of the Hub repository `name`; None is `BUILT_IN`, and
+    so is "built-in", where there is no directory of that name.
 
     Raises:
         ValueError: there is no such directory, and no such repository can be had.
@@ -59,6 +60,8 @@ def resolve(name: str | Path | None) -> Path:
     if name is None:
         return BUILT_IN
     path = path_of(name).expanduser()
+    if str(name) == "built-in" and not path.exists():
+        return BUILT_IN
     if path.name == "checkpoints" and is_run(path.parent):
         raise ValueError(
             f"{path} holds the checkpoints of a run; take one, {path}/STEP, or the last with {path.parent}"
@@ -100,7 +103,7 @@ def load(
     """Loads a checkpoint in either layout, or one of a training run: its last, or a step of it.
 
     Args:
-        name: a directory or a Hub id; None is the model in the box. Of a run its work directory, or
+        name: a directory or a Hub id; None or "built-in" is the model in the box. Of a run its work directory, or
             WORKDIR/checkpoints/STEP.
         max_dtype: wider parameters are cast to this dtype while they are read; None keeps the checkpoint's.
         place: what becomes of each parameter, by its path; None places it on the default device.

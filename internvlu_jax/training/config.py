@@ -144,7 +144,7 @@ class TrainConfig:
         steps: after which the run is done; one that goes on may have another number.
         model: a preset of `presets.PRESETS`, made up at random.
         start: a checkpoint to start from in place of that: a directory in either layout, another run's work directory
-            or a step of it (WORKDIR/checkpoints/STEP), or a Hub id.
+            or a step of it (WORKDIR/checkpoints/STEP), a Hub id, or built-in, the model in the box.
         head_sources: what the head gets of source pictures (`HeadConfig.sources`); None is what the model says. It
             becomes part of the model, in training and when it draws.
         seed: from 0 to 4294967295.

@@ -97,6 +97,7 @@ def _train(cfg: TrainConfig, workdir: Path, quiet: bool, command: str | None) ->
     initial = setup.initial_model(cfg, None if last is None else workdir)
     step = setup.make_step(cfg, initial, executor.shards)
     setup.check_computed(cfg, step.factors)
+    setup.warn_of_sizes(cfg, initial.config)
     model = dataclasses.replace(initial, params=None)  # for all of the run, which does not look at them again
     validation = Validation(cfg, model, executor, step.objective) if cfg.validation.sources else None
     with (

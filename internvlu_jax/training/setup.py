@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ from internvlu_jax.training.losses import TERMS, Objective
 from internvlu_jax.training.optimizer import Factors, factors
 from internvlu_jax.training.step import Step, TrainState
 from internvlu_jax.utils.tree import Tree, merge, paths, split
+
+log = logging.getLogger("internvlu_jax.training")
 
 # Target positions whose logits one device holds at once: 620 MB at 151,936 entries.
 _CHUNK = 1024
@@ -122,6 +126,18 @@ def check_computed(cfg: TrainConfig, rules: Factors) -> None:
                 f"{path} holds what was computed beforehand, and {cfg.name} trains {', '.join(moving)}, on which that "
                 "depends; expected the records themselves, or --optimizer.rates 'head/.*' 1 '.*' 0"
             )
+
+
+def warn_of_sizes(cfg: TrainConfig, config: InternVLUConfig) -> None:
+    """Says which pictures are trained on that the pipeline refuses to draw with the model."""
+    limits = config.processor.image_gen_processor_kwargs
+    most = min(limits.max_length or math.inf, math.isqrt(limits.max_pixels))
+    beyond = [str(side) for side in cfg.data.sides if side > most]
+    if beyond and jax.process_index() == 0:
+        log.warning(
+            "data.sides has %s, and the model draws %d pixels a side at most: the pipeline will refuse such sizes; "
+            "--data.sides %d trains on what it draws", ", ".join(beyond), most, most,
+        )  # fmt: skip
 
 
 def make_loader(cfg: TrainConfig, initial: InitialModel, executor: Executor) -> Prefetcher:

@@ -72,6 +72,15 @@ def test_it_is_shipped_and_small():
     assert sum(path.stat().st_size for path in files) <= 25e6
 
 
+def test_it_has_a_name_where_a_checkpoint_is_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert loading.resolve("built-in") == loading.resolve(None) == loading.BUILT_IN
+    assert main(["info", "built-in"]) == 0
+    assert "8,656,264" in capsys.readouterr().out
+    (tmp_path / "built-in").mkdir()
+    assert loading.resolve("built-in") == Path("built-in"), "a directory of that name comes first"
+
+
 def test_it_draws(pipe):
     pictures = pipe(list(DRAWN), generation_mode="image", latents=noise(len(DRAWN))).images
     for picture, (prompt, wanted) in zip(pictures, DRAWN.items(), strict=True):

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from internvlu_jax.checkpoints import run_directory
+from internvlu_jax.config import InternVLUConfig
 from internvlu_jax.parallel.executors import make_executor
 from internvlu_jax.training import loop, setup
 from internvlu_jax.training.config import LoraConfig, ValidationConfig
 from internvlu_jax.utils.tree import paths
-from tests.helpers.training import TINY, leaves_equal
+from tests.helpers.training import TINY, leaves_equal, with_data
 
 
 class Begun(Exception):
@@ -64,6 +65,15 @@ def test_what_is_kept_is_what_is_trained_on(tmp_path, monkeypatch):
     second = begin(TINY, tmp_path, monkeypatch)
     assert not np.array_equal(*(jax.tree.leaves(state.frozen)[0] for state in (first, second)))
     leaves_equal(run_directory.restore_frozen(tmp_path, second.frozen), second.frozen)
+
+
+@pytest.mark.parametrize(("sides", "said"), [((64, 512, 1024), None), ((512, 1448, 2048), "1448, 2048")])
+def test_sizes_that_the_model_will_refuse_to_draw_are_named(caplog, sides, said):
+    setup.warn_of_sizes(with_data(TINY, sides=sides), InternVLUConfig())
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.split(":")[0] for line in lines] == (
+        [] if said is None else [f"data.sides has {said}, and the model draws 1024 pixels a side at most"]
+    )
 
 
 @pytest.mark.parametrize("kind", ["mesh", "pmap", "single"])
