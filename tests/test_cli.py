@@ -273,6 +273,7 @@ def test_a_mistake_is_one_line_and_status_2(args, message, capsys, elsewhere):
     assert (elsewhere / "taken/file").read_text() == "mine"
 
 
+@pytest.mark.filterwarnings("ignore:IM image format:DeprecationWarning")
 def test_what_is_wrong_with_a_name_is_said_before_the_work(monkeypatch):
     """Every suffix that Pillow knows is written or refused; a name that is just short enough is written."""
     written = []

@@ -137,7 +137,10 @@ def test_the_language_model_alone_says_whether_its_head_is_tied(recorded, read):
 
 
 def test_null_sizes_are_the_released_defaults(recorded, read):
-    with pytest.warns(CheckpointWarning, match="gen_image_height is null"):
+    with (
+        pytest.warns(CheckpointWarning, match="gen_image_height is null"),
+        pytest.warns(CheckpointWarning, match="gen_image_width is null"),
+    ):
         cfg = read(HEAD, "gen_image_height", None, "gen_image_width", None)
     assert (cfg.generation_decoder.gen_image_height, cfg.generation_decoder.gen_image_width) == (512, 512)
 
