@@ -10,7 +10,6 @@ The same global batch and key give the same result under each, up to the order o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -20,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from internvlu_jax.data.batch import Batch
 from internvlu_jax.parallel.config import MeshConfig
-from internvlu_jax.parallel.mesh import block_on_cpu, make_mesh, replicated, rows_sharding, tracing_on
+from internvlu_jax.parallel.mesh import block_on_cpu, make_mesh, rows_sharding, tracing_on
 from internvlu_jax.parallel.rules import shardings
 from internvlu_jax.parallel.steps import AXIS, Programs, Step, mesh_step, pmap_step, single_step
 
@@ -70,9 +69,6 @@ class Executor(Protocol):
 
     def replica(self, tree: Tree) -> Tree:
         """Values that are the same on all devices, once."""
-
-    def local(self, tree: Tree, dtype: str | None = None) -> Tree:
-        """The whole tree on one device of this process, floating point in `dtype` if given. All processes call it."""
 
 
 def make_executor(kind: str, mesh: MeshConfig) -> Executor:
@@ -132,9 +128,6 @@ class SingleExecutor:
 
     def replica(self, tree: Tree) -> Tree:
         return tree
-
-    def local(self, tree: Tree, dtype: str | None = None) -> Tree:
-        return _cast(tree, dtype)
 
 
 class MeshExecutor:
@@ -204,17 +197,6 @@ class MeshExecutor:
     def replica(self, tree: Tree) -> Tree:
         return tree
 
-    def local(self, tree: Tree, dtype: str | None = None) -> Tree:
-        if self.mesh.size == 1:  # where it lies whole, and gathering would copy it
-            return _cast(jax.tree.map(lambda leaf: leaf.addressable_data(0), tree), dtype)
-        gather = _gather(self.mesh, dtype)
-
-        def one(leaf: jax.Array) -> jax.Array:
-            # Waited for, so that what the other devices hold for it is never more than one array.
-            return jax.block_until_ready(gather(leaf)).addressable_data(0)
-
-        return jax.tree.map(one, tree)
-
 
 class PmapExecutor:
     """Every device has the whole state, and its share of the rows. Arrays lead with the axis of devices."""
@@ -270,9 +252,6 @@ class PmapExecutor:
     def replica(self, tree: Tree) -> Tree:
         return jax.tree.map(lambda leaf: leaf.addressable_data(0)[0], tree)
 
-    def local(self, tree: Tree, dtype: str | None = None) -> Tree:
-        return _cast(self.replica(tree), dtype)
-
 
 def _check_rows(batch_rows: int, groups: int, words: str) -> None:
     if batch_rows < 1 or batch_rows % groups:
@@ -286,12 +265,6 @@ def _start(index: Any) -> int:
     return index[0].start or 0
 
 
-@cache
-def _gather(mesh: Mesh, dtype: str | None) -> Any:
-    """A compiled function from an array on a mesh to itself, whole on every device."""
-    return jax.jit(partial(_cast, dtype=dtype), out_shardings=replicated(mesh))
-
-
 def _placed(leaf: Any, where: NamedSharding) -> jax.Array:
     """A host array to the devices, each process giving its own; what already lies there stays."""
     if isinstance(leaf, jax.Array) and leaf.sharding == where:
@@ -302,10 +275,3 @@ def _placed(leaf: Any, where: NamedSharding) -> jax.Array:
 
 def _shapes_at(shapes: Tree, where: SingleDeviceSharding) -> Tree:
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes)
-
-
-def _cast(tree: Tree, dtype: str | None) -> Tree:
-    """Floating point arrays in `dtype`."""
-    if dtype is None:
-        return tree
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)

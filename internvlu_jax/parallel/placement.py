@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from internvlu_jax.parallel.config import MeshConfig, mesh_config
-from internvlu_jax.parallel.executors import MeshExecutor, PmapExecutor, make_executor
+from internvlu_jax.parallel.executors import Executor, MeshExecutor, PmapExecutor, make_executor
 from internvlu_jax.parallel.mesh import block_on_cpu, replicated, tracing_on
 from internvlu_jax.parallel.rules import spec
 from internvlu_jax.parallel.steps import AXIS
@@ -76,16 +76,20 @@ def placement(devices: str | None) -> Placement:
     if devices is None:
         return OneDevice()
     if devices == "pmap":
-        executor = make_executor("pmap", MeshConfig())
-        assert isinstance(executor, PmapExecutor)
-        return UnderPmap(executor)
+        return placement_of(make_executor("pmap", MeshConfig()))
     cfg = mesh_config(devices)
     try:
         executor = make_executor("mesh", cfg)
     except ValueError as error:
         raise ValueError(f"devices is {devices!r}: {error}") from None
-    assert isinstance(executor, MeshExecutor)
-    return OneDevice() if executor.mesh.size == 1 else OnMesh(executor)
+    return placement_of(executor)
+
+
+def placement_of(executor: Executor) -> Placement:
+    """The placement of parameters that lie where an executor has placed them."""
+    if isinstance(executor, MeshExecutor) and executor.mesh.size > 1:
+        return OnMesh(executor)
+    return UnderPmap(executor) if isinstance(executor, PmapExecutor) else OneDevice()
 
 
 class OneDevice:

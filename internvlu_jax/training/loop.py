@@ -26,6 +26,7 @@ from internvlu_jax.data.loader import check_named
 from internvlu_jax.data.prefetch import Prefetcher
 from internvlu_jax.data.sources import check_source
 from internvlu_jax.parallel.executors import Executor, make_executor
+from internvlu_jax.parallel.placement import placement_of
 from internvlu_jax.parallel.together import next_step
 from internvlu_jax.training import overview, setup
 from internvlu_jax.training.config import TrainConfig
@@ -46,7 +47,7 @@ from internvlu_jax.training.validation import Validation
 from internvlu_jax.utils.buckets import check_bucket, in_bucket, path_of
 from internvlu_jax.utils.files import check_writable, write_text
 from internvlu_jax.utils.sheets import save_sheet
-from internvlu_jax.utils.tree import merge
+from internvlu_jax.utils.tree import in_dtype, merge
 
 # What may change between the calls that make up one run: how long, on what machine, and what is kept and shown.
 _MAY_CHANGE = (
@@ -257,11 +258,12 @@ class _Run:
         return words if share is None else f"{words}, {share / self._peak:.0%} of peak"
 
     def _sample(self, done: int, state: TrainState) -> None:
-        """A sheet of pictures; every process takes part in gathering the parameters, the first one draws."""
-        if not self._cfg.sample_prompts:
+        """A sheet of pictures, which all devices draw, the parameters where they lie; the first process saves it."""
+        cfg, model = self._cfg, self._initial
+        if not cfg.sample_prompts:
             return
-        params = self._executor.local(merge(state.kept, state.frozen), self._cfg.compute.dtype)
+        params = in_dtype(merge(state.kept, state.frozen), cfg.compute.dtype)
+        on = placement_of(self._executor)
+        picture = sample_sheet(cfg, model.config, model.tokenizer, params, cfg.data.sides[0], on)
         if self._first:
-            side = self._cfg.data.sides[0]
-            picture = sample_sheet(self._cfg, self._initial.config, self._initial.tokenizer, params, side)
             save_sheet(picture, self._workdir / "samples" / f"{done:08d}.png")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 Tree = Any
 
@@ -36,6 +37,15 @@ def split(tree: Tree, chosen: Callable[[str], bool]) -> tuple[Tree, Tree]:
         from_paths({path: leaf for path, leaf in leaves.items() if chosen(path)}),
         from_paths({path: leaf for path, leaf in leaves.items() if not chosen(path)}),
     )
+
+
+def in_dtype(tree: Tree, dtype: str) -> Tree:
+    """Floating point arrays in `dtype`, each where it lies, on one device or many; those that are, and others, stay."""
+
+    def one(leaf: Any) -> Any:
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype != dtype else leaf
+
+    return jax.tree.map(one, tree)
 
 
 def merge(first: Tree, second: Tree) -> Tree:

@@ -26,6 +26,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import NamedSharding, PartitionSpec
 
 from internvlu_jax.config import Compute
@@ -38,6 +39,7 @@ from internvlu_jax.parallel.config import MeshConfig
 from internvlu_jax.parallel.executors import MeshExecutor, PmapExecutor, SingleExecutor, make_executor
 from internvlu_jax.parallel.mesh import initialise, make_mesh, rows_sharding, tracing_on
 from internvlu_jax.presets import debug_config
+from internvlu_jax.utils.tree import in_dtype
 from tests.helpers.parallel_pipeline import (
     adapters,
     adapters_across,
@@ -209,13 +211,13 @@ def mesh(*sizes: int) -> MeshExecutor:
 def trained(name: str, executor) -> dict[str, np.ndarray]:
     """What `train` finds, with the state from a single device, under a name."""
     state, found = train(executor)
-    found |= flat("state", executor.local(state)) | saved(executor, state)
+    found |= flat("state", executor.savable(state)) | saved(executor, state)
     return {f"{name}/{key}": value for key, value in found.items()}
 
 
 def saved(executor, state) -> dict[str, np.ndarray]:
     """Whether a state that was saved is the same, in the same place, from arrays on devices and on the host; and
-    whether `local` gives one device and the dtype asked."""
+    whether `in_dtype` leaves it there."""
     found = {}
     host = jax.tree.map(np.asarray, executor.savable(state))
     like = executor.abstract(jax.eval_shape(lambda tree: tree, host))
@@ -228,8 +230,9 @@ def saved(executor, state) -> dict[str, np.ndarray]:
         with compilations() as seen:
             executor.step(back, (batch,), jax.random.key(7))
         found[f"programs after {name}"] = np.array(len(seen))
-    half = jax.tree.leaves(executor.local(state.trained, "bfloat16"))
-    found["half"] = np.array(all(leaf.dtype == jnp.bfloat16 and len(leaf.devices()) == 1 for leaf in half))
+    half = in_dtype(state.trained, "bfloat16")
+    are = all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(half))
+    found["half"] = np.array(are and places(half) == places(state.trained))
     return found
 
 
@@ -242,7 +245,7 @@ def executors() -> dict[str, np.ndarray]:
 def two_processes() -> dict[str, np.ndarray]:
     """The same steps where each process has half of the rows; and what a batch becomes where both have all of them."""
     state, found = train(mesh(2, 2, 2))
-    found |= flat("state", mesh(2, 2, 2).local(state))
+    found |= flat("state", process_allgather(state, tiled=True))
     across, batch = mesh(1, 1, 8), batches_of(0, (5,))[0]
     found["across"] = np.asarray(across.put(own_rows(across, batch)).text.weights)
     return found | {"rows": np.array(mesh(1, 8, 1).rows(16)), "rows across": np.array(across.rows(3))}

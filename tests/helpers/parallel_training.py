@@ -26,6 +26,9 @@ RUN = dataclasses.replace(
     objective=ObjectiveConfig((("text", 1.0), ("flow", 20.0))),
     optimizer=dataclasses.replace(TINY.optimizer, rates=ALL_BUT_VAE, weight_decay=0.01, eps=1e-3, ema=0.5),
     save_every=3,
+    sample_every=3,
+    sample_prompts=("a red circle", "two", "three squares"),
+    sample_steps=2,
 )
 KINDS = {
     "single": dataclasses.replace(RUN, executor="single"),

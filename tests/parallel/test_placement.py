@@ -8,7 +8,8 @@ import pytest
 
 from internvlu_jax import InternVLUPipeline
 from internvlu_jax.parallel.config import MeshConfig, mesh_config
-from internvlu_jax.parallel.placement import OneDevice, placement
+from internvlu_jax.parallel.executors import make_executor
+from internvlu_jax.parallel.placement import OneDevice, UnderPmap, placement, placement_of
 from tests.helpers.processes import arrays, by_two, launch, named
 
 
@@ -78,6 +79,13 @@ def test_names():
     assert mesh_config("fsdp=8") == MeshConfig(-1, 8, 1)
     assert isinstance(placement(None), OneDevice)
     assert isinstance(placement("all"), OneDevice), "there is one"
+
+
+def test_placements_of_executors():
+    """For parameters that are there already."""
+    for kind in ("mesh", "single"):
+        assert isinstance(placement_of(make_executor(kind, MeshConfig())), OneDevice), "there is one"
+    assert isinstance(placement_of(make_executor("pmap", MeshConfig())), UnderPmap)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from internvlu_jax.checkpoints import loading
 
@@ -41,12 +42,15 @@ def workdir(tmp_path_factory) -> Path:
 
 
 def compare(got: Path, want: Path) -> None:
-    """Every metric of every step, and the parameters after the last, the moving average of this run."""
+    """Every metric of every step; after the last the sheet of samples, which all devices draw, and the parameters, the
+    moving average of this run."""
     lines = [[json.loads(line) for line in (d / "metrics.jsonl").read_text().splitlines()] for d in (got, want)]
     assert len(lines[0]) == len(lines[1]) == 3
     for ours, theirs in zip(*lines, strict=True):
         for name, value in theirs.items():
             np.testing.assert_allclose(ours[name], value, rtol=CLOSE, atol=1e-7, err_msg=name)
+    sheets = [np.asarray(Image.open(d / "samples/00000003.png"), int) for d in (got, want)]
+    assert np.abs(sheets[0] - sheets[1]).max() <= 1 and np.unique(sheets[1]).size > 2
     ours, theirs = (loading.load(d).params for d in (got, want))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=CLOSE, atol=1e-6), ours, theirs)
 

@@ -12,6 +12,7 @@ from internvlu_jax.checkpoints import loading
 from internvlu_jax.inference.outputs import PipelineOutput
 from internvlu_jax.inference.pipeline import InternVLUPipeline
 from internvlu_jax.models import lora
+from internvlu_jax.parallel.placement import OneDevice
 from internvlu_jax.training.config import LoraConfig
 from internvlu_jax.training.samples import sample_sheet
 from internvlu_jax.utils.tree import from_paths, paths
@@ -39,18 +40,18 @@ def test_no_kernel_is_made_for_it(model, params, monkeypatch):
     drawn = []
 
     def draw(pipe, *_, **__):
-        drawn.append(pipe.params)
+        drawn.append((pipe.params, pipe.on))
         return PipelineOutput(images=[Image.new("RGB", (32, 32))])
 
     monkeypatch.setattr(InternVLUPipeline, "__call__", draw)
-    sample_sheet(CFG, model.config, model.tokenizer, params, 32)
-    assert drawn[0] is params
+    sample_sheet(CFG, model.config, model.tokenizer, params, 32, placed := OneDevice())
+    assert drawn[0][0] is params and drawn[0][1] is placed
 
 
 @pytest.mark.slow
 def test_adapters_draw_beside_kernels_as_within_them(model, params):
     def sheet(cfg, params):
-        return np.asarray(sample_sheet(cfg, model.config, model.tokenizer, params, 32), int)
+        return np.asarray(sample_sheet(cfg, model.config, model.tokenizer, params, 32, OneDevice()), int)
 
     without = dataclasses.replace(CFG, lora=None)
     got, want = sheet(CFG, params), sheet(without, lora.merge(params, CFG.lora.alpha / CFG.lora.rank))
