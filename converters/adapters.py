@@ -31,7 +31,7 @@ from internvlu_jax.models.layers import kernel_axes
 from internvlu_jax.utils.files import new_directory, write_json
 from internvlu_jax.utils.tree import paths
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _BASE = "base_model.model."
 # What stands before a module's name in its part, where the adapter is of a module within the part.
 _WITHIN = ("", "language_model.", "decoder.")
@@ -99,7 +99,8 @@ def read_adapter(directory: str | Path, config: InternVLUConfig) -> Adapter:
             modules that the model does not have, or of other sizes: everything that is wrong, in one error.
     """
     root = Path(directory)
-    folders = [root / part.folder for part in PARTS.values() if (root / part.folder / CONFIG).exists()] or [root]
+    places_of_files = [root, *(root / part.folder for part in PARTS.values())]
+    folders = [f for f in places_of_files if any((f / name).exists() for name in (CONFIG, TENSORS, PICKLE))] or [root]
     found: dict[Place, Factors] = {}
     problems: list[str] = []
     for folder in folders:
@@ -156,7 +157,7 @@ def _read_part(folder: Path, config: InternVLUConfig, problems: list[str]) -> di
 def _open(folder: Path) -> TensorReader:
     if (folder / TENSORS).is_file():
         return TensorReader([folder / TENSORS])
-    pickle = folder / "adapter_model.bin"
+    pickle = folder / PICKLE
     if pickle.exists():
         raise ConversionError(
             f"{pickle} is a pickle, which can run any code when it is read; convert it with the safetensors library "

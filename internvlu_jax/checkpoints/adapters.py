@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,10 @@ from typing import Any
 import numpy as np
 
 from converters.adapters import Adapter, Factors, export_adapter, read_adapter, trained_adapter
+from converters.checks import listed
+from converters.tensors import all_finite
 from internvlu_jax.checkpoints import loading
+from internvlu_jax.checkpoints.arrays import CheckpointError
 from internvlu_jax.checkpoints.run_directory import hub_base, is_run, load_trained, model_config, split_step
 from internvlu_jax.config import InternVLUConfig
 from internvlu_jax.models import lora
@@ -20,6 +22,8 @@ from internvlu_jax.utils.tree import from_paths, paths
 
 Weighted = tuple[Adapter, float]
 """An adapter, and the scale that its update has beside its own."""
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def find_adapter(name: str | Path, config: InternVLUConfig) -> Adapter:
@@ -65,10 +69,20 @@ def convert(source: str | Path, target: str | Path, to: str, adapters: Sequence[
 def _with_adapters(
     given: Sequence[tuple[str, float]], config: InternVLUConfig, params: dict[str, Any]
 ) -> dict[str, Any]:
-    """Parameters in stacks, whose kernels hold the updates of the adapters of these names."""
-    leaves = paths(params)
+    """Parameters in stacks, whose kernels hold the updates of the adapters of these names, on the host.
+
+    Raises:
+        CheckpointError: a kernel's dtype does not hold the sum.
+    """
+    leaves, beyond = paths(params), []
     for path, (a, b) in joined((find_adapter(name, config), scale) for name, scale in given).items():
-        leaves[f"{path}/kernel"] = lora.folded(leaves[f"{path}/kernel"], a, b)
+        name = f"{path}/kernel"
+        leaves[name] = np.asarray(lora.folded(leaves[name], a, b))
+        if not all_finite(leaves[name]):
+            beyond.append(name)
+    if beyond:
+        names = ", ".join(name for name, _ in given)
+        raise CheckpointError(f"with {names} {len(beyond)} kernels hold NaN or infinities: {listed(beyond)}")
     return from_paths(leaves)
 
 
@@ -82,7 +96,7 @@ def with_scale(text: str) -> tuple[str, float]:
     """("PATH", scale) of "PATH" or "PATH:SCALE"; the scale is 1 where none is named.
 
     Raises:
-        ValueError: the scale is not finite.
+        ValueError: the scale is not finite in float32.
     """
     path, _, end = text.rpartition(":")
     try:
@@ -94,7 +108,7 @@ def with_scale(text: str) -> tuple[str, float]:
 
 def checked_scale(scale: float) -> float:
     """Raises ValueError if an update cannot be scaled so."""
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not abs(scale) <= _LARGEST:
         raise ValueError(f"the scale of an adapter is {scale!r}; expected a finite number, 1 as it was trained")
     return float(scale)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -13,19 +14,23 @@ import numpy as np
 
 from converters.checkpoint import export_released, load_released, on_default_device, unchanged
 from converters.checks import listed
+from converters.engine import on_host
 from converters.tensors import all_finite
 from internvlu_jax.checkpoints import run_directory
 from internvlu_jax.checkpoints.arrays import CheckpointError, at_most
-from internvlu_jax.checkpoints.model_directory import is_model, load_model, save_model
+from internvlu_jax.checkpoints.model_directory import is_model, load_model, save_model, stored_time
 from internvlu_jax.checkpoints.run_directory import hub_id, is_run, load_run, split_step
-from internvlu_jax.config import InternVLUConfig
+from internvlu_jax.config import CheckpointWarning, InternVLUConfig
 from internvlu_jax.models import lora
 from internvlu_jax.processing.tokenizer import Tokenizer
 from internvlu_jax.utils.buckets import in_bucket, on_disk, path_of
 from internvlu_jax.utils.files import check_free
 from internvlu_jax.utils.tree import from_paths, paths
 
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "arrays/*"]  # of both layouts; the last of a model in Orbax's
+HUB_FILES = [
+    *("*.json", "*.safetensors", "*.txt", "arrays/*"),  # of both layouts; the last of a model in Orbax's
+    *("*.md", "*.jinja", "LICENSE*", "NOTICE*"),  # what `convert` and `push` hand on
+]
 BUILT_IN = Path(__file__).parents[1] / "small_world" / "weights"
 """The model in the box: a few million parameters that know the small world (`small_world`), in the released layout."""
 
@@ -35,7 +40,8 @@ class LoadedModel:
     """A checkpoint in memory.
 
     assets: the directory with its config files and tokenizer as they were read, in the released layout.
-    time: what a run rounded the head's time to; None of what is no run.
+    time: what the run that trained it rounded the head's time to; None where that is not known, as of the released
+        layout.
     """
 
     config: InternVLUConfig
@@ -135,13 +141,13 @@ def _read(
     workdir, step = split_step(root)
     if is_run(workdir) or is_model(root):
         # Numbers are looked at on the host, where nothing has to be compiled for it.
-        on_host = place is not None or jax.default_backend() != "cpu"
-        checked = partial(_checked, root, to_device=place is None and on_host)
+        to_host = place is not None or jax.default_backend() != "cpu"
+        checked = partial(_checked, root, to_device=place is None and to_host)
         if is_run(workdir):
-            model = _load_run(workdir, step, max_dtype, on_host, checked)
+            model = _load_run(workdir, step, max_dtype, to_host, checked)
         else:
-            config, params, extras = load_model(root, max_dtype, on_host)
-            model = LoadedModel(config, checked(params), extras, on_disk(root / "released"))
+            config, params, extras = load_model(root, max_dtype, to_host)
+            model = LoadedModel(config, checked(params), extras, on_disk(root / "released"), stored_time(root))
         if place is not None:
             placed = from_paths({path: place(path, leaf) for path, leaf in paths(model.params).items()})
             model = replace(model, params=placed)
@@ -186,7 +192,8 @@ def convert(
     """Rewrites a checkpoint as `to`: "orbax" (our own directory) or "released". Every tensor keeps its bits.
 
     But for what has no place in a parameter: tensors that no model has are left out with a warning, layers of several
-    dtypes become float32, and so does float64; 8-bit floats become bfloat16.
+    dtypes become float32, and so does float64; 8-bit floats become bfloat16. Parameters stay on the host. What a run
+    rounded the head's time to is kept in our own layout; the released one has no place for it, which a warning says.
 
     Args:
         change: what becomes of the parameters before they are written.
@@ -196,9 +203,16 @@ def convert(
         FileExistsError: `target` exists and is not empty.
     """
     check_free(target)
-    model = _read(source)
+    model = _read(source, place=on_host)
     params = model.params if change is None else change(model.config, model.params)
     if to == "orbax":
-        save_model(target, model.config, params, model.extras, model.assets)
-    else:
-        export_released(target, model.config, params, model.extras, model.assets)
+        save_model(target, model.config, params, model.extras, model.assets, model.time)
+        return
+    export_released(target, model.config, params, model.extras, model.assets)
+    if model.time is not None:
+        warnings.warn(
+            f"{source} was trained with times in {model.time}, which the released layout cannot say: draw with --time "
+            f"{model.time}, or time={model.time!r}, for pictures as the run's own",
+            CheckpointWarning,
+            stacklevel=2,
+        )

@@ -92,7 +92,8 @@ def _losses(workdir: Path, step: int) -> list[str]:
     if not path.is_file():
         return []
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        text = path.read_text(encoding="utf-8")  # a run that was killed leaves a last line without its end
+        lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
         done = [line for line in lines if line["step"] <= step]
         names = [name for name in _SHOWN if any(name in line for line in done)]
     except (ValueError, KeyError, TypeError) as error:

@@ -3,6 +3,7 @@
     DIR/internvlu_jax.json   format and version
     DIR/released/            the small files of the released layout: configs, tokenizer, scheduler
     DIR/arrays/              {"params", "extras"}, written by Orbax
+    DIR/time.json            {"time": DTYPE}, what the run that trained it rounded the head's time to, where known
     DIR/checksums.json       of the arrays (see `seals`); the small files may be edited, as long as the arrays fit
 
 `extras` are tensors of the released checkpoint that no computation on single pictures uses; they are kept so that the
@@ -21,10 +22,10 @@ from internvlu_jax.checkpoints.seals import check_seal, seal
 from internvlu_jax.config import InternVLUConfig
 from internvlu_jax.config_files import check_types, read_config, write_assets
 from internvlu_jax.utils.buckets import on_disk, path_of
-from internvlu_jax.utils.files import new_directory, read_json, write_json
+from internvlu_jax.utils.files import new_directory, read_json, read_object, write_json
 from internvlu_jax.utils.tree import paths
 
-MARKER = "internvlu_jax.json"
+MARKER, TIME = "internvlu_jax.json", "time.json"
 FORMAT = {"format": "internvlu_jax model", "version": 1}
 
 
@@ -39,12 +40,14 @@ def save_model(
     params: dict[str, Any],
     extras: dict[str, Any],
     released: str | Path | None = None,
+    time: str | None = None,
 ) -> None:
     """Writes a model directory; nothing appears under its name before it is whole.
 
     Args:
         released: the assets of the model before any change, see `config_files.write_assets`; without it only the
             configs are written.
+        time: see `loading.LoadedModel`.
 
     Raises:
         FileExistsError: the directory exists and is not empty.
@@ -54,6 +57,8 @@ def save_model(
         write_assets(config, partial / "released", released)
         write_arrays(partial / "arrays", {"params": params, "extras": extras})
         seal(partial, "arrays")
+        if time is not None:
+            write_json(partial / TIME, {"time": time})
         write_json(partial / MARKER, FORMAT)
 
 
@@ -79,6 +84,17 @@ def load_model(
     specs = {"params": targets(stored["params"], max_dtype, on_host), "extras": targets(stored.get("extras", {}))}
     arrays = read_arrays(root / "arrays", specs)
     return config, arrays["params"], arrays["extras"]
+
+
+def stored_time(directory: str | Path) -> str | None:
+    """What `save_model` was given as `time`. Raises ValueError if the file says something else."""
+    path = path_of(directory) / TIME
+    if not path.is_file():
+        return None
+    time = read_object(path).get("time")
+    if time not in ("float32", "bfloat16"):
+        raise ValueError(f"{path}: time is {time!r}; expected float32 or bfloat16")
+    return time
 
 
 def stored_shapes(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:

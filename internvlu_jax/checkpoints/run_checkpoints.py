@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from internvlu_jax.checkpoints.arrays import CheckpointError, orbax_errors, targets_like
-from internvlu_jax.checkpoints.seals import check_seal, is_whole, remove, seal
+from internvlu_jax.checkpoints.seals import check_seal, has_part, is_whole, remove, seal
 from internvlu_jax.utils.buckets import BucketError, in_bucket, path_of
 
 log = logging.getLogger("internvlu_jax.checkpoints")
@@ -48,7 +48,7 @@ def saved_steps(directory: Path) -> list[int]:
 
 def model_part(saved: Path) -> str:
     """The part of a checkpoint that is the model: the moving average where the run keeps one."""
-    return "ema" if (saved / "ema").is_dir() else "params"
+    return "ema" if (saved / "ema").is_dir() or has_part(saved, "ema") else "params"
 
 
 def last_intact(directory: Path, part: Callable[[Path], str] = lambda saved: "") -> int | None:

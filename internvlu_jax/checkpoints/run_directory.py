@@ -61,8 +61,10 @@ def is_run(directory: str | Path) -> bool:
 def split_step(directory: str | Path) -> tuple[Path, int | None]:
     """(work directory, None), or (work directory, step) of one of its checkpoints, WORKDIR/checkpoints/STEP."""
     path = path_of(directory).absolute()
-    is_step = path.name.isdecimal() and path.parent.name == "checkpoints" and is_run(path.parents[1])
-    return (path.parents[1], int(path.name)) if is_step else (path_of(directory), None)
+    for place in (path,) if in_bucket(path) else (path, path.resolve()):  # a link to a step is one
+        if place.name.isdecimal() and place.parent.name == "checkpoints" and is_run(place.parents[1]):
+            return place.parents[1], int(place.name)
+    return path_of(directory), None
 
 
 def start_run(

@@ -35,6 +35,12 @@ def seal(directory: Path, part: str = "") -> None:
         write_json(directory / NAME, {str(f.relative_to(directory)): s for f, s in zip(files, sums, strict=True)})
 
 
+def has_part(directory: Path, part: str) -> bool:
+    """Whether a directory was sealed with files in a part of it, which may be gone since."""
+    stored = read_json(directory / NAME) if (directory / NAME).exists() else {}
+    return isinstance(stored, dict) and any(name.startswith(f"{part}/") for name in stored)
+
+
 def is_whole(directory: Path) -> bool:
     """Whether all of a directory is written: always on a disk, where it gets its name when it is."""
     return not in_bucket(directory) or (directory / NAME).is_file()

@@ -8,13 +8,20 @@ from pathlib import Path
 
 import jax
 
+from converters.checkpoint import PARTS
 from converters.tensors import TensorReader
-from internvlu_jax.checkpoints import loading
+from internvlu_jax.checkpoints import loading, seals
 from internvlu_jax.checkpoints.adapters import convert
 from internvlu_jax.checkpoints.model_card import model_card
-from internvlu_jax.checkpoints.model_directory import is_model, stored_shapes
+from internvlu_jax.checkpoints.model_directory import MARKER, TIME, is_model, stored_shapes
 from internvlu_jax.checkpoints.run_checkpoints import last_intact, model_part
 from internvlu_jax.checkpoints.run_directory import is_run, split_step
+
+# What any of the three layouts consists of: left there, an older model would be found before the new one.
+_REPLACED = [
+    MARKER, TIME, seals.NAME, "arrays/*", "released/*", "adapter_*",
+    *(f"{part.folder}/{name}" for part in PARTS.values() for name in ("*.safetensors", "*.index*.json", "adapter_*")),
+]  # fmt: skip
 
 
 def push_to_hub(
@@ -22,7 +29,8 @@ def push_to_hub(
 ) -> str:
     """Uploads a checkpoint, or what a run made, as one commit of a repository, which is made where there is none.
 
-    A card that is there stays as it is. The files lie in the folder for temporary files meanwhile (TMPDIR moves it).
+    It takes the place of what an upload before it brought, in whichever layout. A card that is there stays as it is.
+    The files lie in the folder for temporary files meanwhile (TMPDIR moves it).
     Who is writing is known from `hf auth login`, or HF_TOKEN.
 
     Args:
@@ -60,7 +68,10 @@ def push_to_hub(
             elif made is not None or not own.exists():
                 own.write_text(card, encoding="utf-8")
             message = commit_message or f"Upload of {root.name}"
-            return str(api.upload_folder(repo_id=repo_id, folder_path=files, commit_message=message).commit_url)
+            commit = api.upload_folder(
+                repo_id=repo_id, folder_path=files, commit_message=message, delete_patterns=_REPLACED
+            )
+            return str(commit.commit_url)
         except Exception as error:  # of the client's transport, whose errors have nothing in common
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(

@@ -1,12 +1,18 @@
 """Adapters from the shell: out of a run, into a checkpoint, into a pipeline."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from converters.adapters import read_adapter
 from converters.engine import on_host
+from converters.rules import ConversionError
 from internvlu_jax.checkpoints import loading
+from internvlu_jax.checkpoints.adapters import convert
+from internvlu_jax.checkpoints.arrays import CheckpointError
 from internvlu_jax.cli import Model, _command, main
 from internvlu_jax.models import lora
 from internvlu_jax.utils.picture_settings import with_settings
@@ -51,6 +57,42 @@ def test_what_has_no_adapters(model, tmp_path, capsys):
         assert words in capsys.readouterr().err
     assert main(["image", "a", "--checkpoint", str(RELEASED), "--adapter", f"{whole}:2"]) == 2
     assert "trained no adapters" in capsys.readouterr().err
+
+
+def test_half_of_an_adapter_is_not_taken_for_the_whole(model, run, tmp_path):
+    """Where one part's lies above the other's, and where a part's settings did not come."""
+    convert(run, tmp_path / "out", "peft")
+    want = read_adapter(tmp_path / "out", model.config)
+    assert {path.split("/")[0] for path in want} == {"head", "vlm"}
+    above = tmp_path / "above"
+    shutil.copytree(tmp_path / "out", above)
+    for file in (above / "vlm").iterdir():
+        file.rename(above / file.name)
+    assert read_adapter(above, model.config).keys() == want.keys()
+    (tmp_path / "out/vlm/adapter_config.json").unlink()
+    with pytest.raises(ConversionError, match=r"vlm is no adapter: expected adapter_config\.json"):
+        read_adapter(tmp_path / "out", model.config)
+
+
+def test_an_update_that_no_dtype_holds_is_written_nowhere(run, tmp_path):
+    with pytest.raises(CheckpointError, match=r"with .*run \d+ kernels hold NaN or infinities: "):
+        convert(RELEASED, tmp_path / "out", "released", [f"{run}:3e38"] * 99)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match=r"the scale of an adapter is 1e\+39"):
+        convert(RELEASED, tmp_path / "out", "released", [f"{run}:1e39"])
+
+
+@pytest.mark.parametrize("to", ["released", "orbax"])
+def test_nothing_is_put_on_a_device_to_be_copied(run, tmp_path, monkeypatch, to):
+    """Which may hold a share of the model, or another one."""
+    loading.convert(RELEASED, tmp_path / "ours", "orbax")
+    put = jax.device_put
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(
+        jax, "device_put", lambda x, *a, **k: pytest.fail("put") if np.size(x) > 999 else put(x, *a, **k)
+    )
+    for n, source in enumerate((RELEASED, tmp_path / "ours", run)):
+        convert(source, tmp_path / str(n), to)
 
 
 def test_a_picture_says_which_adapters_it_has(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +15,10 @@ from converters.engine import on_host
 from internvlu_jax import InternVLUPipeline
 from internvlu_jax.checkpoints import loading, run_directory
 from internvlu_jax.checkpoints.arrays import CheckpointError
+from internvlu_jax.checkpoints.model_directory import save_model
 from internvlu_jax.checkpoints.run_checkpoints import RunCheckpoints
 from internvlu_jax.cli import main
+from internvlu_jax.config import CheckpointWarning
 from internvlu_jax.models import lora
 from internvlu_jax.processing.tokenizer import Tokenizer
 from internvlu_jax.utils.tree import from_paths, paths
@@ -82,6 +85,8 @@ def test_a_step_of_a_run_is_a_checkpoint(tmp_path, model, capsys, monkeypatch):
         assert_same(loaded.params, {**frozen, "head": heads[step]})
         assert loaded.config == model.config
     assert_same(loading.load(workdir, place=on_host).params["head"], heads[300])
+    (tmp_path / "best").symlink_to(workdir / "checkpoints/20")
+    assert_same(loading.load(tmp_path / "best", place=on_host).params["head"], heads[20])
     assert main(["info", "checkpoints/20"]) == 0
     assert main(["convert", "checkpoints/20", str(tmp_path / "out"), "--to", "released"]) == 0
     assert_same(loading.load(tmp_path / "out", place=on_host).params["head"], heads[20])
@@ -121,6 +126,20 @@ def test_a_run_draws_with_the_times_that_it_trained_with(tmp_path, model, comput
     pipe = InternVLUPipeline.from_pretrained(run)
     assert (pipe.model.compute.dtype, pipe.model.compute.time) == ("float32", time)
     assert InternVLUPipeline.from_pretrained(run, time="float32").model.compute.time == "float32"
+    loading.convert(run, tmp_path / "ours", "orbax")
+    assert loading.load(tmp_path / "ours", place=on_host).time == time
+    loading.convert(tmp_path / "ours", tmp_path / "again", "orbax")
+    assert loading.load(tmp_path / "again", place=on_host).time == time
+    said = nullcontext() if time is None else pytest.warns(CheckpointWarning, match=f"draw with --time {time}, or")
+    with said:
+        loading.convert(run, tmp_path / "released", "released")
+
+
+def test_a_time_that_is_none(tmp_path, model):
+    save_model(tmp_path / "m", model.config, model.params, model.extras, model.assets, "float32")
+    (tmp_path / "m/time.json").write_text('{"time": "float8"}')
+    with pytest.raises(ValueError, match="time is 'float8'; expected float32 or bfloat16"):
+        loading.load(tmp_path / "m")
 
 
 def test_parameters_trained_within_a_part_and_their_average(tmp_path, model):
@@ -318,6 +337,12 @@ def test_a_damaged_checkpoint_is_not_taken_for_the_model(tmp_path, model, caplog
     assert "step 1 is taken" in line.message and (workdir / "checkpoints/2").is_dir()
     with pytest.raises(CheckpointError, match="2/params cannot be read: not as written"):
         loading.load(workdir / "checkpoints/2")
+    with RunCheckpoints(workdir / "checkpoints", keep_last=9) as saved:
+        state = SimpleNamespace(trained={"head": head}, opt_state={"count": np.zeros(9)}, ema={"head": head})
+        saved.save(3, state, {})
+    (workdir / "checkpoints/3/ema").rename(workdir / "lost")
+    with pytest.raises(CheckpointError, match="3/ema cannot be read: not as written"):
+        loading.load(workdir / "checkpoints/3")
     damage(workdir / "start/released")
     with pytest.raises(CheckpointError, match="start/released cannot be read: not as written"):
         loading.load(workdir)

@@ -5,6 +5,7 @@ import shutil
 from types import SimpleNamespace
 from unittest.mock import create_autospec
 
+import jax
 import numpy as np
 import pytest
 from huggingface_hub import HfApi
@@ -14,7 +15,10 @@ from safetensors.numpy import load_file
 
 from converters.adapters import read_adapter
 from internvlu_jax.checkpoints import loading, run_directory
+from internvlu_jax.checkpoints.adapters import convert
 from internvlu_jax.checkpoints.model_card import _without_places, model_card
+from internvlu_jax.checkpoints.model_directory import save_model
+from internvlu_jax.checkpoints.sharing import push_to_hub
 from internvlu_jax.cli import main
 from internvlu_jax.presets import debug_config
 from internvlu_jax.processing.tokenizer import Tokenizer
@@ -37,7 +41,11 @@ class Hub:
     def file_exists(self, repo_id, name):
         return (self.root / repo_id / name).exists()
 
-    def upload_folder(self, *, repo_id, folder_path, commit_message):
+    def upload_folder(self, *, repo_id, folder_path, commit_message, delete_patterns):
+        files = [path for path in (self.root / repo_id).rglob("*") if path.is_file()]
+        there = {str(path.relative_to(self.root / repo_id)): path for path in files}
+        for name in filter_repo_objects(there, allow_patterns=delete_patterns):
+            there[name].unlink()
         shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
         return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1 {commit_message}")
 
@@ -125,6 +133,25 @@ def test_a_directory_that_a_run_began_with_is_no_base(tmp_path, monkeypatch):
     for name in "abc":
         (tmp_path / name / "start/base.json").unlink()
     assert [base(name) for name in "abc"] == ["runs/2", None, None]
+
+
+@pytest.mark.parametrize(("first", "then"), [("orbax", "released"), ("released", "orbax"), ("orbax", "orbax")])
+def test_a_second_upload_takes_the_place_of_the_first(hub, tmp_path, first, then):
+    """Whose files would be found before the new ones, or downloaded for ever; what is no model's stays."""
+    other = loading.load(RELEASED)
+    scaled = {**other.params, "head": jax.tree.map(lambda leaf: leaf * 2, other.params["head"])}
+    save_model(tmp_path / "new", other.config, scaled, other.extras, other.assets)
+    push_to_hub(RELEASED, "me/x", to=first)
+    (hub.root / "me/x/sheet.png").write_bytes(b"mine")
+    (hub.root / "me/x/vlm").mkdir(exist_ok=True)
+    (hub.root / "me/x/vlm/model-00001-of-00002.safetensors").write_bytes(b"of a shard")
+    push_to_hub(tmp_path / "new", "me/x", to=then)
+    got, want = (paths(loading.load(place).params) for place in ("me/x", tmp_path / "new"))
+    assert all(np.array_equal(got[path], want[path]) for path in want)
+    convert(tmp_path / "new", tmp_path / "alone", then)
+    files = {str(path.relative_to(hub.root / "me/x")) for path in (hub.root / "me/x").rglob("*.safetensors")}
+    assert files == {str(path.relative_to(tmp_path / "alone")) for path in (tmp_path / "alone").rglob("*.safetensors")}
+    assert (hub.root / "me/x/sheet.png").exists() and (hub.root / "me/x/README.md").exists()
 
 
 def test_a_card_that_is_there_stays(hub, capsys):
