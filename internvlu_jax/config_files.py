@@ -10,7 +10,9 @@ import dataclasses
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -301,7 +303,8 @@ def write_config(cfg: InternVLUConfig, directory: str | Path, originals: str | P
 
     Args:
         originals: a directory in the released layout, that of the model before any change. Those of its config files
-            that say what `cfg` says are written byte for byte.
+            that say what `cfg` says are written byte for byte; the others keep the keys that are not read here, where
+            these do not make another model of it.
     """
     kept = set() if originals is None else _unchanged(cfg, Path(originals))
     for name, data in _files(cfg).items():
@@ -311,6 +314,32 @@ def write_config(cfg: InternVLUConfig, directory: str | Path, originals: str | P
             shutil.copyfile(Path(originals) / name, path)
         else:
             write_json(path, data)
+            if originals is not None and (Path(originals) / name).is_file():
+                _keep_keys(cfg, path, name, read_object(Path(originals) / name), data)
+
+
+def _keep_keys(cfg: InternVLUConfig, path: Path, name: str, old: dict[str, Any], data: dict[str, Any]) -> None:
+    """Writes a part's file once more with the keys of the one that it takes the place of, if it says the same then."""
+    part = next((part for part, file in _PART_FILES.items() if file == name), None)
+    if part is None:
+        return
+    write_json(path, _over(old, data))
+    with warnings.catch_warnings(), suppress(ConfigError):
+        warnings.simplefilter("ignore")  # it was read once
+        if _read_part(part, path) == getattr(cfg, part):
+            return
+    write_json(path, data)
+
+
+def _over(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The keys of both, with the values of the new one; of another type of part those of the new one alone."""
+    if old.get("model_type") != new.get("model_type"):
+        return new
+
+    def value(key: str, given: Any) -> Any:
+        return _over(old[key], given) if isinstance(given, dict) and isinstance(old.get(key), dict) else given
+
+    return {**old, **{key: value(key, given) for key, given in new.items()}}
 
 
 def _unchanged(cfg: InternVLUConfig, root: Path) -> set[str]:

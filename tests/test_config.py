@@ -85,11 +85,33 @@ def with_colours(cfg: InternVLUConfig, **fields: Any) -> InternVLUConfig:
     return replace(cfg, vlm=replace(cfg.vlm, vision_config=vision))
 
 
+def test_a_changed_file_keeps_what_is_not_read_here(golden, tmp_path):
+    """A larger table of tokens; but nothing that would make another model of it."""
+    old = json.loads((golden.checkpoint / "vlm/config.json").read_text())
+    cfg = read_config(golden.checkpoint)
+    llm = replace(cfg.vlm.llm_config, vocab_size=cfg.vlm.llm_config.vocab_size + 4)
+    larger = replace(cfg, vlm=replace(cfg.vlm, llm_config=llm))
+    write_config(larger, tmp_path / "new", golden.checkpoint)
+    new = json.loads((tmp_path / "new/vlm/config.json").read_text())
+    assert read_config(tmp_path / "new") == larger
+    assert old.keys() <= new.keys() and old["llm_config"].keys() <= new["llm_config"].keys()
+    changed = {key for key in old["llm_config"] if old["llm_config"][key] != new["llm_config"][key]}
+    assert changed == {"vocab_size"}
+    shutil.copytree(golden.checkpoint, tmp_path / "kept")
+    old["llm_config"]["rope_parameters"] = {"rope_theta": old["llm_config"]["rope_theta"]}
+    (tmp_path / "kept/vlm/config.json").write_text(json.dumps(old))
+    turned = replace(cfg.vlm.llm_config, rope_theta=cfg.vlm.llm_config.rope_theta * 2)
+    other = replace(cfg, vlm=replace(cfg.vlm, llm_config=turned))
+    write_config(other, tmp_path / "b", tmp_path / "kept")
+    assert read_config(tmp_path / "b") == other
+
+
 def test_a_slot_holds_the_type_that_its_file_names(golden, tmp_path, monkeypatch):
     monkeypatch.setitem(SLOTS["vision_config"], "colours", Colours)
     cfg = with_colours(read_config(golden.checkpoint), bins=7)
     write_config(cfg, tmp_path, golden.checkpoint)
-    assert json.loads((tmp_path / "vlm/config.json").read_text())["vision_config"]["model_type"] == "colours"
+    written = json.loads((tmp_path / "vlm/config.json").read_text())["vision_config"]
+    assert written["model_type"] == "colours" and "qk_normalization" not in written
     again = read_config(tmp_path)
     assert again == cfg and type(again.vlm.vision_config) is Colours
     with pytest.raises(ConfigError, match="bins must be over 1"):

@@ -81,7 +81,7 @@ def _with_adapters(
         if not all_finite(leaves[name]):
             beyond.append(name)
     if beyond:
-        names = ", ".join(name for name, _ in given)
+        names = listed(name for name, _ in given)
         raise CheckpointError(f"with {names} {len(beyond)} kernels hold NaN or infinities: {listed(beyond)}")
     return from_paths(leaves)
 
