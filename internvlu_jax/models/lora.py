@@ -59,7 +59,7 @@ def add(params: Tree, pattern: str, rank: int, key: PRNGKeyArray) -> Tree:
         if not isinstance(node, dict):
             return node
         new = {name: visit(child, (*path, name)) for name, child in node.items()}
-        if "kernel" in node and re.fullmatch(pattern, "/".join(path)):
+        if "kernel" in node and re.fullmatch(pattern, "/".join(path)) and _is_linear(path, node["kernel"].ndim):
             matched.append("/".join(path))
             new |= _adapter(node["kernel"].shape, path, rank, jax.random.fold_in(key, len(matched)))
         return new
@@ -68,6 +68,12 @@ def add(params: Tree, pattern: str, rank: int, key: PRNGKeyArray) -> Tree:
     if not matched:
         raise ConfigError(f"lora.pattern {pattern!r} matches no linear map; paths look like vlm/llm/layers/attn/q")
     return adapted_params
+
+
+def _is_linear(path: tuple[str, ...], dimensions: int) -> bool:
+    """Of the kernels with four axes those of qkv are linear maps, and the others convolutions."""
+    stack, _ = kernel_axes(path, dimensions)
+    return dimensions - stack < 4 or path[-1] == "qkv"
 
 
 def _adapter(kernel: tuple[int, ...], path: tuple[str, ...], rank: int, key: PRNGKeyArray) -> dict[str, jax.Array]:

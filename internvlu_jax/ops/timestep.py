@@ -21,7 +21,9 @@ def timestep_sinusoid(
     definition: `timestep` is first cast to the compute `dtype` (in bfloat16 999 becomes 1000 and 922 becomes 920), and
     both products are rounded to float32 in the order written. Parity: the released code does all of this.
     """
-    rounded = timestep.astype(dtype).astype(jnp.float32)
+    # Two casts say the same, and a compiler for TPUs or GPUs may leave out such a pair.
+    kind = jnp.finfo(dtype)
+    rounded = jax.lax.reduce_precision(timestep.astype(jnp.float32), kind.nexp, kind.nmant)
     # Without the barrier a compiler may fold the two constant factors into one and round once.
     product = jax.lax.optimization_barrier(rounded[:, None] * _frequencies(channels // 2))
     argument = jnp.float32(_SCALE) * product

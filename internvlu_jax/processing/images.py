@@ -70,6 +70,8 @@ def as_picture(value: Any) -> Any:
     if not (hasattr(value, "__array__") and hasattr(value, "dtype") and hasattr(value, "shape")):
         return value
     array = np.asarray(value)
+    if array.dtype.name == "bfloat16":  # which NumPy does not count among floats
+        array = array.astype(np.float32)
     kind = array.dtype.kind
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
@@ -116,8 +118,8 @@ def _foreign_kind(file: Path | BufferedReader | BytesIO) -> str | None:
 def to_rgb(image: Any) -> UInt8[np.ndarray, "y x 3"]:
     """Upright RGB values of a PIL picture of any kind.
 
-    EXIF orientation is applied, colours of a profile with other primaries than sRGB's become sRGB's, transparency is
-    laid on white, 12 and 16-bit grey is scaled to 8 bits, a picture of over 67 million pixels is halved.
+    EXIF orientation is applied, RGB and RGBA of a profile with other primaries than sRGB's become sRGB's, transparency
+    is laid on white, 12 and 16-bit grey is scaled to 8 bits, a picture of over 67 million pixels is halved.
 
     Raises:
         ValueError: `image` is not a PIL picture, is truncated or damaged, has no pixels, has sides in a ratio over 200,
@@ -129,10 +131,12 @@ def to_rgb(image: Any) -> UInt8[np.ndarray, "y x 3"]:
     low = decoding.loaded(image)
     step, to_srgb = decoding.step(image), decoding.srgb_transform(image)
     most = _most_grey(image) if image.mode.startswith("I") else 255
+    photometric = getattr(image, "tag_v2", {}).get(ExifTags.Base.PhotometricInterpretation)
+    white_is_zero = image.mode.startswith("I;") and photometric == 0  # which Pillow turns round for 8 bits alone
     pixels = np.empty((-(-image.height // step), -(-image.width // step), 3), np.uint8)
     for top, bottom in decoding.bands(image):
         low_rows = low and decoding.rows_of(low, top, bottom)
-        band = _rgb_band(decoding.rows_of(image, top, bottom), low_rows, to_srgb, most)
+        band = _rgb_band(decoding.rows_of(image, top, bottom), low_rows, to_srgb, most, white_is_zero)
         small = band if step == 1 else np.asarray(Image.fromarray(band).reduce(step))
         pixels[top // step : -(-bottom // step)] = small
     upright = _UPRIGHT.get(_orientation(image))
@@ -140,12 +144,19 @@ def to_rgb(image: Any) -> UInt8[np.ndarray, "y x 3"]:
 
 
 def _rgb_band(
-    band: Image.Image, low: Image.Image | None, to_srgb: ImageCms.ImageCmsTransform | None, most: int
+    band: Image.Image,
+    low: Image.Image | None,
+    to_srgb: ImageCms.ImageCmsTransform | None,
+    most: int,
+    white_is_zero: bool,
 ) -> UInt8[np.ndarray, "y x 3"]:
-    """RGB values of some rows as they are stored. `low`: see `decoding.loaded`; `most`: see `_most_grey`."""
+    """RGB values of some rows as they are stored. `low`: see `decoding.loaded`; `most`, `white_is_zero`: of grey with
+    more than 8 bits, see `_most_grey`."""
     if band.mode.startswith("I"):
         values = np.asarray(band).astype(np.int32)
         grey = ((values * 255 + most // 2) // most).astype(np.uint8)
+        if white_is_zero:
+            grey = 255 - grey
         if isinstance(transparent := band.info.get("transparency"), int):
             grey[values == transparent] = 255
         return np.repeat(grey[..., None], 3, axis=-1)

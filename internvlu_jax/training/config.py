@@ -102,7 +102,8 @@ class LoraConfig:
     Attributes:
         rank: of every pair A, B.
         alpha: what they add is scaled by alpha / rank.
-        pattern: regex of the whole path of a map, such as vlm/llm/layers/attn/q.
+        pattern: regex of the whole path of a map, such as vlm/llm/layers/attn/q. Those of the VAE are refused, which no
+            loss reaches; vlm/vit/patch_embed, a convolution in the released layout, cannot be exported for PEFT.
     """
 
     rank: int = 16

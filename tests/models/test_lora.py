@@ -113,6 +113,15 @@ def test_operations_rise_by_the_low_rank_products_alone(base, trained):
     assert operations(trained, SCALE) - operations(base.params, None) == extra
 
 
+def test_convolutions_have_no_adapters(base):
+    """Nothing would use them, and folding would change what is drawn."""
+    found = [path for path in paths(lora.add(base.params, ".*", 2, jax.random.key(0))) if path.endswith("/lora_a")]
+    kernels = {path: leaf for path, leaf in paths(base.params).items() if path.endswith("/kernel")}
+    convolutions = {path.removesuffix("/kernel") for path in kernels if "conv" in path.rsplit("/", 2)[1]}
+    assert len(convolutions) > 20 and any("qkv" in path for path in found)
+    assert convolutions.isdisjoint(path.removesuffix("/lora_a") for path in found)
+
+
 def test_a_pattern_that_matches_nothing_is_refused(base):
     with pytest.raises(ConfigError, match=r"lora.pattern 'vlm/nothing' matches no linear map"):
         lora.add(base.params, "vlm/nothing", 4, jax.random.key(0))

@@ -74,8 +74,8 @@ def test_sinusoid_rounds_as_recorded():
 
 def test_sinusoid_casts_time_to_the_compute_dtype_first(golden):
     recorded = golden.component("timestep")
-    got = timestep_sinusoid(jnp.asarray(recorded["timesteps"]), jnp.bfloat16)
-    want = timestep_sinusoid(jnp.asarray(recorded["timesteps_rounded_bfloat16"]), jnp.float32)
+    got = jax.jit(timestep_sinusoid, static_argnums=1)(jnp.asarray(recorded["timesteps"]), jnp.bfloat16)
+    want = jax.jit(timestep_sinusoid, static_argnums=1)(recorded["timesteps_rounded_bfloat16"], jnp.float32)
     np.testing.assert_array_equal(got, want)
     assert relative_l2(got, timestep_sinusoid(jnp.asarray(recorded["timesteps"]), jnp.float32)) > 0.1
 

@@ -3,6 +3,7 @@
 import io
 import struct
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,6 +12,7 @@ from internvlu_jax.config import GenerationImageProcessorConfig, ImageProcessorC
 from internvlu_jax.config_files import read_config
 from internvlu_jax.models.pixels import codec_values, vision_values
 from internvlu_jax.processing.images import (
+    as_picture,
     generation_pixels,
     load_image,
     opened_picture,
@@ -200,6 +202,19 @@ def test_16_bits_are_scaled_to_8(kind):
     got = to_rgb(image)
     np.testing.assert_array_equal(got[0, :, 0], [0, 0, 1, 1, 128, 255])
     np.testing.assert_array_equal(got[..., 0], got[..., 2])
+
+
+def test_a_tiff_whose_zero_is_white(tmp_path):
+    """Which Pillow turns round for 8 bits alone."""
+    Image.fromarray(np.array([[0, 65535], [21845, 0]], np.uint16)).save(tmp_path / "a.tif", tiffinfo={262: 0})
+    with Image.open(tmp_path / "a.tif") as stored:
+        assert stored.tag_v2[262] == 0 and stored.mode == "I;16"
+        assert to_rgb(stored)[..., 0].tolist() == [[255, 0], [170, 255]]
+
+
+def test_an_array_in_bfloat16_is_a_picture():
+    levels = jnp.array([[[0, 0.5, 1]]], jnp.bfloat16)
+    assert np.asarray(as_picture(levels)).tolist() == [[[0, 128, 255]]]
 
 
 def test_12_bits_are_scaled_to_8(tmp_path):

@@ -82,6 +82,14 @@ def test_rules_that_train_the_vae_are_refused(rates):
     setup.make_step(debug, setup.initial_model(debug), 1)
 
 
+@pytest.mark.parametrize("pattern", [".*", "vae/.*"])
+def test_adapters_of_the_vae_are_refused(pattern):
+    cfg = dataclasses.replace(CONFIGS["debug"], lora=LoraConfig(rank=2, pattern=pattern))
+    with pytest.raises(ConfigError, match=r"lora\.pattern '.*' takes maps of the vae, .*such as '\(vlm/llm\|head\)"):
+        setup.initial_model(cfg)
+    setup.initial_model(dataclasses.replace(cfg, lora=LoraConfig(rank=2, pattern="(vlm/llm|head)/.*")))
+
+
 @pytest.mark.parametrize(
     "sources, held_out, said",
     [
