@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -20,7 +19,8 @@ from internvlu_jax.checkpoints import run_directory
 from internvlu_jax.checkpoints.arrays import CheckpointError, at_most
 from internvlu_jax.checkpoints.model_directory import is_model, load_model, save_model, stored_time
 from internvlu_jax.checkpoints.run_directory import hub_id, is_run, load_run, split_step
-from internvlu_jax.config import CheckpointWarning, InternVLUConfig
+from internvlu_jax.config import InternVLUConfig
+from internvlu_jax.config_released import note
 from internvlu_jax.models import lora
 from internvlu_jax.processing.tokenizer import Tokenizer
 from internvlu_jax.utils.buckets import in_bucket, on_disk, path_of
@@ -210,9 +210,7 @@ def convert(
         return
     export_released(target, model.config, params, model.extras, model.assets)
     if model.time is not None:
-        warnings.warn(
+        note(
             f"{source} was trained with times in {model.time}, which the released layout cannot say: draw with --time "
-            f"{model.time}, or time={model.time!r}, for pictures as the run's own",
-            CheckpointWarning,
-            stacklevel=2,
+            f"{model.time}, or time={model.time!r}, for pictures as the run's own"
         )
