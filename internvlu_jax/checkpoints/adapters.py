@@ -81,8 +81,8 @@ def _with_adapters(
         if not all_finite(leaves[name]):
             beyond.append(name)
     if beyond:
-        names = listed(name for name, _ in given)
-        raise CheckpointError(f"with {names} {len(beyond)} kernels hold NaN or infinities: {listed(beyond)}")
+        names = listed(dict.fromkeys(name for name, _ in given))
+        raise CheckpointError(f"with adapters {names}, {len(beyond)} kernels hold NaN or infinities: {listed(beyond)}")
     return from_paths(leaves)
 
 
