@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,8 @@ PROMPTS = ("two red circles", "a blue square", "three green triangles", "a red c
 KILLS = 10
 
 
-def geneval(folder: Path) -> Path:
-    rows = [{"tag": "counting", "include": [{"class": "circle", "count": 1}], "prompt": prompt} for prompt in PROMPTS]
+def geneval(folder: Path, prompts: Sequence[str] = PROMPTS) -> Path:
+    rows = [{"tag": "counting", "include": [{"class": "circle", "count": 1}], "prompt": prompt} for prompt in prompts]
     return benchmark_files.lines(folder / "evaluation_metadata.jsonl", rows)
 
 
@@ -52,7 +53,8 @@ def told(folder: Path) -> tuple[dict[str, bytes], dict]:
 
 
 def test_killed_at_random_moments(tmp_path):
-    data, options = geneval(tmp_path), ("--steps", "2", "--batch", "2")
+    # enough to draw that some is left after each kill, on a fast machine too
+    data, options = geneval(tmp_path, 2 * PROMPTS), ("--steps", "20", "--batch", "2")
     said = ended(start("geneval", data, tmp_path / "whole", *options))
     assert "by all its programs alone" in said and "by the sampler alone" in said
     random, killed, out = np.random.default_rng(0), 0, tmp_path / "killed"

@@ -218,7 +218,7 @@ def test_a_smoke_run_is_a_whole_study(tmp_path):
     """Both arms are tuned, trained, sampled and scored, alike in size, with their ceilings in the report."""
     ask = [sys.executable, "-m", "experiments.ablations", "discrete", "--workdir", str(tmp_path)]
     subprocess.run(ask, check=True, timeout=600)
-    assert {path.name for path in (tmp_path / "parts-tiny").iterdir()} == {"vae0", "vae-quantized"}
+    assert {path.name for path in (tmp_path / "parts-tiny-xs-all").iterdir()} == {"vae0", "vae-quantized"}
     records = results.read(tmp_path / "results.jsonl").records
     counted = {record.run.arm: record for record in records if not record.run.tuning}
     assert {arm: record.status for arm, record in counted.items()} == {
