@@ -13,6 +13,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -224,8 +225,13 @@ def _agreed(parts: dict[str, Any], root: Path) -> dict[str, Any]:
 
 def _read_part(part: str, path: Path) -> Any:
     """One part of `InternVLUConfig` from its file."""
+    return _part(part, _load(path), str(path))
+
+
+def _part(part: str, data: dict[str, Any], where: str) -> Any:
+    """One part from what its file holds."""
     (field,) = (f for f in dataclasses.fields(InternVLUConfig) if f.name == part)
-    return _field(field, released_view(part, _load(path), str(path)), str(path))
+    return _field(field, released_view(part, data, where), where)
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -313,22 +319,20 @@ def write_config(cfg: InternVLUConfig, directory: str | Path, originals: str | P
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(Path(originals) / name, path)
         else:
-            write_json(path, data)
-            if originals is not None and (Path(originals) / name).is_file():
-                _keep_keys(cfg, path, name, read_object(Path(originals) / name), data)
+            write_json(path, data if originals is None else _with_kept_keys(cfg, name, data, Path(originals) / name))
 
 
-def _keep_keys(cfg: InternVLUConfig, path: Path, name: str, old: dict[str, Any], data: dict[str, Any]) -> None:
-    """Writes a part's file once more with the keys of the one that it takes the place of, if it says the same then."""
+def _with_kept_keys(cfg: InternVLUConfig, name: str, data: dict[str, Any], original: Path) -> dict[str, Any]:
+    """What a part's file holds, with the keys of the one that it takes the place of, if it says the same then."""
     part = next((part for part, file in _PART_FILES.items() if file == name), None)
-    if part is None:
-        return
-    write_json(path, _over(old, data))
+    if part is None or not original.is_file():
+        return data
+    merged = _over(read_object(original), data)
     with warnings.catch_warnings(), suppress(ConfigError):
         warnings.simplefilter("ignore")  # it was read once
-        if _read_part(part, path) == getattr(cfg, part):
-            return
-    write_json(path, data)
+        if _part(part, deepcopy(merged), str(original)) == getattr(cfg, part):
+            return merged
+    return data
 
 
 def _over(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

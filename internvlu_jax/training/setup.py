@@ -184,24 +184,23 @@ def saved_state(
 
 
 def _adapted(cfg: TrainConfig, params: Tree, key: jax.Array) -> Tree:
-    """The parameters with the adapters that the configuration asks for.
+    """The parameters with the adapters that the configuration asks for."""
+    return params if cfg.lora is None else lora.add(params, cfg.lora.pattern, cfg.lora.rank, key)
+
+
+def _adapted_shapes(cfg: TrainConfig, shapes: Tree) -> Tree:
+    """Of the parameters that a run starts from, with its adapters.
 
     Raises:
         ConfigError: it asks for none that there could be, or for some in the VAE.
     """
-    if cfg.lora is None:
-        return params
-    adapted = lora.add(params, cfg.lora.pattern, cfg.lora.rank, key)
-    if any(path.startswith("vae/") and path.endswith("/lora_a") for path in paths(adapted)):
+    adapted = jax.eval_shape(lambda params, key: _adapted(cfg, params, key), shapes, jax.random.key(0))
+    if cfg.lora is not None and any(path.startswith("vae/") and path.endswith("/lora_a") for path in paths(adapted)):
         raise ConfigError(
             f"lora.pattern {cfg.lora.pattern!r} takes maps of the vae, which no term of the loss reaches; expected a "
             "pattern of vlm and head, such as '(vlm/llm|head)/.*'"
         )
     return adapted
-
-
-def _adapted_shapes(cfg: TrainConfig, shapes: Tree) -> Tree:
-    return jax.eval_shape(lambda params, key: _adapted(cfg, params, key), shapes, jax.random.key(0))
 
 
 def random_params(config: InternVLUConfig, key: jax.Array, executor: Executor) -> Tree:

@@ -47,7 +47,7 @@ def test_out_of_a_run_and_into_a_checkpoint(run, tmp_path, capsys):
     for path, leaf in want.items():
         np.testing.assert_allclose(np.asarray(got[path]), np.asarray(leaf), atol=1e-6, err_msg=path)
     pipe = Model(str(RELEASED), adapter=(f"{tmp_path / 'out'}:0.5", str(run))).load()
-    assert list(pipe.get_active_adapters().values()) == [0.5, 1.0]
+    assert pipe.get_active_adapters() == {f"1: {tmp_path / 'out'}": 0.5, f"2: {run}": 1.0}
 
 
 def test_what_has_no_adapters(model, tmp_path, capsys):
